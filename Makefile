@@ -1,0 +1,83 @@
+# percore: `make` alone tells what can be done.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+MODELS ?= models
+HOST ?= 127.0.0.1
+PORT ?= 8080
+EXPORTER_PORT ?= 9090
+
+.PHONY: help
+help: ## What can be done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up: nothing to call by hand, every target that needs it has it done -------------------------------------------------
+
+.venv/installed: requirements/uv.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"percore needs Python 3.11 or later, and this is {sys.version}" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/install-system-packages python3-venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip sync --quiet --require-hashes requirements/uv.txt requirements/dev.txt
+	@touch $@
+
+$(MODELS)/built: .venv/installed $(wildcard demo/*.py)
+	$(BIN)/python -m demo.models $(MODELS)
+	@touch $@
+
+.PHONY: models
+models: $(MODELS)/built ## Train and write the demo models (cached)
+
+# --- run ---------------------------------------------------------------------------------------------------------------------
+
+.PHONY: run
+run: $(MODELS)/built ## Serve the demo models on this machine, one call per core (HOST, PORT, EXPORTER_PORT)
+	@$(BIN)/python -m demo.try_it http://$(HOST):$(PORT) http://$(HOST):$(EXPORTER_PORT)
+	@PERCORE_MODEL_REPOSITORY=$(MODELS) PERCORE_HOST=$(HOST) PERCORE_PORT=$(PORT) PERCORE_EXPORTER_PORT=$(EXPORTER_PORT) exec $(BIN)/python -m service run
+
+# --- checks ------------------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: lint drift unit service-test ## Everything that must pass: lint, types, contracts, drift, unit and service tests
+
+.PHONY: lint
+lint: .venv/installed ## Ruff, mypy, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+.PHONY: format
+format: .venv/installed ## Rewrite the code as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: drift
+drift: .venv/installed ## Fail where a generated file differs from what it is generated from
+	$(BIN)/python -m tools.generate --check
+
+.PHONY: update
+update: .venv/installed ## Write the generated files anew
+	$(BIN)/python -m tools.generate
+
+.PHONY: unit
+unit: .venv/installed ## Unit tests
+	$(BIN)/pytest tests/unit
+
+.PHONY: service-test
+service-test: $(MODELS)/built ## Tests of the running service: real processes, real sockets, real faults
+	$(BIN)/pytest tests/service
+
+.PHONY: bench
+bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
+	$(BIN)/python -m tests.bench
+
+.PHONY: lock
+lock: .venv/installed ## Pin the newest allowed versions of every dependency, with hashes
+	tools/lock
+
+.PHONY: clean
+clean: ## Remove what the other targets made, but for .venv
+	rm -rf build dist $(MODELS) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,156 @@
+"""Every error percore raises on purpose, and the one place where an error becomes a status.
+
+::
+
+    PercoreError
+    ├── StartError                what stops a process before it serves; never seen by a caller
+    │   ├── SettingsError         a setting breaks its rule
+    │   └── LoadError             a model, or a user's handler, cannot be loaded
+    └── CallError                 what a caller is told: a status, a code, a sentence
+        ├── BadInput              400 bad-input
+        │   └── BadRequest        400 bad-request: not even HTTP
+        ├── NotFound              404 not-found
+        ├── MethodNotAllowed      405 method-not-allowed
+        ├── BodyTimeout           408 body-timeout
+        ├── BodyTooLarge          413 body-too-large
+        ├── UnsupportedMediaType  415 unsupported-media-type
+        ├── HandlerFailed         500 handler-failed
+        ├── Busy                  503 busy: turned away before it ran; safe to send again
+        ├── WaitTimeout           503 wait-timeout: waited longer than the wait limit
+        ├── NotReady              503 not-ready: no model is loaded yet
+        └── RunTimeout            504 run-timeout
+
+Anyone may import this module; it imports nothing of percore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+START_FAILED = 78
+"""Exit status of a process whose settings or models keep it from starting: EX_CONFIG of sysexits.h."""
+
+
+class PercoreError(Exception):
+    """The root of the tree."""
+
+
+class StartError(PercoreError):
+    """A process cannot start serving; its message is the one line the operator sees."""
+
+
+class SettingsError(StartError):
+    """A setting breaks its rule; the message names the key, the value and the rule."""
+
+
+class LoadError(StartError):
+    """A model or a handler cannot be loaded; the message names which, and why."""
+
+
+class CallError(PercoreError):
+    """An error a caller is told about.
+
+    ``retry_after`` (whole seconds) becomes a ``Retry-After`` header where it helps the caller.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "handler-failed"
+    retry_after: ClassVar[int | None] = None
+
+    def document(self) -> dict[str, str]:
+        """Return the JSON body a caller gets: ``{"error": sentence, "code": code}``."""
+        return {"error": str(self), "code": self.code}
+
+
+class BadInput(CallError):
+    """The input breaks a rule; the message names the field, the rule and the value.
+
+    A user's own handler raises it too, to answer 400 rather than 500.
+    """
+
+    status = 400
+    code = "bad-input"
+
+
+class BadRequest(BadInput):
+    """What arrived is not a well-formed HTTP request."""
+
+    code = "bad-request"
+
+
+class NotFound(CallError):
+    """No such route, model, version or label."""
+
+    status = 404
+    code = "not-found"
+
+
+class MethodNotAllowed(CallError):
+    """The route exists, but not for this method."""
+
+    status = 405
+    code = "method-not-allowed"
+
+
+class BodyTimeout(CallError):
+    """The client took longer than the body limit to send its request."""
+
+    status = 408
+    code = "body-timeout"
+
+
+class BodyTooLarge(CallError):
+    """The body, or what a compact body unfolds into, is over the size limit."""
+
+    status = 413
+    code = "body-too-large"
+
+
+class UnsupportedMediaType(CallError):
+    """The body has a content type or coding that this route does not read."""
+
+    status = 415
+    code = "unsupported-media-type"
+
+
+class HandlerFailed(CallError):
+    """The model or the user's handler raised; the log has the trace, the caller does not."""
+
+
+class Busy(CallError):
+    """The only worker computes for another caller; this call was turned away and never ran."""
+
+    status = 503
+    code = "busy"
+    retry_after = 1
+
+
+class WaitTimeout(CallError):
+    """The call waited longer than the wait limit, and never ran."""
+
+    status = 503
+    code = "wait-timeout"
+    retry_after = 10
+
+
+class NotReady(CallError):
+    """No worker has loaded its models yet."""
+
+    status = 503
+    code = "not-ready"
+    retry_after = 5
+
+
+class RunTimeout(CallError):
+    """The call computed longer than the run limit; its worker is replaced."""
+
+    status = 504
+    code = "run-timeout"
+
+
+def call_errors(root: type[CallError] = CallError) -> Iterator[type[CallError]]:
+    """Yield every class below ``root``: what the OpenAPI document lists as possible answers."""
+    for child in root.__subclasses__():
+        yield child
+        yield from call_errors(child)

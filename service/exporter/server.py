@@ -1,0 +1,47 @@
+"""The exporter's process: one thread for the workers' reports, a few for HTTP."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from types import FrameType
+
+from prometheus_client import disable_created_metrics
+from waitress.server import create_server
+
+from service import logs
+from service.errors import StartError
+from service.exporter.app import create_app
+from service.exporter.inbox import Inbox
+from service.exporter.workers import Workers
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+log = logging.getLogger("percore.exporter")
+HTTP_THREADS = 4
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop."""
+    logs.configure(settings.server.log_level)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    settings.server.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
+    telemetry = Telemetry()
+    workers = Workers(telemetry)
+    app = create_app(workers, telemetry, settings.server.port)
+    signal.signal(signal.SIGTERM, _stop)
+    host, exporter_port = settings.server.host, settings.server.exporter_port
+    try:
+        server = create_server(app, host=host, port=exporter_port, threads=HTTP_THREADS, ident="percore")
+    except OSError as error:
+        where = f"PERCORE_HOST={host!r} PERCORE_EXPORTER_PORT={exporter_port}"
+        raise StartError(f"{where}: cannot listen there: {error.strerror}") from error
+    Inbox(settings.server.run_dir, workers).start()
+    log.info("exporter listens on %s:%d", host, exporter_port)
+    server.run()

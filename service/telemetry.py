@@ -1,0 +1,72 @@
+"""Every metric of the inference service: its name, its unit, its labels, and who looks at it.
+
+``docs/metrics.md`` is generated from this file. The metrics live in the exporter alone; workers only report events. The
+``model`` label holds names that are served and is empty otherwise; ``code`` is a status, ``abandoned`` or ``lost``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+MINUTE = 60.0
+DURATION_BUCKETS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    *(MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 20 * MINUTE, 30 * MINUTE, 60 * MINUTE),
+)
+ABANDONED = "abandoned"
+LOST = "lost"
+
+
+@dataclass(slots=True)
+class Telemetry:
+    """The metrics, registered in one registry."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    in_flight: Gauge = field(init=False)
+    """Consumer: autoscaling, the dashboard's headline."""
+    calls: Counter = field(init=False)
+    """Consumer: success ratio, alerts on errors."""
+    duration: Histogram = field(init=False)
+    """Consumer: sizing, alerts on slow models. Waiting is not in it."""
+    wait: Histogram = field(init=False)
+    """Consumer: alerts on callers that wait. One machine only: in a cluster the gateway knows."""
+    workers: Gauge = field(init=False)
+    """Consumer: capacity, beside `percore_in_flight_requests`."""
+    restarts: Counter = field(init=False)
+    """Consumer: alerts on crash loops; each restart costs a load."""
+    abandoned: Counter = field(init=False)
+    """Consumer: the dashboard; many of them mean that clients time out before their answer."""
+    turned_away: Counter = field(init=False)
+    """Consumer: checks of the gateway; these calls never ran and are sent elsewhere."""
+    load: Gauge = field(init=False)
+    """Consumer: sizing of `PERCORE_LOAD_LIMIT` and startup probes."""
+    model_info: Gauge = field(init=False)
+    """Consumer: joins and tables; the value is always 1."""
+    build_info: Gauge = field(init=False)
+    """Consumer: joins and tables; the value is always 1."""
+
+    def __post_init__(self) -> None:
+        to = self.registry
+        self.in_flight = Gauge(
+            "percore_in_flight_requests", "Calls that hold a worker, and calls that wait for one.", ["state"], registry=to
+        )
+        self.calls = Counter("percore_calls", "Calls that ended, by model and status.", ["model", "code"], registry=to)
+        self.duration = Histogram(
+            "percore_call_duration_seconds", "Run time of a call.", ["model"], buckets=DURATION_BUCKETS, registry=to
+        )
+        self.wait = Histogram(
+            "percore_call_wait_seconds", "Time a call waited for a worker.", buckets=DURATION_BUCKETS, registry=to
+        )
+        self.workers = Gauge("percore_workers", "Workers, by what they do.", ["state"], registry=to)
+        self.restarts = Counter("percore_worker_restarts", "Workers that ended and were replaced.", ["reason"], registry=to)
+        self.abandoned = Counter(
+            "percore_abandoned_calls", "Calls whose client went away before the answer.", ["state"], registry=to
+        )
+        self.turned_away = Counter(
+            "percore_turned_away_calls", "Calls that reached a busy worker and were refused unrun.", registry=to
+        )
+        self.load = Gauge("percore_model_load_seconds", "How long the latest load took.", ["model", "version"], registry=to)
+        self.model_info = Gauge("percore_model_info", "A model that is served.", ["model", "version", "platform"], registry=to)
+        self.build_info = Gauge("percore_build_info", "The version of percore.", ["version"], registry=to)

@@ -1,0 +1,1 @@
+"""What a worker is: a Gunicorn sync worker with one call, one clock and one watchful thread."""

@@ -1,0 +1,120 @@
+"""What both kinds of worker share: how they are born, load, serve one connection, and end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.sync import SyncWorker
+
+from service import cores
+from service.catalog import Catalog
+from service.errors import LoadError
+from service.orphans import die_with_parent
+from service.settings import Settings
+from service.worker.answer import wait_for_helpers
+from service.worker.clocks import Guardian, Watch
+from service.worker.exchange import Exchange, Surroundings
+from service.worker.report import Reporter
+
+GOODBYE_SECONDS = 3.0
+
+
+class CallWorker(SyncWorker):  # type: ignore[misc]
+    """A Gunicorn sync worker whose models are loaded and called in its main thread, one connection at a time."""
+
+    pins = False
+    """Whether this worker pins itself to cores; in a pod the kubelet does."""
+    settings: Settings
+    surroundings: Surroundings
+
+    def init_process(self) -> None:
+        """Set up what lives as long as the process, then load and run as Gunicorn does."""
+        die_with_parent(self.ppid)
+        self.settings = self.app.settings
+        self.reporter = Reporter(self.settings.server.run_dir)
+        self.guardian = Guardian(on_tick=self.reporter.tend)
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Claim cores, then load the models, here and now: after the fork, in the thread that will call them."""
+        claimed = cores.claim(self.settings.server.run_dir, self.app.groups)
+        if self.pins:
+            cores.pin(claimed.cores)
+        self.reporter.tend()
+        self.guardian.start()
+        self.guardian.arm(Watch(self.settings.limits.load, on_expired=self._load_expired))
+        began = time.monotonic()
+        try:
+            catalog = self._load(threads=len(claimed.cores))
+        except LoadError as error:
+            self._fail(str(error), cause=error.__cause__)
+        self.guardian.disarm()
+        self.surroundings.load_seconds = time.monotonic() - began
+        self.reporter.loaded(catalog.document())
+        self.log.info("ready after %.1f s on cores %s", self.surroundings.load_seconds, list(claimed.cores))
+
+    def _load(self, threads: int) -> Catalog:
+        # Imported here, after the fork: the arbiter stays small, and TensorFlow never sees a fork.
+        from service.api.app import create_app  # noqa: PLC0415
+        from service.repository import load_models  # noqa: PLC0415
+
+        models = load_models(self.settings, threads)
+        catalog = Catalog(tuple(model.info for model in models))
+        self.wsgi = create_app(models, catalog, max_body_bytes=self.settings.limits.max_body_bytes)
+        self.surroundings = Surroundings(
+            application=self.wsgi.wsgi_app,
+            config=self.cfg,
+            limits=self.settings.limits,
+            guardian=self.guardian,
+            reporter=self.reporter,
+            server=self.sockets[0].getsockname(),
+            load_seconds=0.0,
+            timed_out=lambda: bool(self.aborted),
+        )
+        return catalog
+
+    def _load_expired(self) -> None:
+        limit = self.settings.limits.load
+        self.log.critical("cannot start: the models were not loaded within PERCORE_LOAD_LIMIT, %g s", limit)
+        os._exit(Arbiter.APP_LOAD_ERROR)
+
+    def _fail(self, message: str, cause: BaseException | None) -> None:
+        self.log.critical("cannot start: %s", message)
+        self.log.debug("why it cannot start", exc_info=cause)
+        sys.exit(Arbiter.APP_LOAD_ERROR)
+
+    def handle(self, _listener: Any, client: socket.socket, address: Any) -> None:
+        """Serve one connection; called by Gunicorn after accept."""
+        Exchange(self.surroundings, client, address, self.waited(client)).serve()
+
+    def waited(self, _client: socket.socket) -> float | None:
+        """Return how long the connection waited to be accepted, in seconds; None where somebody else knows."""
+        return None
+
+    def run(self) -> None:
+        """Serve until told to stop; what was turned away meanwhile still gets its answer."""
+        self.serve_calls()
+        reason = "stopped" if os.getppid() == self.ppid else "arbiter-lost"
+        self.reporter.counted("ending", reason=reason)
+        wait_for_helpers(GOODBYE_SECONDS)
+
+    def serve_calls(self) -> None:
+        """Serve until told to stop; the kinds of worker differ in how a connection comes to them."""
+        super().run()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """On SIGTERM finish the running call; while loading there is none, so end at once."""
+        if not self.booted:
+            os._exit(0)
+        super().handle_exit(sig, frame)
+
+    def handle_abort(self, _sig: int, _frame: Any) -> None:
+        """On SIGABRT, the backstop behind the guardian: end the call, which is answered 504, and then the worker."""
+        self.alive = False
+        self.aborted = True
+        sys.exit(1)

@@ -1,0 +1,90 @@
+"""The arbiter: Gunicorn, configured from the settings.
+
+It never imports Flask, numpy or TensorFlow: its workers do, each for itself, after the fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+
+from service import cores, logs
+from service.settings import LimitSettings, Settings
+from service.worker.shared import SharedWorker
+from service.worker.slot import SlotWorker, close_slot
+
+MARGIN_SECONDS = 30.0
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
+
+
+class JsonLogger(Logger):  # type: ignore[misc]
+    """Gunicorn's log lines, in the format of all others."""
+
+    def setup(self, cfg: Any) -> None:
+        """Leave the handlers to ``service.logs``."""
+        self.cfg = cfg
+        self._access_log_enabled = False
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.NOTSET)
+
+
+def backstop(limits: LimitSettings) -> int:
+    """Return Gunicorn's ``timeout``: longer than any call may take, for when not even the guardian gets a turn."""
+    return math.ceil(limits.body + limits.run + limits.body + MARGIN_SECONDS)
+
+
+def options(settings: Settings, workers: int, fd: int | None) -> dict[str, Any]:
+    """Return Gunicorn's settings. With ``fd`` the workers share that listening socket; without, this is a pod's slot."""
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    chosen: dict[str, Any] = {
+        "bind": [f"{host}:{settings.server.port}" if fd is None else f"fd://{fd}"],
+        "workers": workers,
+        "worker_class": SlotWorker if fd is None else SharedWorker,
+        "preload_app": False,
+        "timeout": backstop(settings.limits),
+        "graceful_timeout": math.ceil(settings.limits.drain),
+        "logger_class": JsonLogger,
+        "control_socket_disable": True,
+        "proc_name": "percore",
+    }
+    if SHARED_MEMORY.is_dir():
+        chosen["worker_tmp_dir"] = str(SHARED_MEMORY)  # heartbeats must not wait for a disk
+    if fd is None:
+        # Nothing may enter before a model is loaded, nor while nobody is there to serve it.
+        chosen["when_ready"] = _close_slots
+        chosen["child_exit"] = lambda arbiter, _worker: _close_slots(arbiter)
+    return chosen
+
+
+def _close_slots(arbiter: Any) -> None:
+    for listener in arbiter.LISTENERS:
+        close_slot(listener.sock)
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """Gunicorn's application object: the workers take the settings and the groups of cores from it."""
+
+    def __init__(self, settings: Settings, fd: int | None) -> None:
+        self.settings = settings
+        self.fd = fd
+        usable = cores.usable_cores()
+        groups = cores.deal(usable, settings.cores.per_call)
+        self.groups = groups if fd is not None else groups[:1]
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Hand the options to Gunicorn."""
+        for name, value in options(self.settings, len(self.groups), self.fd).items():
+            self.cfg.set(name, value)
+
+
+def serve(settings: Settings, fd: int | None = None) -> None:
+    """Run the arbiter until it is told to stop; never returns."""
+    logs.configure(settings.server.log_level)
+    settings.server.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Server(settings, fd).run()

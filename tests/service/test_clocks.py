@@ -1,0 +1,151 @@
+"""Load, body, wait, run and drain: each phase of a call has its own clock."""
+
+import signal
+import socket
+import threading
+import time
+
+import pytest
+import requests
+
+from tests.service.harness import FAULTY, Service, answer_of, eventually
+
+
+def test_a_call_over_the_run_limit_is_answered_504_and_its_worker_is_replaced() -> None:
+    with Service(handler=FAULTY, run_limit=1).ready() as service:
+        before = set(service.workers)
+        answer = service.call(sleep=30)
+        assert answer.status_code == 504
+        assert answer.json() == {
+            "error": "the call computed longer than the run limit, 1 s, and was ended",
+            "code": "run-timeout",
+        }
+        assert answer.headers["X-Request-ID"]
+        eventually(lambda: service.metric("percore_worker_restarts_total", reason="run-timeout") == 1)
+        service.ready(workers=len(before))
+        assert len(before & set(service.workers)) == len(before) - 1
+        assert service.call(sleep=0).status_code == 200
+        assert service.metric("percore_calls_total", code="504") == 1
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"POST / HT", b"POST /v1/models/default:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"],
+    ids=["head", "body"],
+)
+def test_a_client_that_trickles_gets_408_and_holds_no_worker_past_the_body_limit(beginning: bytes) -> None:
+    with Service(handler=FAULTY, body_limit=1).ready() as service:
+        connection = service.connect()
+        connection.sendall(beginning)
+        stop = threading.Event()
+
+        def trickle() -> None:
+            while not stop.wait(0.1):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+        trickler = threading.Thread(target=trickle)
+        trickler.start()
+        status, headers, body = answer_of(connection)
+        stop.set()
+        trickler.join()
+        assert status == 408
+        assert headers["content-type"] == "application/json"
+        assert b'"code":"body-timeout"' in body
+        assert service.call(sleep=0).status_code == 200
+
+
+def test_clients_that_connect_and_say_nothing_hold_no_worker() -> None:
+    with Service(handler=FAULTY, body_limit=30).ready() as service:
+        silent = [service.connect() for _ in range(20)]
+        began = time.monotonic()
+        assert service.call(sleep=0, timeout=10).status_code == 200
+        assert time.monotonic() - began < 5
+        for connection in silent:
+            connection.close()
+
+
+def test_a_call_that_waited_too_long_gets_503_and_never_runs() -> None:
+    with Service(handler=FAULTY, wait_limit=1, abandoned="finish").ready(workers=2) as service:
+        running = [service.ask(sleep=2.5) for _ in range(2)]
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
+        late = service.call(exit=9)
+        assert late.status_code == 503
+        assert late.json()["code"] == "wait-timeout"
+        assert late.headers["Retry-After"]
+        assert [answer_of(connection)[0] for connection in running] == [200, 200]
+        assert service.metric("percore_worker_restarts_total") == 0
+
+
+def test_waiting_and_running_are_measured_apart() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        running = [service.ask(sleep=1) for _ in range(2)]
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
+        timing = service.call(sleep=0.3).headers["Server-Timing"]
+        parts = dict(part.strip().split(";dur=") for part in timing.split(","))
+        assert 300 < float(parts["wait"]) < 1200
+        assert 300 <= float(parts["run"]) < 600
+        for connection in running:
+            answer_of(connection)
+        assert service.metric("percore_call_wait_seconds_count") == 3
+
+
+def test_a_load_over_the_load_limit_ends_the_service_with_one_clear_line() -> None:
+    with Service(handler="tests.service.handlers:SlowToLoad", load_limit=1) as service:
+        assert service.processes[0].wait(20) == 1
+        assert len(service.log("cannot start: the models were not loaded within PERCORE_LOAD_LIMIT, 1 s")) >= 1
+
+
+def test_a_load_that_fails_ends_the_service_with_one_clear_line() -> None:
+    with Service(handler="tests.service.handlers:FailsToLoad") as service:
+        assert service.processes[0].wait(20) == 1
+        lines = service.log("cannot start")
+        assert lines
+        assert "tests.service.handlers:FailsToLoad" in lines[0]["message"]
+        assert "no such weights" in lines[0]["message"]
+        assert len({line["message"] for line in lines}) == 1
+
+
+def test_a_slow_load_trips_no_timeout_and_calls_wait_for_it() -> None:
+    with Service(handler="tests.service.handlers:SlowToLoad", load_limit=60, run_limit=1, body_limit=1) as service:
+        answer = eventually(lambda: _try(service), seconds=60)
+        assert answer is not None
+        assert answer.status_code == 200
+        assert service.metric("percore_worker_restarts_total") == 0
+        assert service.metric("percore_model_load_seconds", model="default") > 3
+
+
+def _try(service: Service) -> requests.Response | None:
+    try:
+        return service.post("/v1/models/default:predict", {"inputs": {"x": 1}})
+    except OSError:
+        return None
+
+
+def test_on_sigterm_the_running_call_finishes_the_waiting_one_is_told_and_the_exit_is_0() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        running = [service.ask(sleep=2) for _ in range(2)]
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
+        waiting = service.ask(sleep=0)
+        eventually(lambda: service.metric("percore_in_flight_requests", state="waiting") == 1)
+        service.processes[0].send_signal(signal.SIGTERM)
+        status, headers, body = answer_of(waiting)
+        assert (status, headers["retry-after"]) == (503, "5")
+        assert b'"code":"not-ready"' in body
+        assert [answer_of(connection)[0] for connection in running] == [200, 200]
+        assert service.processes[0].wait(10) == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", service.port), timeout=1)
+
+
+def test_a_second_signal_does_not_wait_for_running_calls() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        running = service.ask(sleep=60)
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.processes[0].send_signal(signal.SIGINT)
+        eventually(lambda: service.log("stopping"))
+        service.processes[0].send_signal(signal.SIGINT)
+        assert service.processes[0].wait(10) == 0
+        running.close()

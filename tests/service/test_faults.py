@@ -1,0 +1,122 @@
+"""What dies by ``kill -9``: what the caller sees, what comes back by itself, what the metrics say."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.service.harness import FAULTY, Service, answer_of, eventually
+
+
+def busy(service: Service, calls: int) -> None:
+    eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == calls)
+
+
+def pid_of_call(service: Service, seconds: float) -> tuple[socket.socket, int]:
+    """Start a call and return it with the worker that computes it."""
+    connection = service.ask(sleep=seconds)
+    busy(service, 1)
+    (pid,) = (pid for pid in service.workers if _is_connected(pid, service.port))
+    return connection, pid
+
+
+def _is_connected(pid: int, port: int) -> bool:
+    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(f"socket:[{row[9]}]" in inodes for row in rows if row[1].endswith(f":{port:04X}") and row[3] in ("01", "08"))
+
+
+def test_a_worker_killed_in_a_call_costs_that_call_alone_and_comes_back_on_its_core() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        connection, pid = pid_of_call(service, 60)
+        core = os.sched_getaffinity(pid)
+        os.kill(pid, signal.SIGKILL)
+        with connection, pytest.raises((ConnectionResetError, StopIteration)):
+            next(iter(lambda: connection.recv(1), b""))
+        assert service.call(sleep=0).status_code == 200
+        service.ready(workers=2)
+        assert service.metric("percore_calls_total", code="lost") == 1
+        assert service.metric("percore_worker_restarts_total", reason="crashed") == 1
+        assert service.metric("percore_in_flight_requests") == 0
+        assert core in [os.sched_getaffinity(worker) for worker in service.workers]
+        assert len({frozenset(os.sched_getaffinity(worker)) for worker in service.workers}) == 2
+
+
+def test_an_exporter_killed_in_a_call_costs_no_call_and_comes_back_knowing_it() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        connection = service.ask(sleep=4)
+        busy(service, 1)
+        (exporter,) = service.pids("exporter")
+        os.kill(exporter, signal.SIGKILL)
+        eventually(lambda: service.pids("exporter") not in ([], [exporter]))
+        busy(service, 1)
+        assert service.get("/readyz").status_code == 200
+        assert service.get("/v1/models/default").status_code == 200
+        assert answer_of(connection)[0] == 200
+        eventually(lambda: service.metric("percore_in_flight_requests") == 0)
+        assert service.metric("percore_worker_restarts_total") == 0
+
+
+def test_an_arbiter_killed_in_a_call_costs_no_call_and_never_puts_two_on_a_core() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        arbiter, orphans = service.arbiter, service.workers
+        running = [service.ask(sleep=3) for _ in range(2)]
+        busy(service, 2)
+        waiting = service.ask(sleep=0)
+        os.kill(arbiter, signal.SIGKILL)
+        eventually(lambda: arbiter not in service.pids("worker") and len(service.pids("worker")) == 5)
+        # The successors wait for the cores on which the orphans still compute.
+        assert service.metric("percore_workers", state="loading") == 0
+        answers = [answer_of(connection) for connection in running]
+        assert [status for status, _, _ in answers] == [200, 200]
+        assert answer_of(waiting)[0] == 200
+        service.ready(workers=2)
+        assert not set(orphans) & set(service.workers)
+        assert service.metric("percore_worker_restarts_total", reason="arbiter-lost") == 2
+        assert service.metric("percore_in_flight_requests") == 0
+
+
+def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_running_call_is_answered() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        connection = service.ask(sleep=1)
+        busy(service, 1)
+        service.processes[0].kill()
+        service.processes[0].wait(5)
+        assert answer_of(connection)[0] == 200
+        eventually(lambda: not service.pids(""))
+        socket.create_server(("127.0.0.1", service.port)).close()
+        service.processes.clear()
+        service.start()
+        service.ready(workers=2)
+        assert service.call(sleep=0).status_code == 200
+
+
+def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        with service.ask(exit=1) as connection:
+            assert connection.recv(100) == b""
+        service.ready(workers=2)
+        assert service.processes[0].poll() is None
+        assert service.metric("percore_calls_total", code="lost") == 1
+
+
+def test_a_handler_that_raises_answers_500_without_a_trace_and_keeps_its_worker() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        before = service.workers
+        answer = service.call(fail="secret detail")
+        assert answer.status_code == 500
+        assert answer.json()["code"] == "handler-failed"
+        assert "secret" not in answer.text
+        assert service.workers == before
+        assert any("secret detail" in line.get("trace", "") for line in service.log())
+
+
+def test_a_second_service_on_the_same_port_or_folder_is_refused_in_one_line() -> None:
+    with Service(handler=FAULTY).ready() as first:
+        for settings in ({"port": first.port}, {"run_dir": first.environ["PERCORE_RUN_DIR"]}):
+            with Service(handler=FAULTY, **settings) as second:
+                assert second.processes[0].wait(10) == 78
+                (line,) = second.log_path.read_text().splitlines()
+                assert line.startswith("percore: cannot start: PERCORE_")

@@ -1,0 +1,162 @@
+"""Real models, called over HTTP as their users call them."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo.try_it import SEVEN
+from tests.service.harness import Service, answer_of, eventually
+
+GRAPH_MODE = "Model.predict in graph mode is not supported when the Model was constructed with eager mode enabled"
+
+
+def test_digits_reads_a_seven(served: Service) -> None:
+    answer = served.post("/v1/models/digits:predict", {"instances": [SEVEN]})
+    assert answer.status_code == 200
+    (prediction,) = answer.json()["predictions"]
+    assert prediction["digit"] == 7
+    assert sum(prediction["probabilities"]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_form_type_that_curl_sends_is_read_as_json(served: Service) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = served.post("/v1/models/digits:predict", data=json.dumps({"inputs": [SEVEN]}), headers=headers)
+    assert answer.json()["outputs"]["digit"] == [7]
+
+
+@pytest.mark.parametrize("place", ["/versions/1", "/versions/2", "/labels/stable", "/labels/canary", ""])
+def test_versions_and_labels_are_called(served: Service, place: str) -> None:
+    answer = served.post(f"/v1/models/digits{place}:predict", {"instances": [SEVEN]})
+    assert answer.json()["predictions"][0]["digit"] == 7
+
+
+def test_tf1_tf2_and_keras_models_answer_every_call_at_any_concurrency(served: Service) -> None:
+    """The error about graph mode and eager mode cannot come up: a model is called by its concrete function alone, in the
+    process and the thread that loaded it."""
+    served.ready(workers=2)
+    workers = served.workers
+
+    def call(number: int) -> str:
+        model = ("tf1", "tf2", "keras")[number % 3]
+        answer = served.post(f"/v1/models/{model}:predict", {"instances": [{"x": [number, 1]}]})
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == {"predictions": [[2.0 * number + 4]]}
+        return answer.text
+
+    with concurrent.futures.ThreadPoolExecutor(24) as callers:
+        answers = list(callers.map(call, range(300)))
+    assert len(answers) == 300
+    assert GRAPH_MODE not in served.log_path.read_text()
+    assert served.workers == workers
+
+
+def test_classify_and_regress_are_answered(served: Service) -> None:
+    examples = {"signature_name": "classify", "examples": [{"x": [1.0, 2.0]}]}
+    result = served.post("/v1/models/tf1:classify", examples).json()["results"]
+    assert result == [[["up", 9.0], ["down", -9.0]]]
+    examples["signature_name"] = "regress"
+    assert served.post("/v1/models/tf1:regress", examples).json()["results"] == [9.0]
+
+
+def test_bytes_and_other_signatures_are_called(served: Service) -> None:
+    body = {"signature_name": "upper", "instances": [{"text": {"b64": "aGVsbG8="}}, {"text": "you"}]}
+    assert served.post("/v1/models/tf2:predict", body).json() == {"predictions": ["HELLO", "YOU"]}
+
+
+def test_nan_and_infinities_go_in_and_come_out(served: Service) -> None:
+    answer = served.post("/v1/models/keras:predict", data='{"instances": [[NaN, 0], [Infinity, 0], [-Infinity, 0]]}')
+    assert answer.text == '{"predictions":[[NaN],[Infinity],[-Infinity]]}'
+
+
+def test_the_open_inference_protocol_is_answered_in_json_and_in_binary(served: Service) -> None:
+    tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32"}
+    answer = served.post("/v2/models/keras/infer", {"id": "7", "inputs": [{**tensor, "data": [1, 1, 2, 1]}]})
+    assert answer.json()["id"] == "7"
+    assert answer.json()["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [2, 1], "data": [6.0, 8.0]}]
+    values = struct.pack("<4f", 1, 1, 2, 1)
+    binary = {"inputs": [{**tensor, "parameters": {"binary_data_size": 16}}], "parameters": {"binary_data_output": True}}
+    head = json.dumps(binary).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+    answer = served.post("/v2/models/keras/infer", data=head + values, headers=headers)
+    size = int(answer.headers["Inference-Header-Content-Length"])
+    assert np.frombuffer(answer.content[size:], np.float32).tolist() == [6.0, 8.0]
+
+
+def test_read_only_routes_answer_alike_from_worker_and_exporter(served: Service) -> None:
+    for path in ("/v1/models/digits", "/v1/models/tf1/metadata", "/v2", "/v2/models/keras", "/openapi.json"):
+        computed = served.get(path)
+        assert computed.status_code == 200
+        assert computed.json() == json.loads(_get(served, path))
+
+
+def _get(served: Service, path: str) -> bytes:
+    connection = served.connect()
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return answer_of(connection)[2]
+
+
+def test_a_request_id_is_given_or_kept(served: Service) -> None:
+    body = {"instances": [SEVEN]}
+    kept = served.post("/v1/models/digits:predict", body, headers={"X-Request-ID": "mine-1"})
+    assert kept.headers["X-Request-ID"] == "mine-1"
+    assert eventually(lambda: [line for line in served.log("call") if line["request_id"] == "mine-1"])
+    given = served.post("/v1/models/digits:predict", body, headers={"X-Request-ID": "no spaces, please"})
+    assert given.headers["X-Request-ID"] != "no spaces, please"
+
+
+def test_every_call_is_one_line_of_the_log(served: Service) -> None:
+    answer = served.post("/v1/models/digits/versions/1:predict", {"instances": [SEVEN]})
+    name = answer.headers["X-Request-ID"]
+    (line,) = eventually(lambda: [each for each in served.log("call") if each["request_id"] == name])
+    assert line["model"] == "digits"
+    assert line["version"] == 1
+    assert line["status"] == "200"
+    assert line["request_bytes"] == len(answer.request.body or b"")
+    assert line["response_bytes"] > len(answer.content)
+    assert line["run_seconds"] > 0
+    assert line["wait_seconds"] >= 0
+
+
+def test_each_worker_has_a_core_and_one_thread_of_tensorflow_each(served: Service) -> None:
+    served.ready(workers=2)
+    cores = [os.sched_getaffinity(pid) for pid in served.workers]
+    assert all(len(each) == 1 for each in cores)
+    assert len(set.union(*cores)) == len(cores)
+
+
+def test_the_run_clock_ends_a_call_that_is_inside_tensorflow(repository: Path) -> None:
+    with Service(model_repository=repository, run_limit=1).ready(workers=2) as service:
+        answer = service.post("/v1/models/burn:predict", {"inputs": [10**9]})
+        assert answer.status_code == 504
+        assert answer.json()["code"] == "run-timeout"
+        # The client of a call inside TensorFlow goes away: its worker ends within a second.
+        before = set(service.workers)
+        connection = service.connect()
+        connection.sendall(service.raw(b'{"inputs": [1000000000]}', "/v1/models/burn:predict"))
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        connection.close()
+        left = time.monotonic()
+        eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
+        assert time.monotonic() - left < 1.0
+        eventually(lambda: len(before & set(service.workers)) <= 1)
+        service.ready(workers=2)
+        assert service.post("/v1/models/burn:predict", {"inputs": [10]}).status_code == 200
+
+
+def test_sigterm_lets_a_call_inside_tensorflow_finish(repository: Path) -> None:
+    with Service(model_repository=repository).ready(workers=1) as service:
+        connection = service.connect()
+        connection.sendall(service.raw(b'{"inputs": [20000]}', "/v1/models/burn:predict"))
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.processes[0].send_signal(signal.SIGTERM)
+        status, _, body = answer_of(connection)
+        assert status == 200
+        assert json.loads(body)["outputs"]["steps"] == [20000]
+        assert service.processes[0].wait(20) == 0

@@ -1,0 +1,69 @@
+import socket
+import threading
+import time
+
+import pytest
+
+from service.errors import Busy, NotFound
+from service.worker import answer
+from service.worker.receive import Buffer
+
+
+def read_all(client: socket.socket) -> bytes:
+    client.settimeout(5)
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def test_many_chunks_go_out_in_order_and_whole() -> None:
+    client, served = socket.socketpair()
+    chunks: list[Buffer] = [b"head", b"", memoryview(b"x" * 500_000), *(bytes([number]) for number in range(200))]
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(read_all(client)))
+    reader.start()
+    with served:
+        sent = answer.send(served, chunks, seconds=5)
+    reader.join()
+    client.close()
+    assert received == [b"".join(bytes(chunk) for chunk in chunks)]
+    assert sent == len(received[0])
+
+
+def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
+    client, served = socket.socketpair()
+    began = time.monotonic()
+    with client, served, pytest.raises(OSError, match="timed out"):
+        answer.send(served, [b"x" * 50_000_000], seconds=0.3)
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_refused_call_is_read_whole_then_answered() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        served = listener.accept()[0]
+    answer.turn_away(served, Busy("taken"))
+    with client:
+        client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 300000\r\n\r\n")
+        client.sendall(b"x" * 300_000)
+        head, _, body = read_all(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1" in head
+    assert body == b'{"error":"taken","code":"busy"}'
+
+
+def test_an_answer_is_not_lost_where_a_part_of_the_request_was_never_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        served = listener.accept()[0]
+    with client:
+        client.sendall(b"x" * 100_000)
+        answer.send(served, answer.error_answer(NotFound("no")), seconds=1)
+        answer.close(served, unread=True)
+        assert read_all(client).startswith(b"HTTP/1.1 404 ")
+
+
+def test_helpers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "MOST_HELPERS", 0)
+    client, served = socket.socketpair()
+    answer.turn_away(served, Busy("taken"))
+    with client:
+        assert read_all(client) == b""

@@ -1,0 +1,138 @@
+"""One request in, over a real socket, with Gunicorn's real parser."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from gunicorn.config import Config
+
+from service.errors import BadRequest, BodyTimeout, BodyTooLarge
+from service.worker import receive
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    client, served = socket.socketpair()
+    with client, served:
+        yield client, served
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def read(served: socket.socket, seconds: float = 5.0, largest: int = 1000) -> receive.Buffer | None:
+    source = receive.Deadline(served, seconds)
+    head = receive.read_head(Config(), source, ("127.0.0.1", 1))
+    return None if head is None else receive.read_body(head, served, source, largest)
+
+
+def request(*lines: str, body: bytes = b"") -> bytes:
+    return "\r\n".join(["POST / HTTP/1.1", "Host: x", *lines, "", ""]).encode() + body
+
+
+def test_a_body_that_came_with_the_head_is_whole(pair: Pair) -> None:
+    pair[0].sendall(request("Content-Length: 5", body=b"hello"))
+    assert read(pair[1]) == b"hello"
+
+
+def test_a_body_that_comes_in_pieces_is_whole(pair: Pair) -> None:
+    def send() -> None:
+        for piece in (request("Content-Length: 300000", body=b"a" * 10), b"b" * 199_990, b"c" * 100_000):
+            pair[0].sendall(piece)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert read(pair[1], largest=300_000) == b"a" * 10 + b"b" * 199_990 + b"c" * 100_000
+    sender.join()
+
+
+def test_what_follows_the_body_is_not_part_of_it(pair: Pair) -> None:
+    pair[0].sendall(request("Content-Length: 5", body=b"helloGET / HTTP/1.1\r\n"))
+    assert read(pair[1]) == b"hello"
+
+
+def test_a_chunked_body_is_joined(pair: Pair) -> None:
+    pair[0].sendall(request("Transfer-Encoding: chunked", body=b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n"))
+    assert read(pair[1]) == b"hello"
+
+
+def test_a_body_of_the_limit_passes_and_one_byte_more_is_refused_unread(pair: Pair) -> None:
+    pair[0].sendall(request("Content-Length: 1000", body=b"x" * 1000))
+    assert read(pair[1]) == b"x" * 1000
+    pair[0].sendall(request("Content-Length: 1001"))
+    with pytest.raises(BodyTooLarge, match="at most 1000 bytes, and Content-Length is 1001"):
+        read(pair[1])
+
+
+def test_a_chunked_body_over_the_limit_is_refused(pair: Pair) -> None:
+    pair[0].sendall(request("Transfer-Encoding: chunked", body=b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n"))
+    with pytest.raises(BodyTooLarge, match="at most 1000 bytes"):
+        read(pair[1])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request("Content-Length: 10", body=b"short"),
+        request("Transfer-Encoding: chunked", body=b"5\r\nhel"),
+        request("Transfer-Encoding: chunked", body=b"zz\r\nhel\r\n"),
+        request("Content-Length: -1"),
+        request("Content-Length: 5", "Transfer-Encoding: chunked", body=b"hello"),
+        b"what is this\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+    ],
+)
+def test_what_is_not_a_whole_well_formed_request_is_refused(pair: Pair, sent: bytes) -> None:
+    pair[0].sendall(sent)
+    pair[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(BadRequest):
+        read(pair[1])
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HT"])
+def test_a_client_that_leaves_before_the_head_is_complete_is_no_request(pair: Pair, sent: bytes) -> None:
+    pair[0].sendall(sent)
+    pair[0].shutdown(socket.SHUT_WR)
+    assert read(pair[1]) is None
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"POST / HTTP/1.1\r\n", request("Content-Length: 100000"), request("Transfer-Encoding: chunked")]
+)
+def test_a_client_that_says_little_by_little_is_cut_off_by_one_deadline_for_all(pair: Pair, start: bytes) -> None:
+    stop = threading.Event()
+
+    def trickle() -> None:
+        pair[0].sendall(start)
+        while not stop.wait(0.05):
+            pair[0].sendall(b"1")
+
+    trickler = threading.Thread(target=trickle)
+    trickler.start()
+    began = time.monotonic()
+    with pytest.raises(BodyTimeout, match=r"not complete within 0\.3 s"):
+        read(pair[1], seconds=0.3, largest=100_000)
+    assert 0.25 < time.monotonic() - began < 2.0
+    stop.set()
+    trickler.join()
+
+
+def test_the_client_is_told_to_continue_before_its_body_is_read(pair: Pair) -> None:
+    def client() -> None:
+        pair[0].sendall(request("Content-Length: 5", "Expect: 100-continue"))
+        assert pair[0].recv(100).startswith(b"HTTP/1.1 100 ")
+        pair[0].sendall(b"hello")
+
+    speaker = threading.Thread(target=client)
+    speaker.start()
+    assert read(pair[1]) == b"hello"
+    speaker.join()
+
+
+def test_a_body_hands_out_its_buffer_itself() -> None:
+    buffer = bytearray(b"hello")
+    assert receive.WholeBody(buffer).read() is buffer
+    partial = receive.WholeBody(b"hello")
+    assert [partial.read(2), partial.read(), partial.read()] == [b"he", b"llo", b""]

@@ -1,0 +1,93 @@
+"""Workers' reports, over a real unix socket, from the worker's end to the exporter's state."""
+
+import socket
+from pathlib import Path
+
+from service.exporter.inbox import Inbox
+from service.exporter.workers import State, Workers
+from service.telemetry import Telemetry
+from service.worker.report import Reporter
+
+
+class Exporter:
+    def __init__(self, run_dir: Path) -> None:
+        self.telemetry = Telemetry()
+        self.workers = Workers(self.telemetry)
+        self.inbox = Inbox(run_dir, self.workers)
+
+    def take_in(self, turns: int = 5) -> None:
+        for _ in range(turns):
+            self.inbox.receive(seconds=0.02)
+
+    def close(self) -> None:
+        self.inbox.close()
+
+
+CATALOG = {
+    "models": [{"name": "m", "version": 1, "platform": "x" * 300_000, "signatures": {}, "labels": [], "load_seconds": 1.0}]
+}
+
+
+def test_a_report_arrives_however_large_the_catalog_is(tmp_path: Path) -> None:
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    reporter.tend()
+    reporter.loaded(CATALOG)
+    for _ in range(20):
+        reporter.tend()
+        exporter.take_in()
+    reporter.started("")
+    exporter.take_in()
+    assert exporter.workers.states() == {State.BUSY: 1}
+    exporter.close()
+    reporter.close()
+
+
+def test_an_exporter_that_comes_back_learns_the_present_state(tmp_path: Path) -> None:
+    first, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    reporter.tend()
+    reporter.loaded({"models": []})
+    reporter.started("a")
+    first.take_in()
+    first.close()
+    reporter.counted("turned-away")  # finds out that nobody is there
+    reporter.tend()
+    second = Exporter(tmp_path)
+    reporter.tend()
+    second.take_in()
+    assert second.workers.states() == {State.BUSY: 1}
+    assert second.workers.slot_is_open("a")
+    second.close()
+    reporter.close()
+
+
+def test_without_an_exporter_reports_cost_nothing_and_raise_nothing(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path)
+    reporter.tend()
+    reporter.started("")
+    reporter.finished("m", "200", 1.0, 0.0)
+
+
+def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> None:
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    reporter.tend()
+    reporter.started("")
+    exporter.take_in()
+    assert exporter.workers.states() == {State.BUSY: 1}
+    reporter.close()
+    exporter.take_in()
+    assert not exporter.workers.states()
+    assert exporter.telemetry.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) == 1
+    exporter.close()
+
+
+def test_a_report_that_makes_no_sense_costs_its_connection_alone(tmp_path: Path) -> None:
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    reporter.tend()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(tmp_path / "exporter.sock"))
+        stranger.sendall(b'{"event": 7\n[]\n')
+        exporter.take_in()
+        assert stranger.recv(1) == b""
+    assert exporter.workers.states() == {State.LOADING: 1}
+    exporter.close()
+    reporter.close()

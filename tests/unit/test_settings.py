@@ -1,0 +1,54 @@
+import dataclasses
+
+import pytest
+
+from service import settings
+from service.errors import SettingsError
+
+
+def test_defaults_are_read_from_an_empty_environment() -> None:
+    read = settings.load({})
+    assert read.server.port == 8080
+    assert read.server.host == "127.0.0.1"
+    assert read.cores.per_call == 1
+
+
+def test_an_empty_value_counts_as_unset() -> None:
+    assert settings.load({"PERCORE_PORT": ""}).server.port == 8080
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("PERCORE_PORT", "80a", "a whole number from 1 to 65535"),
+        ("PERCORE_PORT", "0", "a whole number from 1 to 65535"),
+        ("PERCORE_RUN_LIMIT", "0", "seconds, more than 0"),
+        ("PERCORE_RUN_LIMIT", "nan", "seconds, more than 0"),
+        ("PERCORE_RUN_LIMIT", "inf", "seconds, more than 0"),
+        ("PERCORE_HANDLER", "module.Class", "`module:Class`"),
+        ("PERCORE_LOG_LEVEL", "loud", "one of `debug`"),
+        ("PERCORE_ABANDONED", "maybe", "one of `end`"),
+        ("PERCORE_MODEL_LABELS", "digits=1", "`MODEL:LABEL=VERSION`"),
+        ("PERCORE_MAX_BODY_BYTES", "1e6", "a whole number"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_key_value_and_rule(key: str, value: str, rule: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load({key: value})
+    assert f"{key}={value!r}: must be" in str(caught.value)
+    assert rule in str(caught.value)
+
+
+def test_a_misspelt_key_is_refused_naming_those_that_exist() -> None:
+    with pytest.raises(SettingsError, match=r"PERCORE_PROT='80'.*PERCORE_PORT"):
+        settings.load({"PERCORE_PROT": "80"})
+
+
+def test_labels_are_read_per_model() -> None:
+    read = settings.load({"PERCORE_MODEL_LABELS": "digits:stable=1, digits:canary=2,burn:stable=7"})
+    assert read.models.labels == {"digits": {"stable": 1, "canary": 2}, "burn": {"stable": 7}}
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.load({}).server.port = 1  # type: ignore[misc]
