@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -21,7 +22,10 @@ from service.worker import abandoned, answer, receive
 from service.worker.clocks import Guardian, Watch
 from service.worker.report import Reporter
 
+log = logging.getLogger("percore.worker")
+
 ABANDONED = "abandoned"
+FAILED = "the call failed; the log of the service has the reason"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[receive.Buffer]]
 
@@ -62,9 +66,6 @@ class Exchange:
 
     def serve(self) -> None:
         """Serve whatever comes over the connection, and close it."""
-        if abandoned.peer_is_gone(self._client):
-            self._left_while_waiting()
-            return
         unread = True
         try:
             source = receive.Deadline(self._client, self._around.limits.body)
@@ -75,13 +76,18 @@ class Exchange:
             self._begin(self._head)
             body = receive.read_body(self._head, self._client, source, self._around.limits.max_body_bytes)
             unread, self._request_bytes = False, len(body)
+            if abandoned.peer_is_gone(self._client):
+                self._left_while_waiting()
+                return
             chunks = self._compute(self._head, body)
         except CallError as error:
             chunks = self._refusal(error)
         except OSError:
-            self._client.close()
-            self._end(ABANDONED, 0)
+            self._left_while_waiting()
             return
+        except Exception:  # a fault of ours must not end the worker
+            log.exception("a call could not be served")
+            chunks = self._refusal(HandlerFailed(FAILED))
         self._answer(chunks, unread=unread)
 
     def _begin(self, head: receive.Head) -> None:
@@ -117,7 +123,8 @@ class Exchange:
         except BaseException as error:  # also SystemExit, which a model must not end its worker with
             if self._around.timed_out():
                 raise self._run_timeout() from error
-            raise HandlerFailed("the model failed; the log of the service has the reason") from error
+            log.exception("the model tried to end its worker")
+            raise HandlerFailed(FAILED) from error
         finally:
             self._around.guardian.disarm()
             self._run = time.perf_counter() - began
@@ -161,8 +168,10 @@ class Exchange:
         write_call({name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()})
 
     def _left_while_waiting(self) -> None:
+        """Drop a call whose client is gone before it was computed: it waited in the queue, or its request broke off."""
         self._client.close()
         self._around.reporter.counted("abandoned", state="waiting")
+        self._end(ABANDONED, 0)
 
     def _left_while_computing(self, left: float) -> bool:
         if not self._abandoned:

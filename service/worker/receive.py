@@ -79,13 +79,13 @@ class WholeBody:
 
 
 def read_head(config: Any, source: Deadline, address: Address) -> Head | None:
-    """Read one request's head; return None where the client left without a word.
+    """Read one request's head; return None where the client left without a word, or in the middle of one.
 
-    Raises BadRequest for what is not HTTP, BodyTimeout for a slow client.
+    Raises BadRequest for what is not HTTP, BodyTimeout for a slow client, OSError for one that reset the connection.
     """
     try:
         return cast("Head", next(http.get_parser(config, source, address)))
-    except (StopIteration, NoMoreData, ConnectionError):
+    except (StopIteration, NoMoreData):
         return None
     except (LimitRequestLine, LimitRequestHeaders) as error:
         raise BadRequest(f"request line and headers must be at most 8190 bytes each: {error}") from None

@@ -50,6 +50,8 @@ def options(settings: Settings, workers: int, fd: int | None) -> dict[str, Any]:
         "graceful_timeout": math.ceil(settings.limits.drain),
         "logger_class": JsonLogger,
         "control_socket_disable": True,
+        "forwarder_headers": "",  # nobody in front may change the path or the scheme that a call sees
+        "forwarded_allow_ips": "",
         "proc_name": "percore",
     }
     if SHARED_MEMORY.is_dir():

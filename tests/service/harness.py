@@ -108,7 +108,9 @@ class Service:
             eventually(lambda: self._ended() or self.metric("percore_workers", state="free") >= workers, READY_SECONDS)
             assert not self._ended(), "it ended"
         except AssertionError as error:
-            raise AssertionError(f"{error}; its log:\n{self.log_path.read_text()}") from None
+            log = self.log_path.read_text()
+            self.__exit__()
+            raise AssertionError(f"{error}; its log:\n{log}") from None
         return self
 
     def _ended(self) -> bool:

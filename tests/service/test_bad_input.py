@@ -163,6 +163,17 @@ def test_what_is_not_http_is_400_json(served: Service, sent: bytes) -> None:
     assert json.loads(body)["code"] == "bad-request"
 
 
+@pytest.mark.parametrize(
+    "header", ["SCRIPT_NAME: /x", "Script-Name: /x", "X-Forwarded-Proto: gopher", "Host: \xff", "Expect: 7"]
+)
+def test_odd_headers_do_no_harm(served: Service, header: str) -> None:
+    connection = served.connect()
+    body = json.dumps({"instances": [SEVEN]})
+    request = f"POST {DIGITS} HTTP/1.1\r\n{header}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    connection.sendall(request.encode("latin-1"))
+    assert answer_of(connection)[0] in (200, 400)
+
+
 def test_a_header_beyond_all_bounds_is_400(served: Service) -> None:
     connection = served.connect()
     connection.sendall(b"POST / HTTP/1.1\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n")
