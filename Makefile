@@ -20,7 +20,8 @@ help: ## What can be done
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/install-system-packages python3-venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	$(BIN)/uv pip sync --quiet --require-hashes requirements/uv.txt requirements/dev.txt
+	@# Compiled here: where Python may not write bytecode, each worker would compile all of TensorFlow at its start.
+	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements/uv.txt requirements/dev.txt
 	@touch $@
 
 $(MODELS)/built: .venv/installed $(wildcard demo/*.py)

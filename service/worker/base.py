@@ -110,6 +110,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
     def handle_exit(self, sig: int, frame: Any) -> None:
         """On SIGTERM finish the running call; while loading there is none, so end at once."""
         if not self.booted:
+            self.reporter.counted("ending", reason="stopped")
             os._exit(0)
         super().handle_exit(sig, frame)
 

@@ -25,7 +25,7 @@ class Reporter:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = str(run_dir / SOCKET_NAME)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may report while the main thread does
         self._socket: socket.socket | None = None
         self._unsent = bytearray()
         self._hello: dict[str, Any] = {"event": "hello", "worker": os.getpid()}

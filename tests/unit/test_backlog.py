@@ -1,12 +1,15 @@
 import socket
 
+import pytest
+
 from service.exporter import backlog
 
 
-def test_connections_that_wait_to_be_accepted_are_counted() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=8) as listener:
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_connections_that_wait_to_be_accepted_are_counted(family: socket.AddressFamily, address: str) -> None:
+    with socket.create_server((address, 0), family=family, backlog=8) as listener:
         port = listener.getsockname()[1]
-        clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
+        clients = [socket.create_connection((address, port)) for _ in range(3)]
         assert backlog.waiting(port) == 3
         listener.accept()[0].close()
         assert backlog.waiting(port) == 2
@@ -15,7 +18,12 @@ def test_connections_that_wait_to_be_accepted_are_counted() -> None:
 
 
 def test_only_listening_sockets_of_the_port_count() -> None:
-    listening = "0: 0100007F:1F90 00000000:0000 0A 00000000:00000007 00:00000000 00000000 0 0 1 1 0"
-    connected = "1: 0100007F:1F90 0100007F:9999 01 00000000:00000005 00:00000000 00000000 0 0 1 1 0"
-    other = "2: 0100007F:2382 00000000:0000 0A 00000000:00000003 00:00000000 00000000 0 0 1 1 0"
-    assert backlog.queued([listening, connected, other], 8080) == 7
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        client = socket.create_connection(other.getsockname())
+        served = other.accept()[0]
+        client.sendall(b"unread")
+        late = socket.create_connection(other.getsockname())
+        assert backlog.waiting(one.getsockname()[1]) == 0
+        assert backlog.waiting(other.getsockname()[1]) == 1
+        for each in (client, served, late):
+            each.close()

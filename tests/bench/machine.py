@@ -1,0 +1,52 @@
+"""This machine: its cores, its memory, its name for the reader of a table; and where a process may run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from service.cores import usable_cores
+
+PACKAGES = ("tensorflow-cpu", "flask", "gunicorn", "gevent")
+
+
+def cores() -> tuple[int, ...]:
+    """Return the cores that percore would use here."""
+    return usable_cores()
+
+
+def free_megabytes() -> float:
+    """Return how much memory may be taken without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def described() -> str:
+    """Return one line that says what the numbers were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    where = f"{len(cores())} cores of {names[0] if names else platform.machine()}"
+    return f"{where}, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, {packages}"
+
+
+@contextlib.contextmanager
+def pinned(chosen: Sequence[int]) -> Iterator[None]:
+    """Keep this thread, and every process it starts meanwhile, on ``chosen`` cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, chosen)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def memory(pid: int) -> dict[str, float]:
+    """Return a process's memory in MB: ``Rss``, and ``Pss``, in which a shared page counts by shares."""
+    lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()[1:]
+    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
+    return {name: found[name] for name in ("Rss", "Pss")}
