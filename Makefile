@@ -4,10 +4,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-MODELS ?= models
-HOST ?= 127.0.0.1
-PORT ?= 8080
-EXPORTER_PORT ?= 9090
+MODELS := models
+HOST := 127.0.0.1
+PORT := 8080
+EXPORTER_PORT := 9090
 
 .PHONY: help
 help: ## What can be done
@@ -81,4 +81,4 @@ lock: .venv/installed ## Pin the newest allowed versions of every dependency, wi
 
 .PHONY: clean
 clean: ## Remove what the other targets made, but for .venv
-	rm -rf build dist $(MODELS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist $(MODELS)/{digits,burn,built} .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -117,6 +117,9 @@ class UnsupportedMediaType(CallError):
 class HandlerFailed(CallError):
     """The model or the user's handler raised; the log has the trace, the caller does not."""
 
+    def __init__(self, message: str = "the model failed; the log of the service has the reason") -> None:
+        super().__init__(message)
+
 
 class Busy(CallError):
     """The only worker computes for another caller; this call was turned away and never ran."""

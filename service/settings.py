@@ -28,6 +28,11 @@ class Rule:
     parse: Parser
 
 
+NAME_PATTERN = r"(?=[^:=]*[^.:=])[\w.-]{1,128}"
+LONGEST_FOLDER = 90
+"""Bytes: the kernel allows 107 for a unix socket's path, its name included."""
+
+
 def setting(key: str, default: str, rule: Rule) -> Any:
     """Declare a field that is read from the environment's ``key``."""
     return field(metadata={"key": key, "default": default, "rule": rule})
@@ -54,11 +59,17 @@ def _one_of(*choices: str) -> Rule:
 def _labels(text: str) -> dict[str, dict[str, int]]:
     labels: dict[str, dict[str, int]] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"([^:=]+):([^:=]+)=(\d+)", entry)
-        if not match:
+        match = re.fullmatch(rf"({NAME_PATTERN}):({NAME_PATTERN})=(\d+)", entry)
+        if not match or match[2] in labels.get(match[1], {}):
             raise ValueError
         labels.setdefault(match[1], {})[match[2]] = int(match[3])
     return labels
+
+
+def _socket_folder(text: str) -> Path:
+    if len(os.fsencode(text)) > LONGEST_FOLDER:
+        raise ValueError
+    return Path(text)
 
 
 WEEK_SECONDS = 7 * 24 * 3600
@@ -66,11 +77,13 @@ SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", _checked(float, 
 PORT = _within(1, 65535)
 HANDLER = Rule("empty, or `module:Class`", _checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
 NAME = Rule(
-    "1 to 128 letters, digits, `.`, `_` or `-`", _checked(str, lambda text: re.fullmatch(r"[\w.-]{1,128}", text) is not None)
+    "1 to 128 letters, digits, `.`, `_` or `-`, not all of them dots",
+    _checked(str, lambda text: re.fullmatch(NAME_PATTERN, text) is not None),
 )
-LABELS = Rule("empty, or `MODEL:LABEL=VERSION` entries with commas between them", _labels)
+LABELS = Rule("empty, or `MODEL:LABEL=VERSION` entries with commas between them, each label of a model once", _labels)
 TEXT = Rule("any text", str)
 PATH = Rule("a path", Path)
+SOCKET_FOLDER = Rule(f"a path of at most {LONGEST_FOLDER} bytes", _socket_folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +110,16 @@ class ServerSettings:
     """Calls."""
     exporter_port: int = setting("PERCORE_EXPORTER_PORT", "9090", PORT)
     """Probes, metrics and everything that is read only: answered while every worker computes."""
-    run_dir: Path = setting("PERCORE_RUN_DIR", "/tmp/percore", PATH)  # noqa: S108 - its owner is checked
-    """Folder for the workers' unix socket and the locks of cores. Two services on one machine need two."""
+    run_dir: Path = setting("PERCORE_RUN_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
+    """Folder for the workers' unix socket and the locks of cores. Two services on one machine need one each, and cores of their
+    own (`taskset`): neither sees the other's locks."""
     log_level: str = setting("PERCORE_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
     """The least severe line that is logged. Lines are JSON, on standard error; the line of each call is `info`."""
+
+    @property
+    def reports(self) -> Path:
+        """The unix socket by which workers report to the exporter."""
+        return self.run_dir / "exporter.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +139,7 @@ class LimitSettings:
     body: float = setting("PERCORE_BODY_LIMIT", "60", SECONDS)
     """Receiving a request, and likewise sending its answer. A slower client gets 408, or loses the connection."""
     wait: float = setting("PERCORE_WAIT_LIMIT", "7200", SECONDS)
-    """Waiting for a free worker. A call that waited longer gets 503 and never runs."""
+    """Waiting for a free worker, since the request's last byte. A call that waited longer gets 503 and never runs."""
     run: float = setting("PERCORE_RUN_LIMIT", "3600", SECONDS)
     """Computing one call. A call that computes longer gets 504, and its worker is replaced."""
     drain: float = setting("PERCORE_DRAIN_LIMIT", "3600", SECONDS)

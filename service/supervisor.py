@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -20,23 +21,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service import cores, logs
+from service import cores, logs, rundir
 from service.errors import START_FAILED, NotReady, StartError
 from service.orphans import die_with_parent
 from service.settings import Settings
+from service.worker.boots import restart_delay
 
 log = logging.getLogger("percore.supervisor")
 
-FINAL = frozenset({3, 4, START_FAILED})
-"""Exit statuses that a restart would only repeat; 3 and 4 are the arbiter's for a worker that cannot load."""
 QUICK_SECONDS = 10.0
-LONGEST_DELAY_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
-
-
-def restart_delay(failures: int) -> float:
-    """Return seconds to wait before a restart, after so many quick failures in a row."""
-    return min(0.1 * 2.0**failures, LONGEST_DELAY_SECONDS) if failures else 0.0
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -57,9 +51,10 @@ def listen(settings: Settings) -> socket.socket:
 
 def own_run_dir(folder: Path) -> int:
     """Make the run folder this service's own and return the lock that says so, held until the process ends."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid():
-        raise StartError(f"PERCORE_RUN_DIR={str(folder)!r}: must belong to the user that runs the service")
+    rundir.make(folder)
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise StartError(f"PERCORE_RUN_DIR={str(folder)!r}: must belong to the user that runs the service, and to nobody else")
     lock = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,6 +71,7 @@ class Child:
     arguments: tuple[str, ...]
     pass_fds: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
     failures: int = 0
     started: float = 0.0
     due: float = field(default=0.0)
@@ -83,6 +79,7 @@ class Child:
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C is the supervisor's to handle."""
         parent = os.getpid()
+        self.starts += 1
         self.process = subprocess.Popen(  # noqa: S603 - our own code, with our own arguments
             (sys.executable, "-m", "service", *self.arguments),
             pass_fds=self.pass_fds,
@@ -104,7 +101,7 @@ class Child:
             return False
 
     def look(self, now: float) -> int | None:
-        """Restart it if it died and the time for that has come; return its exit status if a restart would not help."""
+        """Restart it if it died and the time for that has come; return its exit status if it cannot start at all."""
         if self.process is None:
             if now >= self.due:
                 self.start()
@@ -112,7 +109,7 @@ class Child:
         status = self.process.poll()
         if status is None:
             return None
-        if status in FINAL:
+        if status == START_FAILED and self.starts == 1:
             return status
         self.failures = self.failures + 1 if now - self.started < QUICK_SECONDS else 0
         self.due, self.process = now + restart_delay(self.failures), None
@@ -153,6 +150,8 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Let running calls finish, tell waiting ones to come again, then end everything."""
+        from service.worker import answer  # noqa: PLC0415 - Gunicorn's modules, needed only now
+
         drain = self._settings.limits.drain
         log.info("stopping: running calls have %g s to finish; a second signal ends them", drain)
         self._arbiter.tell(signal.SIGTERM)
@@ -163,16 +162,20 @@ class Supervisor:
                 self._arbiter.tell(signal.SIGQUIT)
         self._arbiter.tell(signal.SIGKILL)
         self._exporter.tell(signal.SIGTERM)
+        answer.wait_for_helpers(GOODBYE_SECONDS)
         if not self._exporter.wait(GOODBYE_SECONDS):
             self._exporter.tell(signal.SIGKILL)
 
     def _refuse_waiting(self) -> None:
-        from service.worker.answer import turn_away  # noqa: PLC0415 - Gunicorn's modules, needed only now
+        from service.worker import answer  # noqa: PLC0415 - as above
 
-        self._listener.setblocking(True)
+        # Polled, and left non-blocking: the flag is shared with the workers, who must not block in accept.
+        waiting = select.poll()
+        waiting.register(self._listener, select.POLLIN)
         while True:
+            waiting.poll()
             with contextlib.suppress(OSError):
-                turn_away(self._listener.accept()[0], NotReady("the service is stopping"))
+                answer.turn_away(self._listener.accept()[0], NotReady("the service is stopping"))
 
 
 def run(settings: Settings) -> int:

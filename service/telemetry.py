@@ -1,7 +1,8 @@
 """Every metric of the inference service: its name, its unit, its labels, and who looks at it.
 
 ``docs/metrics.md`` is generated from this file. The metrics live in the exporter alone; workers only report events. The
-``model`` label holds names that are served and is empty otherwise; ``code`` is a status, ``abandoned`` or ``lost``.
+``model`` label holds names that are served and is empty otherwise; ``code`` is a status, or ``abandoned``
+(the client left before its answer), ``undelivered`` (it did not read it) or ``lost`` (the worker died).
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class Telemetry:
             "percore_call_duration_seconds", "Run time of a call.", ["model"], buckets=DURATION_BUCKETS, registry=to
         )
         self.wait = Histogram(
-            "percore_call_wait_seconds", "Time a call waited for a worker.", buckets=DURATION_BUCKETS, registry=to
+            "percore_call_wait_seconds",
+            "Time a call waited, since its last byte.",
+            buckets=DURATION_BUCKETS,
+            registry=to,
         )
         self.workers = Gauge("percore_workers", "Workers, by what they do.", ["state"], registry=to)
         self.restarts = Counter("percore_worker_restarts", "Workers that ended and were replaced.", ["reason"], registry=to)

@@ -32,7 +32,6 @@ Chunk = bytes | memoryview
 """One piece of an answer's body; a memoryview is one-dimensional, of bytes, so that ``len`` is its size."""
 
 JSON = "application/json"
-FAILED = "the model failed; the log of the service has the reason"
 _LOG = logging.getLogger("percore.api")
 _BY_STATUS: Mapping[int, type[CallError]] = {
     each.status: each for each in (BadRequest, NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType)
@@ -72,7 +71,7 @@ def error_answer(error: CallError) -> Answer:
 def failed(error: BaseException) -> HandlerFailed:
     """Log why the model failed, once, and return what the caller is told instead."""
     _LOG.error("%s %s: the model failed", request.method, request.path, exc_info=error)
-    return HandlerFailed(FAILED)
+    return HandlerFailed()
 
 
 def _on_failure(error: Exception) -> Answer:

@@ -15,7 +15,6 @@ import orjson
 from service.exporter.workers import Workers
 
 log = logging.getLogger("percore.exporter")
-SOCKET_NAME = "exporter.sock"
 LARGEST_LINE = 1 << 24
 
 
@@ -28,10 +27,10 @@ class _Connection:
 class Inbox:
     """Listens for workers and hands their events to ``Workers``."""
 
-    def __init__(self, run_dir: Path, workers: Workers) -> None:
+    def __init__(self, path: Path, workers: Workers) -> None:
         self._workers = workers
         self._selector = selectors.DefaultSelector()
-        self._listener = self._bind(run_dir / SOCKET_NAME)
+        self._listener = self._bind(path)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
 
     @staticmethod

@@ -10,7 +10,7 @@ from types import FrameType
 from prometheus_client import disable_created_metrics
 from waitress.server import create_server
 
-from service import logs
+from service import logs, rundir
 from service.errors import StartError
 from service.exporter.app import create_app
 from service.exporter.inbox import Inbox
@@ -20,6 +20,8 @@ from service.telemetry import Telemetry
 
 log = logging.getLogger("percore.exporter")
 HTTP_THREADS = 4
+BOUNDS = {"connection_limit": 1000, "channel_timeout": 10, "max_request_body_size": 65536, "ident": "percore"}
+"""Idle clients must not keep probes out, and nothing here takes a body."""
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -30,7 +32,7 @@ def serve(settings: Settings) -> None:
     """Serve until told to stop."""
     logs.configure(settings.server.log_level)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    settings.server.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    rundir.make(settings.server.run_dir)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
     telemetry = Telemetry()
     workers = Workers(telemetry)
@@ -38,10 +40,10 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, _stop)
     host, exporter_port = settings.server.host, settings.server.exporter_port
     try:
-        server = create_server(app, host=host, port=exporter_port, threads=HTTP_THREADS, ident="percore")
+        server = create_server(app, host=host, port=exporter_port, threads=HTTP_THREADS, **BOUNDS)
     except OSError as error:
         where = f"PERCORE_HOST={host!r} PERCORE_EXPORTER_PORT={exporter_port}"
         raise StartError(f"{where}: cannot listen there: {error.strerror}") from error
-    Inbox(settings.server.run_dir, workers).start()
+    Inbox(settings.server.reports, workers).start()
     log.info("exporter listens on %s:%d", host, exporter_port)
     server.run()

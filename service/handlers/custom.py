@@ -62,11 +62,11 @@ def _constructed(target: str) -> Handler:
     found = _class(target)
     try:
         handler: Handler = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"handler {target}: its constructor raised {_told(error)}") from error
     try:
         handler.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"handler {target}: load() raised {_told(error)}") from error
     return handler
 
@@ -92,11 +92,11 @@ def _module(target: str, module: str) -> Any:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise LoadError(f"handler {target}: there is no module {error.name!r} in {here} or installed") from error
         raise LoadError(f"handler {target}: module {module!r} imports {error.name!r}, which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"handler {target}: importing module {module!r} raised {_told(error)}") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 

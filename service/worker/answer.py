@@ -8,6 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from fcntl import ioctl
+from http import HTTPStatus
+from termios import FIONREAD
 from typing import Any
 
 import orjson
@@ -18,14 +21,7 @@ from service.worker.receive import Buffer
 
 LINGER_SECONDS = 2.0
 MOST_HELPERS = 64
-REASONS = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-}
+MOST_PIECES = 64
 _helpers: list[threading.Thread] = []
 
 
@@ -42,19 +38,30 @@ def error_answer(error: CallError, headers: Iterable[tuple[str, str]] = ()) -> l
     fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
     if error.retry_after is not None:
         fields.append(("Retry-After", str(error.retry_after)))
-    return [head_of(f"{error.status} {REASONS.get(error.status, 'Error')}", fields) + body]
+    return [head_of(f"{error.status} {HTTPStatus(error.status).phrase}", fields) + body]
+
+
+class Undelivered(OSError):
+    """The client took too long to read its answer, or has gone; ``sent`` bytes of it went out."""
+
+    def __init__(self, sent: int) -> None:
+        super().__init__("the answer was not read")
+        self.sent = sent
 
 
 def send(client: socket.socket, chunks: Sequence[Buffer], seconds: float) -> int:
     """Send ``chunks`` with as few copies and packets as can be; return how many bytes went out.
 
-    A client that takes longer than ``seconds`` for it, or that has gone, gets no more: raises OSError.
+    Raises Undelivered where the client takes longer than ``seconds`` for it, or has gone.
     """
     views = [memoryview(chunk).cast("B") for chunk in chunks if len(chunk)]
     ends, sent = time.monotonic() + seconds, 0
     client.settimeout(seconds)
     while views:
-        count = client.sendmsg(views[:64])
+        try:
+            count = client.sendmsg(views[:MOST_PIECES])
+        except OSError as error:
+            raise Undelivered(sent) from error
         sent += count
         while views and count >= len(views[0]):
             count -= len(views.pop(0))
@@ -64,13 +71,19 @@ def send(client: socket.socket, chunks: Sequence[Buffer], seconds: float) -> int
     return sent
 
 
+def _has_unread(client: socket.socket) -> bool:
+    count = bytearray(4)
+    ioctl(client, FIONREAD, count)
+    return any(count)
+
+
 def close(client: socket.socket, *, unread: bool) -> None:
     """Close a connection that was answered.
 
-    Where a part of the request is ``unread``, closing at once would reset the connection and lose the answer on its way. So
-    a helper thread takes in what still comes, for two seconds at most; the worker does not wait for it.
+    Where something of the client's is ``unread``, closing at once would reset the connection and lose the answer on its way.
+    So a helper thread takes in what still comes, for two seconds at most; the worker does not wait for it.
     """
-    if not unread:
+    if not unread and not _has_unread(client):
         client.close()
         return
     _in_helper(_linger, client)
@@ -99,6 +112,15 @@ def wait_for_helpers(seconds: float) -> None:
     ends = time.monotonic() + seconds
     for thread in _helpers:
         thread.join(max(0.0, ends - time.monotonic()))
+
+
+def drain(client: socket.socket) -> None:
+    """Take in what is there, without waiting: the process is about to end and must not reset the connection by that."""
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_WR)
+        client.setblocking(False)
+        while client.recv(65536):
+            pass
 
 
 def _linger(client: socket.socket) -> None:

@@ -7,13 +7,19 @@ A call costs the guardian nothing: the main thread only sets an attribute.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+log = logging.getLogger("percore.worker")
+
 TICK_SECONDS = 0.1
+GUARDIAN_FAILED = 70
+"""Exit status: EX_SOFTWARE of sysexits.h."""
 
 
 @dataclass(slots=True)
@@ -72,5 +78,16 @@ class Guardian:
     def _run(self) -> None:
         while True:
             time.sleep(TICK_SECONDS)
+            self.turn()
+
+    def turn(self) -> None:
+        """Look, and do what else is due. A guardian that has failed must not be missed unseen: the process ends with it."""
+        try:
             self.look()
+        except BaseException:
+            log.exception("the guardian failed; the worker ends, for nobody would watch its calls")
+            os._exit(GUARDIAN_FAILED)
+        try:
             self._on_tick()
+        except Exception:
+            log.exception("a report to the exporter failed")

@@ -14,7 +14,7 @@ from typing import Any
 
 from gunicorn.http import wsgi
 
-from service.api.facts import CallFacts
+from service.api.facts import ENVIRON_KEY, CallFacts
 from service.errors import CallError, HandlerFailed, RunTimeout, WaitTimeout
 from service.logs import write_call
 from service.settings import LimitSettings
@@ -25,7 +25,7 @@ from service.worker.report import Reporter
 log = logging.getLogger("percore.worker")
 
 ABANDONED = "abandoned"
-FAILED = "the call failed; the log of the service has the reason"
+UNDELIVERED = "undelivered"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[receive.Buffer]]
 
@@ -87,7 +87,7 @@ class Exchange:
             return
         except Exception:  # a fault of ours must not end the worker
             log.exception("a call could not be served")
-            chunks = self._refusal(HandlerFailed(FAILED))
+            chunks = self._refusal(HandlerFailed())
         self._answer(chunks, unread=unread)
 
     def _begin(self, head: receive.Head) -> None:
@@ -108,7 +108,8 @@ class Exchange:
     def _compute(self, head: receive.Head, body: receive.Buffer) -> list[receive.Buffer]:
         _, environ = wsgi.create(head, self._client, self._address, self._around.server, self._around.config)
         environ["wsgi.input"] = receive.WholeBody(body)
-        environ["percore.call"] = self._facts
+        environ[ENVIRON_KEY] = self._facts
+        environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
         began = time.perf_counter()
         self._around.guardian.arm(
             Watch(
@@ -123,8 +124,8 @@ class Exchange:
         except BaseException as error:  # also SystemExit, which a model must not end its worker with
             if self._around.timed_out():
                 raise self._run_timeout() from error
-            log.exception("the model tried to end its worker")
-            raise HandlerFailed(FAILED) from error
+            log.exception("the model raised %s, which ends a process", type(error).__name__)
+            raise HandlerFailed() from error
         finally:
             self._around.guardian.disarm()
             self._run = time.perf_counter() - began
@@ -146,8 +147,10 @@ class Exchange:
     def _answer(self, chunks: list[receive.Buffer], *, unread: bool) -> None:
         try:
             sent = answer.send(self._client, chunks, self._around.limits.body)
-        except OSError:
-            sent = 0
+        except answer.Undelivered as error:
+            self._client.close()
+            self._end(UNDELIVERED, error.sent)
+            return
         answer.close(self._client, unread=unread)
         self._end(self._status.split(" ", 1)[0], sent)
 
@@ -187,11 +190,13 @@ class Exchange:
 
     def _expired(self) -> None:
         self._run = self._around.limits.run
+        code = "504"
         try:
             sent = answer.send(self._client, self._refusal(self._run_timeout()), seconds=1.0)
-        except OSError:
-            sent = 0
-        self._end_process("504", sent, reason="run-timeout")
+            answer.drain(self._client)
+        except answer.Undelivered as error:
+            code, sent = UNDELIVERED, error.sent
+        self._end_process(code, sent, reason="run-timeout")
 
     def _end_process(self, code: str, sent: int, reason: str) -> None:
         """End the worker from the guardian's thread: nothing else can stop TensorFlow; the arbiter starts another."""

@@ -17,6 +17,7 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, NoMoreDa
 from service.errors import BadRequest, BodyTimeout, BodyTooLarge
 
 READ_STEP = 1 << 20
+HEAD_SECONDS = 5.0
 Buffer = bytes | bytearray | memoryview
 Address = tuple[Any, ...]
 
@@ -33,26 +34,43 @@ class Head(Protocol):
 
 
 class Deadline:
-    """A socket whose every read and write ends by one moment, however little each of them moves."""
+    """A socket whose every read ends by one moment, however little each of them moves.
+
+    The head has a moment of its own, as it is small and sent at once by every client that means well.
+    """
 
     def __init__(self, client: socket.socket, seconds: float) -> None:
         self._client = client
-        self._ends = time.monotonic() + seconds
-        self._seconds = seconds
+        self._began = time.monotonic()
+        self._whole = seconds
+        self._seconds = min(seconds, HEAD_SECONDS)
+        self._is_first = True
+
+    def head_is_read(self) -> None:
+        """From now on the body's moment counts."""
+        self._seconds = self._whole
 
     def _before(self) -> None:
-        left = self._ends - time.monotonic()
+        left = self._began + self._seconds - time.monotonic()
         if left <= 0:
-            raise BodyTimeout(f"the request was not complete within {self._seconds:g} s")
+            raise self._timeout()
         self._client.settimeout(left)
 
+    def _timeout(self) -> BodyTimeout:
+        what = "request" if self._seconds == self._whole else "head of the request"
+        return BodyTimeout(f"the {what} was not complete within {self._seconds:g} s")
+
     def recv(self, size: int) -> bytes:
-        """Receive up to ``size`` bytes; raise BodyTimeout when the moment has come."""
+        """Receive up to ``size`` bytes; raise BodyTimeout when the moment has come, BadRequest for what cannot be HTTP."""
         self._before()
         try:
-            return self._client.recv(size)
+            data = self._client.recv(size)
         except TimeoutError:
-            raise BodyTimeout(f"the request was not complete within {self._seconds:g} s") from None
+            raise self._timeout() from None
+        if self._is_first and data[:1] and not data[:1].isalpha() and data[:1] != b"\r":
+            raise BadRequest(f"expected HTTP, got the byte {data[0]:#04x} first; there is no TLS on this port")
+        self._is_first = False
+        return data
 
     def recv_into(self, view: memoryview) -> int:
         """Receive into ``view``; raise BodyTimeout when the moment has come."""
@@ -60,7 +78,7 @@ class Deadline:
         try:
             return self._client.recv_into(view)
         except TimeoutError:
-            raise BodyTimeout(f"the request was not complete within {self._seconds:g} s") from None
+            raise self._timeout() from None
 
 
 class WholeBody:
@@ -84,19 +102,24 @@ def read_head(config: Any, source: Deadline, address: Address) -> Head | None:
     Raises BadRequest for what is not HTTP, BodyTimeout for a slow client, OSError for one that reset the connection.
     """
     try:
-        return cast("Head", next(http.get_parser(config, source, address)))
+        head = cast("Head", next(http.get_parser(config, source, address)))
     except (StopIteration, NoMoreData):
         return None
     except (LimitRequestLine, LimitRequestHeaders) as error:
-        raise BadRequest(f"request line and headers must be at most 8190 bytes each: {error}") from None
+        raise BadRequest(f"the request line or the headers are over their limits: {error}") from None
     except ParseException as error:
         raise BadRequest(f"not a well-formed HTTP/1.1 request: {error}") from None
+    source.head_is_read()
+    return head
 
 
 def read_body(head: Head, client: socket.socket, source: Deadline, largest: int) -> Buffer:
-    """Receive the whole body; raise BodyTooLarge over ``largest`` bytes, BadRequest where it ends early."""
+    """Receive the whole body, read-only; raise BodyTooLarge over ``largest`` bytes, BadRequest where it ends early."""
     reader = head.body.reader
     if not isinstance(reader, LengthReader):
+        codings = ", ".join(value for name, value in head.headers if name == "TRANSFER-ENCODING").lower()
+        if codings != "chunked":
+            raise BadRequest(f"Transfer-Encoding: expected chunked, got {codings!r}; send the body as it is")
         _continue(head, client)
         return _read_chunked(head, largest)
     if reader.length > largest:
@@ -126,7 +149,7 @@ def _read_sized(reader: LengthReader, source: Deadline) -> Buffer:
         if not count:
             raise BadRequest(f"the body ended after {received} of {length} bytes")
         received += count
-    return body
+    return view.toreadonly()
 
 
 def _read_chunked(head: Head, largest: int) -> Buffer:
@@ -138,4 +161,4 @@ def _read_chunked(head: Head, largest: int) -> Buffer:
                 raise BodyTooLarge(f"the body must be at most {largest} bytes, and more than that came in chunks")
     except (ParseException, NoMoreData) as error:
         raise BadRequest(f"the chunked body is malformed or ends early: {error}") from None
-    return body
+    return memoryview(body).toreadonly()

@@ -16,18 +16,18 @@ import orjson
 
 from service.worker.abandoned import peer_is_gone
 
-SOCKET_NAME = "exporter.sock"
 MOST_UNSENT_BYTES = 1 << 20
 
 
 class Reporter:
     """The worker's end of the socket; safe to use from the main thread and from the guardian."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._path = str(run_dir / SOCKET_NAME)
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
         self._lock = threading.RLock()  # a signal handler may report while the main thread does
         self._socket: socket.socket | None = None
         self._unsent = bytearray()
+        self._restate = False
         self._hello: dict[str, Any] = {"event": "hello", "worker": os.getpid()}
         self._started: dict[str, Any] | None = None
 
@@ -72,17 +72,22 @@ class Reporter:
             connection.close()
             return
         self._socket = connection
-        self._unsent.clear()
-        for event in (self._hello, self._started):
-            if event is not None:
-                self._unsent += orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+        self._unsent = self._state()
+
+    def _state(self) -> bytearray:
+        events = [self._hello] if self._started is None else [self._hello, self._started]
+        return bytearray(b"".join(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE) for event in events))
 
     def _send(self, event: dict[str, Any]) -> None:
         line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
         with self._lock:
-            if self._socket is not None and len(self._unsent) < MOST_UNSENT_BYTES:
+            if self._socket is None:
+                return
+            if len(self._unsent) < MOST_UNSENT_BYTES:
                 self._unsent += line
-                self._flush()
+            else:  # an exporter that stands still: it will be told the state anew, once it moves
+                self._restate = True
+            self._flush()
 
     def _flush(self) -> None:
         """Send what the socket takes; forget the connection where the exporter has gone."""
@@ -94,6 +99,10 @@ class Reporter:
             return
         except OSError:
             self._drop()
+            return
+        if self._restate and not self._unsent:
+            self._restate = False
+            self._unsent = self._state()
 
     def _drop(self) -> None:
         if self._socket is not None:

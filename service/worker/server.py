@@ -5,16 +5,23 @@ It never imports Flask, numpy or TensorFlow: its workers do, each for itself, af
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
-from service import cores, logs
+from service import cores, logs, rundir
+from service.errors import START_FAILED
 from service.settings import LimitSettings, Settings
+from service.worker.boots import Boots
 from service.worker.shared import SharedWorker
 from service.worker.slot import SlotWorker, close_slot
 
@@ -58,14 +65,49 @@ def options(settings: Settings, workers: int, fd: int | None) -> dict[str, Any]:
         chosen["worker_tmp_dir"] = str(SHARED_MEMORY)  # heartbeats must not wait for a disk
     if fd is None:
         # Nothing may enter before a model is loaded, nor while nobody is there to serve it.
-        chosen["when_ready"] = _close_slots
-        chosen["child_exit"] = lambda arbiter, _worker: _close_slots(arbiter)
+        chosen["when_ready"] = _close_listeners
     return chosen
 
 
-def _close_slots(arbiter: Any) -> None:
+def _close_listeners(arbiter: Arbiter) -> None:
+    """Close them for every process that has them, which ``close`` does not."""
     for listener in arbiter.LISTENERS:
         close_slot(listener.sock)
+
+
+class CallArbiter(Arbiter):  # type: ignore[misc]
+    """Gunicorn's arbiter, with other reasons to stop.
+
+    There it stops whenever a worker ends with status 3 or 4; a handler that calls ``exit(3)`` must not end the service.
+    """
+
+    WORKER_BOOT_ERROR = APP_LOAD_ERROR = START_FAILED
+
+    def __init__(self, app: Server) -> None:
+        super().__init__(app)
+        self._parent = os.getppid()
+
+    def reap_workers(self) -> None:
+        """Take note of workers that ended; stop only for one that could not load before any ever had."""
+        before = set(self.WORKERS)
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self.app.boots.ever_ready:
+                raise
+        ended = before - set(self.WORKERS)
+        for group in ended:
+            # What a handler started would go on computing on the core that the next worker takes.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        if ended and self.app.fd is None:
+            _close_listeners(self)
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop; where the supervisor died there is nobody left to hold the port, so give it up at once."""
+        if os.getppid() != self._parent:
+            _close_listeners(self)
+        super().stop(graceful)
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -77,6 +119,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         usable = cores.usable_cores()
         groups = cores.deal(usable, settings.cores.per_call)
         self.groups = groups if fd is not None else groups[:1]
+        self.boots = Boots(len(self.groups))
         super().__init__()
 
     def load_config(self) -> None:
@@ -84,9 +127,13 @@ class Server(BaseApplication):  # type: ignore[misc]
         for name, value in options(self.settings, len(self.groups), self.fd).items():
             self.cfg.set(name, value)
 
+    def run(self) -> None:
+        """Run the arbiter."""
+        CallArbiter(self).run()
+
 
 def serve(settings: Settings, fd: int | None = None) -> None:
     """Run the arbiter until it is told to stop; never returns."""
     logs.configure(settings.server.log_level)
-    settings.server.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    rundir.make(settings.server.run_dir)
     Server(settings, fd).run()

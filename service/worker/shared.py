@@ -6,8 +6,10 @@ when that worker is free.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
+from typing import Any
 
 from service.worker.base import CallWorker
 
@@ -29,6 +31,15 @@ class SharedWorker(CallWorker):
     """Takes the call that has waited longest, whenever it is free."""
 
     pins = True
+
+    def handle(self, listener: Any, client: socket.socket, address: Any) -> None:
+        """Drop a connection that has said nothing all the time that the kernel held it back; serve any other."""
+        arrived = select.poll()
+        arrived.register(client, select.POLLIN)
+        if arrived.poll(0):
+            super().handle(listener, client, address)
+        else:
+            client.close()
 
     def waited(self, client: socket.socket) -> float | None:
         """Return the time in the accept queue."""

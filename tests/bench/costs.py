@@ -32,7 +32,7 @@ from service.catalog import Catalog
 from service.handlers import custom
 from service.worker import abandoned, answer, exchange, receive, shared
 from service.worker.clocks import Guardian
-from service.worker.report import SOCKET_NAME, Reporter
+from service.worker.report import Reporter
 from tests.bench import client
 from tests.bench.machine import pinned
 from tests.service.harness import ROOT
@@ -80,7 +80,7 @@ def measure(core: int) -> Costs:
 def _exporter(folder: Path) -> Iterator[None]:
     """Stand in for the exporter: another process that reads what the worker reports and does nothing with it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(folder / SOCKET_NAME))
+    listener.bind(str(folder / "exporter.sock"))
     listener.listen()
     if os.fork() == 0:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))  # it has CPU of its own
@@ -183,7 +183,7 @@ def _place(path: str, line: int, name: str) -> str:
 def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server((client.HOST, 0)) as listener, _exporter(Path(folder)):
-        reporter = Reporter(Path(folder))
+        reporter = Reporter(Path(folder) / "exporter.sock")
         reporter.tend()
         around = _surroundings(reporter, listener)
         _serve(around, listener, CALLS // 10)

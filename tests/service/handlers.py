@@ -1,6 +1,12 @@
 """Handlers that the tests of the service load."""
 
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -39,3 +45,40 @@ class Span:
         while ended < began + 0.005:
             ended = time.monotonic()
         return {"began": np.array(began), "ended": np.array(ended)}
+
+
+class LoadsAsLongAsItMay:
+    """Fails to load once the file ``forbidden`` is in the run folder."""
+
+    def load(self) -> None:
+        if (Path(os.environ["PERCORE_RUN_DIR"]) / "forbidden").exists():
+            raise RuntimeError("forbidden")
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        return inputs
+
+
+class StartsProcesses:
+    """Forks one process and starts another, which both outlive the call."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        forked.start()
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]):
+            time.sleep(60)
+        return inputs
+
+
+class LeavesThreads:
+    """Starts a thread that goes on after the call, and prints."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        print("half a line", end="")
+        return inputs

@@ -1,5 +1,8 @@
 """Load, body, wait, run and drain: each phase of a call has its own clock."""
 
+import datetime
+import json
+import os
 import signal
 import socket
 import threading
@@ -57,9 +60,11 @@ def test_a_client_that_trickles_gets_408_and_holds_no_worker_past_the_body_limit
         assert service.call(sleep=0).status_code == 200
 
 
-def test_clients_that_connect_and_say_nothing_hold_no_worker() -> None:
-    with Service(handler=FAULTY, body_limit=30).ready() as service:
+@pytest.mark.parametrize("body_limit", [1, 30])
+def test_clients_that_connect_and_say_nothing_hold_no_worker(body_limit: int) -> None:
+    with Service(handler=FAULTY, body_limit=body_limit).ready() as service:
         silent = [service.connect() for _ in range(20)]
+        time.sleep(3.5)  # with the shorter limit the kernel gives up holding them back
         began = time.monotonic()
         assert service.call(sleep=0, timeout=10).status_code == 200
         assert time.monotonic() - began < 5
@@ -138,6 +143,73 @@ def test_on_sigterm_the_running_call_finishes_the_waiting_one_is_told_and_the_ex
         assert service.processes[0].wait(10) == 0
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", service.port), timeout=1)
+
+
+def test_on_sigterm_a_call_over_the_drain_limit_is_killed() -> None:
+    with Service(handler=FAULTY, drain_limit=1).ready(workers=2) as service:
+        running = service.ask(sleep=60)
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.processes[0].send_signal(signal.SIGTERM)
+        assert service.processes[0].wait(10) == 0
+        with running:
+            assert running.recv(1) == b""
+
+
+def test_an_answered_call_is_watched_no_more() -> None:
+    with Service(handler=FAULTY, run_limit=1).ready(workers=2) as service:
+        before = service.workers
+        for _ in range(4):
+            assert service.call(sleep=0.2).status_code == 200
+        time.sleep(1.5)
+        assert service.workers == before
+        assert service.metric("percore_worker_restarts_total") == 0
+
+
+def test_the_backstop_behind_the_guardian_answers_504_too() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        running = service.ask(burn=60)
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        for pid in service.workers:
+            os.kill(pid, signal.SIGABRT)  # as the arbiter does to a worker that has not been heard of for too long
+        assert answer_of(running)[0] == 504
+        service.ready(workers=2)
+
+
+def test_calls_are_served_in_the_order_in_which_they_came() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        running = [service.ask(sleep=1) for _ in range(2)]
+        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
+        waiting = []
+        for number in range(12):
+            connection = service.connect()
+            connection.sendall(
+                service.raw(b'{"inputs": {"sleep": 0.1}}', "/v1/models/default:predict", f"X-Request-ID: {number}")
+            )
+            waiting.append(connection)
+            time.sleep(0.02)
+        for connection in [*running, *waiting]:
+            assert answer_of(connection)[0] == 200
+        lines = [line for line in service.log("call") if len(line["request_id"]) < 3]
+        began = {_seconds(line["time"]) - line["run_seconds"]: int(line["request_id"]) for line in lines}
+        served = [began[moment] for moment in sorted(began)]
+        # Two workers take them, so neighbours may begin in either order.
+        assert sorted(served) == list(range(12))
+        assert all(abs(place - number) <= 1 for place, number in enumerate(served)), served
+
+
+def _seconds(text: str) -> float:
+    return datetime.datetime.fromisoformat(text).timestamp()
+
+
+def test_every_line_of_the_log_is_json() -> None:
+    with Service(handler=FAULTY, log_level="debug", run_limit=1).ready(workers=2) as service:
+        service.call(fail="once")
+        service.call(sleep=5)
+        service.get("/nowhere")
+        service.processes[0].send_signal(signal.SIGTERM)
+        assert service.processes[0].wait(10) == 0
+        for line in service.log_path.read_text().splitlines():
+            assert {"time", "level", "logger", "message", "pid"} <= set(json.loads(line)), line
 
 
 def test_a_second_signal_does_not_wait_for_running_calls() -> None:

@@ -1,10 +1,15 @@
 """The exporter beside workers that compute."""
 
+import os
+import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.service.harness import FAULTY, Service, eventually
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def test_every_read_only_route_answers_while_every_worker_computes() -> None:
@@ -31,6 +36,22 @@ def test_every_read_only_route_answers_while_every_worker_computes() -> None:
         # 50 ms is the goal, and `make bench` measures it; here a shared machine gets ten times that before it is a fault.
         assert max(slowest.values()) < 0.5, slowest
         for connection in running:
+            connection.close()
+
+
+def test_all_that_is_not_a_worker_takes_less_than_100_mb() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        service.get("/metrics")
+        processes = [service.processes[0].pid, service.arbiter, *service.pids("exporter")]
+        resident = [int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) * PAGE for pid in processes]
+        assert sum(resident) < 100_000_000, resident
+
+
+def test_idle_connections_do_not_keep_probes_out() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        idle = [socket.create_connection(("127.0.0.1", service.exporter_port)) for _ in range(200)]
+        assert service.get("/livez").status_code == 200
+        for connection in idle:
             connection.close()
 
 

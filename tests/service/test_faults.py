@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually
+from tests.service.harness import FAULTY, Service, answer_of, eventually, processes_in
 
 
 def busy(service: Service, calls: int) -> None:
@@ -84,6 +84,7 @@ def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_running_call_i
         busy(service, 1)
         service.processes[0].kill()
         service.processes[0].wait(5)
+        eventually(lambda: _is_refused(service.port))
         assert answer_of(connection)[0] == 200
         eventually(lambda: not service.pids(""))
         socket.create_server(("127.0.0.1", service.port)).close()
@@ -93,13 +94,79 @@ def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_running_call_i
         assert service.call(sleep=0).status_code == 200
 
 
+def _is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        with service.ask(exit=1) as connection:
-            assert connection.recv(100) == b""
+        arbiter = service.arbiter
+        codes = (0, 1, 3, 4, 78, 255)
+        for code in codes:
+            before = service.workers
+            with service.ask(exit=code) as connection:
+                assert connection.recv(100) == b""
+            eventually(lambda before=before: service.workers != before)  # type: ignore[misc]
+            service.ready(workers=2)
+        assert service.arbiter == arbiter
+        assert service.metric("percore_calls_total", code="lost") == len(codes)
+
+
+def test_a_load_that_fails_once_something_was_served_is_tried_again_and_ends_nothing() -> None:
+    with Service(handler="tests.service.handlers:LoadsAsLongAsItMay").ready(workers=2) as service:
+        forbidden = Path(service.environ["PERCORE_RUN_DIR"]) / "forbidden"
+        forbidden.touch()
+        os.kill(service.workers[0], signal.SIGKILL)
+        eventually(lambda: len(service.log("cannot start: handler tests.service.handlers:LoadsAsLongAsItMay")) >= 2)
+        assert service.post("/v1/models/default:predict", {"inputs": {"x": 1}}).status_code == 200
+        forbidden.unlink()
         service.ready(workers=2)
         assert service.processes[0].poll() is None
-        assert service.metric("percore_calls_total", code="lost") == 1
+
+
+def test_what_a_handler_forked_or_started_holds_nothing_and_ends_with_its_worker() -> None:
+    with Service(handler="tests.service.handlers:StartsProcesses").ready(workers=2) as service:
+        before = set(service.workers)
+        connection = service.connect()
+        connection.sendall(service.raw(b'{"inputs": {"x": 1}}'))
+        children = eventually(lambda: set(service.pids("")) - set(service.pids("run")) - set(service.pids("exporter")) - before)
+        eventually(lambda: len(processes_in(service.mark)) == 7)
+        connection.close()
+        service.ready(workers=2)
+        assert service.metric("percore_worker_restarts_total", reason="abandoned") == 1
+        eventually(lambda: len(processes_in(service.mark)) == 5)
+        assert children
+
+
+def test_a_thread_that_a_handler_left_does_not_hold_up_the_stop() -> None:
+    with Service(handler="tests.service.handlers:LeavesThreads").ready(workers=2) as service:
+        assert service.post("/v1/models/default:predict", {"inputs": {"x": 1}}).status_code == 200
+        service.processes[0].send_signal(signal.SIGTERM)
+        assert service.processes[0].wait(10) == 0
+
+
+def test_a_port_that_is_taken_while_the_exporter_is_away_ends_nothing() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        (exporter,) = service.pids("exporter")
+        os.kill(exporter, signal.SIGSTOP)
+        os.kill(exporter, signal.SIGKILL)
+        taker = eventually(lambda: _taken(service.exporter_port))
+        assert taker is not None
+        eventually(lambda: service.log("exporter ended with status 78"))
+        assert service.call(sleep=0).status_code == 200
+        taker.close()
+        service.ready(workers=2)
+
+
+def _taken(port: int) -> socket.socket | None:
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError:
+        return None
 
 
 def test_a_handler_that_raises_answers_500_without_a_trace_and_keeps_its_worker() -> None:

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from demo.try_it import SEVEN
-from tests.service.harness import Service, answer_of, eventually
+from tests.service.harness import ROOT, Service, answer_of, eventually
 
 GRAPH_MODE = "Model.predict in graph mode is not supported when the Model was constructed with eager mode enabled"
 
@@ -124,7 +126,18 @@ def test_every_call_is_one_line_of_the_log(served: Service) -> None:
     assert line["wait_seconds"] >= 0
 
 
-def test_each_worker_has_a_core_and_one_thread_of_tensorflow_each(served: Service) -> None:
+def test_tensorflow_computes_a_call_on_as_many_threads_as_it_has_cores(repository: Path) -> None:
+    code = (
+        "import tensorflow as tf; from service import settings; from service.repository import load_models;"
+        "load_models(settings.load(), threads=3); threading = tf.config.threading;"
+        "print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads())"
+    )
+    environ = {**os.environ, "PERCORE_MODEL_REPOSITORY": str(repository)}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, check=True, capture_output=True, text=True)
+    assert ran.stdout.split() == ["3", "3"]
+
+
+def test_each_worker_has_a_core_of_its_own(served: Service) -> None:
     served.ready(workers=2)
     cores = [os.sched_getaffinity(pid) for pid in served.workers]
     assert all(len(each) == 1 for each in cores)

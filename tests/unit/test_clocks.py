@@ -55,6 +55,21 @@ def test_a_client_that_went_away_is_told_with_the_seconds_left_until_it_is_settl
     assert told == [9.0, 8.0]
 
 
+def test_a_report_that_fails_does_not_end_the_guardian() -> None:
+    clock = Clock()
+    expired: list[float] = []
+
+    def broken() -> None:
+        raise OSError("no exporter")
+
+    guardian = Guardian(on_tick=broken, clock=clock)
+    guardian.turn()
+    guardian.arm(Watch(1.0, on_expired=lambda: expired.append(clock.now)))
+    clock.now = 2.0
+    guardian.turn()
+    assert expired == [2.0]
+
+
 @pytest.mark.parametrize(
     ("policy", "left", "load", "expected"),
     [

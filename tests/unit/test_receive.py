@@ -107,12 +107,12 @@ def test_a_client_that_says_little_by_little_is_cut_off_by_one_deadline_for_all(
     def trickle() -> None:
         pair[0].sendall(start)
         while not stop.wait(0.05):
-            pair[0].sendall(b"1")
+            pair[0].sendall(b"A")
 
     trickler = threading.Thread(target=trickle)
     trickler.start()
     began = time.monotonic()
-    with pytest.raises(BodyTimeout, match=r"not complete within 0\.3 s"):
+    with pytest.raises(BodyTimeout, match=r"was not complete within 0\.3 s"):
         read(pair[1], seconds=0.3, largest=100_000)
     assert 0.25 < time.monotonic() - began < 2.0
     stop.set()
@@ -129,6 +129,34 @@ def test_the_client_is_told_to_continue_before_its_body_is_read(pair: Pair) -> N
     speaker.start()
     assert read(pair[1]) == b"hello"
     speaker.join()
+
+
+def test_what_is_no_http_is_refused_at_its_first_byte(pair: Pair) -> None:
+    pair[0].sendall(b"\x16\x03\x01\x02\x00\x01")  # a TLS client's hello
+    with pytest.raises(BadRequest, match=r"0x16 first; there is no TLS on this port"):
+        read(pair[1])
+
+
+def test_a_coding_that_nobody_undoes_is_refused(pair: Pair) -> None:
+    pair[0].sendall(request("Transfer-Encoding: gzip, chunked", body=b"1\r\nx\r\n0\r\n\r\n"))
+    with pytest.raises(BadRequest, match="expected chunked, got 'gzip, chunked'"):
+        read(pair[1])
+
+
+@pytest.mark.parametrize("length", [5, 200_000])
+def test_a_body_is_read_only_however_it_came(pair: Pair, length: int) -> None:
+    sender = threading.Thread(target=lambda: pair[0].sendall(request(f"Content-Length: {length}", body=b"x" * length)))
+    sender.start()
+    body = read(pair[1], largest=length)
+    sender.join()
+    assert body is not None
+    assert memoryview(body).readonly
+
+
+def test_a_head_has_five_seconds_of_a_longer_limit(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "HEAD_SECONDS", 0.2)
+    with pytest.raises(BodyTimeout, match=r"the head of the request was not complete within 0\.2 s"):
+        read(pair[1], seconds=60)
 
 
 def test_a_body_hands_out_its_buffer_itself() -> None:

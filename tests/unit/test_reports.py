@@ -13,7 +13,7 @@ class Exporter:
     def __init__(self, run_dir: Path) -> None:
         self.telemetry = Telemetry()
         self.workers = Workers(self.telemetry)
-        self.inbox = Inbox(run_dir, self.workers)
+        self.inbox = Inbox(run_dir / "exporter.sock", self.workers)
 
     def take_in(self, turns: int = 5) -> None:
         for _ in range(turns):
@@ -29,7 +29,7 @@ CATALOG = {
 
 
 def test_a_report_arrives_however_large_the_catalog_is(tmp_path: Path) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     reporter.loaded(CATALOG)
     for _ in range(20):
@@ -43,7 +43,7 @@ def test_a_report_arrives_however_large_the_catalog_is(tmp_path: Path) -> None:
 
 
 def test_an_exporter_that_comes_back_learns_the_present_state(tmp_path: Path) -> None:
-    first, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    first, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     reporter.loaded({"models": []})
     reporter.started("a")
@@ -61,14 +61,31 @@ def test_an_exporter_that_comes_back_learns_the_present_state(tmp_path: Path) ->
 
 
 def test_without_an_exporter_reports_cost_nothing_and_raise_nothing(tmp_path: Path) -> None:
-    reporter = Reporter(tmp_path)
+    reporter = Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     reporter.started("")
     reporter.finished("m", "200", 1.0, 0.0)
 
 
+def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Path) -> None:
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+    reporter.tend()
+    reporter.loaded({"models": []})
+    for _ in range(40_000):
+        reporter.started("")
+        reporter.finished("m", "200", 1.0, 0.0)
+    reporter.started("")  # is lost
+    for _ in range(200):
+        exporter.take_in(turns=1)
+        reporter.tend()
+    assert exporter.workers.states() == {State.BUSY: 1}
+    assert exporter.telemetry.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) is None
+    exporter.close()
+    reporter.close()
+
+
 def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     reporter.started("")
     exporter.take_in()
@@ -81,7 +98,7 @@ def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> Non
 
 
 def test_a_report_that_makes_no_sense_costs_its_connection_alone(tmp_path: Path) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path)
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(str(tmp_path / "exporter.sock"))

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import BadRequest
 
-from service.api.base import FAILED
 from service.api.facts import ENVIRON_KEY, CallFacts
-from service.errors import BadInput, NotFound
+from service.errors import BadInput, HandlerFailed, NotFound
 from service.handlers import Tensors
 from tests.fakes import FakeModel, client_of, example_model, handler, model, spec
 
@@ -202,7 +201,7 @@ def fail(error: BaseException) -> Callable[[Tensors], Tensors]:
 def test_a_failing_model_is_logged_once_and_its_reason_stays_inside(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     response = post(client_of(model(ONE, fail(error))), {"inputs": [[1, 2]]})
     assert response.status_code == 500
-    assert response.json == {"error": FAILED, "code": "handler-failed"}
+    assert response.json == HandlerFailed().document()
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("percore.api", logging.ERROR)
     assert record.exc_info is not None
@@ -211,7 +210,7 @@ def test_a_failing_model_is_logged_once_and_its_reason_stays_inside(error: Excep
 
 def test_an_output_that_no_protocol_can_carry_is_the_models_failure(caplog: pytest.LogCaptureFixture) -> None:
     response = post(client_of(model(ONE, lambda _: {"y": np.array([1j])})), {"inputs": [[1, 2]]})
-    assert response.json == {"error": FAILED, "code": "handler-failed"}
+    assert response.json == HandlerFailed().document()
     assert len(caplog.records) == 1
 
 
@@ -229,7 +228,7 @@ def test_a_failing_serialisation_of_examples_is_the_models_failure(caplog: pytes
             raise OSError("secret")
 
     response = post(client_of(Failing(example_model().info)), {"examples": [{}]}, "/v1/models/examples:classify")
-    assert response.json == {"error": FAILED, "code": "handler-failed"}
+    assert response.json == HandlerFailed().document()
     assert len(caplog.records) == 1
 
 
@@ -354,7 +353,7 @@ def test_outputs_that_do_not_fit_the_method_are_the_models_failure(path: str, ca
     served = FakeModel(example_model().info, lambda _: {"scores": np.zeros(3), "outputs": np.zeros((3, 3))})
     name = "regression" if path == REGRESS else "serving_default"
     response = post(client_of(served), {"signature_name": name, "examples": [{}]}, path)
-    assert response.json == {"error": FAILED, "code": "handler-failed"}
+    assert response.json == HandlerFailed().document()
     assert "expected the model's outputs" in caplog.text
 
 
