@@ -188,6 +188,7 @@ def test_calls_are_served_in_the_order_in_which_they_came() -> None:
             time.sleep(0.02)
         for connection in [running, *waiting]:
             assert answer_of(connection)[0] == 200
+        eventually(lambda: len(service.log("call")) == 13)
         served = [line["request_id"] for line in service.log("call") if len(line["request_id"]) < 3]
         assert served == [str(number) for number in range(12)]
 
