@@ -27,8 +27,8 @@ def test_within_a_second_the_worker_that_computes_for_nobody_ends_and_is_replace
         eventually(lambda: len(before & set(service.workers)) == 1)
         assert time.monotonic() - left < 1.0
         service.ready(workers=2)
-        assert service.metric("percore_abandoned_calls_total", state="executing") == 1
-        assert service.metric("percore_calls_total", code="abandoned") == 1
+        eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
+        eventually(lambda: service.metric("percore_calls_total", code="abandoned") == 1)
         assert [line["status"] for line in service.log("call")] == ["abandoned"]
         assert service.metric("percore_in_flight_requests") == 0
 

@@ -27,7 +27,7 @@ def test_a_call_over_the_run_limit_is_answered_504_and_its_worker_is_replaced() 
         service.ready(workers=len(before))
         assert len(before & set(service.workers)) == len(before) - 1
         assert service.call(sleep=0).status_code == 200
-        assert service.metric("percore_calls_total", code="504") == 1
+        eventually(lambda: service.metric("percore_calls_total", code="504") == 1)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_waiting_and_running_are_measured_apart() -> None:
         assert 300 <= float(parts["run"]) < 600
         for connection in running:
             answer_of(connection)
-        assert service.metric("percore_call_wait_seconds_count") == 3
+        eventually(lambda: service.metric("percore_call_wait_seconds_count") == 3)
 
 
 def test_a_load_over_the_load_limit_ends_the_service_with_one_clear_line() -> None:
