@@ -41,7 +41,7 @@ run: $(MODELS)/built ## Serve the demo models on this machine, one call per core
 # --- checks ------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint drift unit service-test ## Everything that must pass: lint, types, contracts, drift, unit and service tests
+test: lint drift unit service-test gateway-test chart-test ## Everything that must pass on one machine, without a cluster
 
 .PHONY: lint
 lint: .venv/installed ## Ruff, mypy, import contracts
@@ -70,6 +70,19 @@ unit: .venv/installed ## Unit tests
 .PHONY: service-test
 service-test: $(MODELS)/built ## Tests of the running service: real processes, real sockets, real faults
 	$(BIN)/pytest tests/service
+
+.PHONY: gateway-test
+gateway-test: .venv/installed ## Tests of the gateway: a real HAProxy, fake and real pods, real faults
+	@haproxy -v >/dev/null 2>&1 || tools/install-system-packages haproxy
+	$(BIN)/pytest tests/gateway
+
+.PHONY: chart-test
+chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the Dockerfile
+	$(BIN)/pytest tests/chart
+
+.PHONY: e2e
+e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (CLUSTER_IMAGE: what builds and hands over an image)
+	eval "$$(tests/e2e/images)" && $(BIN)/pytest tests/e2e
 
 .PHONY: bench
 bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)

@@ -17,7 +17,10 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from deploy.helm import values_table
 from service import settings
+from service.gateway import settings as gateway_settings
+from service.gateway.telemetry import GatewayTelemetry
 from service.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +49,8 @@ def settings_page() -> str:
         "not exist, stops the start with one line that names it. In Kubernetes set `enableServiceLinks: false` on pods:",
         "a Service named `percore` would otherwise add keys such as `PERCORE_PORT=tcp://...`.",
     ]
-    for group in settings.GROUPS.values():
+    groups = [*settings.GROUPS.values(), gateway_settings.GatewaySettings]
+    for group in groups:
         title = (inspect.getdoc(group) or "").rstrip(".")
         lines += ["", f"## {title}", "", "| key | default | rule | meaning |", "|---|---|---|---|"]
         docstrings = field_docstrings(group)
@@ -82,11 +86,21 @@ def metrics_page() -> str:
         "| metric | type | labels | meaning | who looks at it |",
         "|---|---|---|---|---|",
         *_metric_rows(Telemetry, Telemetry()),
+        "",
+        "## Gateway: the controller's `/metrics`, port 9090",
+        "",
+        "| metric | type | labels | meaning | who looks at it |",
+        "|---|---|---|---|---|",
+        *_metric_rows(GatewayTelemetry, GatewayTelemetry()),
     ]
     return "\n".join(lines) + "\n"
 
 
-GENERATED: dict[str, Callable[[], str]] = {"docs/settings.md": settings_page, "docs/metrics.md": metrics_page}
+GENERATED: dict[str, Callable[[], str]] = {
+    "docs/settings.md": settings_page,
+    "docs/metrics.md": metrics_page,
+    "deploy/helm/percore/README.md": values_table.page,
+}
 
 
 def main() -> int:

@@ -1,0 +1,75 @@
+# Three images from one file; deploy/README.md says how to add a model of your own.
+#   docker build --target inference .    percore with TensorFlow and no model
+#   docker build --target gateway .      HAProxy and the controller, no TensorFlow
+#   docker build --target demo .         inference with the demo models; the default
+ARG BASE=python:3.11-slim-bookworm
+
+# --- what both services run on: a folder for the unix sockets, nothing written beside the code ------------------------------
+FROM ${BASE} AS base
+# The kernel withholds SIGTERM from a process 1 that has no handler: HAProxy never has one, Python not while it starts.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends 'tini=0.19.*' \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    PERCORE_HOST=0.0.0.0 \
+    PERCORE_RUN_DIR=/run/percore
+# The mode lets any numeric user run it: some clusters choose one for each namespace.
+RUN mkdir -m 1777 /run/percore && mkdir /app
+WORKDIR /app
+
+# --- libraries, from the lock files and nowhere else --------------------------------------------------------------------------
+FROM ${BASE} AS builder
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+RUN python -m venv --without-pip /opt/venv
+WORKDIR /build
+
+FROM builder AS inference-libraries
+COPY requirements/runtime.txt requirements/
+# TensorFlow brings 350 MB that only compilers read.
+RUN python -m pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps -r requirements/runtime.txt \
+    && rm -rf /opt/venv/lib/python3.11/site-packages/tensorflow/include /opt/venv/lib/python3.11/site-packages/clang
+
+FROM builder AS gateway-libraries
+COPY requirements/gateway.txt requirements/
+RUN python -m pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps -r requirements/gateway.txt
+
+# --- percore itself, compiled: the root of a pod is read-only, so nobody could compile it later ---------------------------------
+FROM builder AS code
+COPY service service
+# By content: a copy's date must not decide whether the compiled file is used.
+RUN python -m compileall -q --invalidation-mode unchecked-hash service
+
+# --- inference ------------------------------------------------------------------------------------------------------------------
+FROM base AS inference
+ENV PERCORE_MODEL_REPOSITORY=/models TF_CPP_MIN_LOG_LEVEL=1
+COPY --from=inference-libraries /opt/venv /opt/venv
+COPY --from=code /build/service /opt/venv/lib/python3.11/site-packages/service
+USER 65532:65532
+EXPOSE 8080 9090
+ENTRYPOINT ["tini", "--", "python", "-m", "service"]
+
+# --- gateway --------------------------------------------------------------------------------------------------------------------
+FROM base AS gateway
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends 'haproxy=2.6.*' \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+COPY --from=gateway-libraries /opt/venv /opt/venv
+COPY --from=code /build/service /opt/venv/lib/python3.11/site-packages/service
+USER 65532:65532
+EXPOSE 8080 9090
+ENTRYPOINT ["tini", "--", "python", "-m", "service.gateway"]
+CMD ["haproxy"]
+
+# --- demo -----------------------------------------------------------------------------------------------------------------------
+FROM inference-libraries AS demo-models
+COPY requirements/dev.txt requirements/
+# Of all that development needs, only scikit-learn and what it needs, in the versions and with the hashes of the lock file.
+RUN awk '/^[^ ]/ { take = /^(scikit-learn|scipy|joblib|cloudpickle|narwhals|threadpoolctl)==/ } take' requirements/dev.txt >requirements/demo.txt \
+    && python -m pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps -r requirements/demo.txt
+COPY demo demo
+RUN /opt/venv/bin/python -m demo.models /models
+
+FROM inference AS demo
+COPY --from=demo-models /models /models

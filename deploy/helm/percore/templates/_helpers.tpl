@@ -1,0 +1,86 @@
+{{/*
+The release's full name, at most 44 characters, which leaves room for suffixes. Release names may hold dots, begin with a digit
+and be 53 characters long, and names of Services may not: then a hash keeps two releases apart. So it does where a name could be another's with a suffix.
+*/}}
+{{- define "percore.fullname" -}}
+{{- $name := .Release.Name | replace "." "-" -}}
+{{- if not (contains "percore" $name) -}}{{- $name = printf "%s-percore" $name -}}{{- end -}}
+{{- if not (regexMatch "^[a-z]" $name) -}}{{- $name = printf "percore-%s" $name -}}{{- end -}}
+{{- if or (contains "." .Release.Name) (gt (len $name) 44) (regexMatch "-(gateway|inference|autoscaling|test)$" $name) -}}
+{{- $name = printf "%s-%s" ($name | trunc 37 | trimSuffix "-") (.Release.Name | sha256sum | trunc 6) -}}
+{{- end -}}
+{{- $name -}}
+{{- end }}
+
+{{- define "percore.selector" -}}
+app.kubernetes.io/name: percore
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "percore.labels" -}}
+{{ include "percore.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "percore.image" -}}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{/* What Pod Security's `restricted` asks for, of a pod and of a container. */}}
+{{- define "percore.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "percore.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* How long a call may take a pod once it has it; behind it stands Gunicorn's own timeout, which is as long. */}}
+{{- define "percore.callSeconds" -}}
+{{- add .Values.limits.run .Values.limits.body .Values.limits.body 30 -}}
+{{- end }}
+
+{{/* Settings that mean the same in a pod and in the gateway. */}}
+{{- define "percore.limits" -}}
+- name: PERCORE_LOAD_LIMIT
+  value: {{ int64 .Values.limits.load | quote }}
+- name: PERCORE_BODY_LIMIT
+  value: {{ int64 .Values.limits.body | quote }}
+- name: PERCORE_WAIT_LIMIT
+  value: {{ int64 .Values.limits.wait | quote }}
+- name: PERCORE_RUN_LIMIT
+  value: {{ int64 .Values.limits.run | quote }}
+- name: PERCORE_DRAIN_LIMIT
+  value: {{ min (include "percore.callSeconds" . | int64) 604800 | quote }}
+- name: PERCORE_MAX_BODY_BYTES
+  value: {{ int64 .Values.limits.bodyBytes | quote }}
+- name: PERCORE_QUEUE_MAX
+  value: {{ int64 .Values.queue.max | quote }}
+{{- end }}
+
+{{/* HAProxy's memory in MiB: itself, its slots, and 64 KiB for each call that waits or runs. */}}
+{{- define "percore.gatewayMemory" -}}
+{{- $calls := add (int64 .Values.queue.max) (int64 .Values.gateway.slots) -}}
+{{- .Values.gateway.memory | default (printf "%dMi" (add 128 (div (add $calls 15) 16))) -}}
+{{- end }}
+
+{{/* The prediction that NOTES and the test make: none for a handler about which nothing is known. */}}
+{{- define "percore.examplePath" -}}
+{{- if not (and .Values.handler (eq .Values.example.path "/v1/models/digits:predict")) -}}{{ .Values.example.path }}{{- end -}}
+{{- end }}
+
+{{/* The metric that autoscaling reads. */}}
+{{- define "percore.metric" -}}
+{{- ternary "percore_wanted_pods" "percore_in_flight_requests" (gt (int .Values.autoscaling.buffer) 0) -}}
+{{- end }}

@@ -1,0 +1,40 @@
+"""The controller's routes: probes and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Flask, Response, jsonify
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service import __version__
+from service.gateway.plan import Snapshot
+from service.gateway.telemetry import GatewayTelemetry
+
+NO_HAPROXY = "HAProxy does not answer"
+NOT_HELD = "calls would not wait at zero pods yet"
+
+
+def create_app(observe: Callable[[], Snapshot | None], telemetry: GatewayTelemetry) -> Flask:
+    """Return the application. ``observe`` sets the gauges to what HAProxy does now."""
+    app = Flask("percore-gateway", static_folder=None)
+    telemetry.build_info.labels(__version__).set(1)
+
+    @app.get("/livez")
+    def livez() -> Response:
+        return jsonify(status="ok")
+
+    @app.get("/readyz")
+    def readyz() -> tuple[Response, int]:
+        """Ready means that calls are taken in, though there may be no pod yet: they wait."""
+        snapshot = observe()
+        if snapshot is not None and snapshot.held:
+            return jsonify(status="ok"), 200
+        return jsonify(status=NO_HAPROXY if snapshot is None else NOT_HELD), 503
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        observe()
+        return Response(generate_latest(telemetry.registry), content_type=CONTENT_TYPE_LATEST)
+
+    return app

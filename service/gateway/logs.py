@@ -1,0 +1,188 @@
+"""HAProxy's log, a line for each call: into histograms, and into access lines.
+
+HAProxy itself has no histograms, and its log is the only place where a call's own times, bytes and end can be seen. It keeps
+the lines in a ring of its own and sends them over a unix socket: what happens while nobody reads is read later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from service.gateway.telemetry import GatewayTelemetry
+from service.logs import write_call
+
+log = logging.getLogger("percore.gateway")
+SOCKET_NAME = "log.sock"
+CODES = frozenset(map(str, (200, 400, 401, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)))
+REJECTED = {400: "bad-request", 408: "body-timeout", 413: "body-too-large", 429: "queue-full"}
+"""What HAProxy itself answers; a pod's own answer with one of these statuses ends otherwise."""
+PHASES = {"Q": "waiting", "C": "waiting", "H": "executing", "D": "executing", "L": "executing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One call, as HAProxy saw it. Times are in seconds; None where the call did not get so far."""
+
+    life: str
+    number: int
+    status: int
+    end: str
+    """HAProxy's two letters: who ended it, and in which phase."""
+    wait: float | None
+    run: float | None
+    total: float
+    retries: int
+    place: tuple[str, int] | None
+    fields: Mapping[str, Any]
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its client went away."""
+        return self.end.startswith("C")
+
+    @property
+    def code(self) -> str:
+        """Its status as a label."""
+        if self.abandoned:
+            return "abandoned"
+        return str(self.status) if str(self.status) in CODES else "other"
+
+    @property
+    def rejected(self) -> str | None:
+        """Why HAProxy refused it unrun, if it did."""
+        if self.end == "sQ":
+            return "wait-timeout"
+        if self.end in ("SC", "sC"):
+            return "no-pod"
+        return REJECTED.get(self.status) if self.end[:1] in "LPcR" and self.place is None else None
+
+    @property
+    def waited(self) -> float | None:
+        """How long it waited for a pod, also where that was in vain."""
+        if self.wait is not None:
+            return self.wait
+        return self.total if self.end[1:] == "Q" else None
+
+
+def parse(text: bytes) -> Line:
+    """Read one line; raise ValueError where it makes no sense."""
+    try:
+        fields = orjson.loads(text)
+        address, port = fields["address"], fields["port"]
+        return Line(
+            life=fields["life"],
+            number=fields["line"],
+            status=fields["status"],
+            end=fields["end"],
+            wait=_seconds(fields["wait"]),
+            run=_seconds(fields["run"]),
+            total=max(0, fields["total"]) / 1000,
+            retries=int(fields["retries"].lstrip("+")),
+            place=(address, int(port)) if port.isdigit() and port != "0" else None,
+            fields=fields,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{error!r} in {text[:200]!r}") from error
+
+
+def _ahead(text: str) -> int | None:
+    """Return how many calls waited when this one came; none is -1 while the second of our own callers is not there yet."""
+    return max(0, int(text)) if text.lstrip("-").isdigit() else None
+
+
+def _seconds(milliseconds: int) -> float | None:
+    return milliseconds / 1000 if milliseconds >= 0 else None
+
+
+class Journal:
+    """What becomes of lines: numbers, and access lines."""
+
+    def __init__(
+        self,
+        telemetry: GatewayTelemetry,
+        pod_at: Callable[[tuple[str, int]], str] = lambda _place: "",
+        write: Callable[[dict[str, Any]], None] = write_call,
+    ) -> None:
+        """``pod_at`` names the pod at an address and port."""
+        self._telemetry = telemetry
+        self._pod_at = pod_at
+        self._write = write
+        self._life = ""
+        self._number = 0
+
+    def take(self, text: bytes) -> None:
+        """Take in one line."""
+        try:
+            line = parse(text)
+        except ValueError as error:
+            log.warning("HAProxy's log has a line that makes no sense: %s", error)
+            return
+        self._count_lost(line)
+        self._count(line)
+        self._write(self._access_line(line))
+
+    def _count_lost(self, line: Line) -> None:
+        """Lines are numbered without gaps. What was lost before the first one seen of a life, nobody knows."""
+        if line.life == self._life and line.number > self._number + 1:
+            self._telemetry.lines_lost.inc(line.number - self._number - 1)
+        self._life, self._number = line.life, line.number
+
+    def _count(self, line: Line) -> None:
+        to = self._telemetry
+        to.total.labels(line.code).observe(line.total)
+        if line.waited is not None:
+            to.wait.labels(line.code).observe(line.waited)
+        if line.retries:
+            to.retries.inc(line.retries)
+        if line.abandoned:
+            to.abandoned.labels(PHASES.get(line.end[1:], "sending")).inc()
+        elif line.rejected:
+            to.rejected.labels(line.rejected).inc()
+
+    def _access_line(self, line: Line) -> dict[str, Any]:
+        fields = line.fields
+        return {
+            "logger": "percore.gateway.call",
+            "request_id": fields["id"],
+            "path": fields["path"],
+            "status": line.code,
+            "end": line.end,
+            "ahead": _ahead(fields["ahead"]),
+            "wait_seconds": line.waited,
+            "run_seconds": line.run,
+            "total_seconds": line.total,
+            "request_bytes": fields["received"],
+            "response_bytes": fields["sent"],
+            "retries": line.retries,
+            "pod": (self._pod_at(line.place) or f"{line.place[0]}:{line.place[1]}") if line.place else None,
+            "client": fields["client"],
+        }
+
+
+def listen(path: Path) -> socket.socket:
+    """Return the socket at which HAProxy delivers its log; HAProxy tries again until it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen()
+    return listener
+
+
+def follow(listener: socket.socket, journal: Journal) -> None:
+    """Take in lines for ever, of one life of HAProxy after the other; for a thread of its own."""
+    while True:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError), connection.makefile("rb") as lines:
+            for line in lines:
+                if line.startswith(b"{"):  # between them HAProxy says how many were dropped; their numbers say it too
+                    journal.take(line)

@@ -1,0 +1,88 @@
+"""Renders the chart as `helm template` does, with no cluster there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHART = ROOT / "deploy/helm/percore"
+HELM = str(Path(sys.executable).parent / "helm")
+FIXED = ("autoscaling.enabled=false", "monitoring.enabled=false")
+LIVE = ("--api-versions", "apiregistration.k8s.io/v1")
+"""What a real API server has, and what Helm without one does not know of."""
+WITH_CRDS = ("--api-versions", "monitoring.coreos.com/v1/ServiceMonitor")
+Object = dict[str, Any]
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def template(
+    *values: str, release: str = "first", namespace: str = "here", more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Render with values as ``--set`` takes them."""
+    given = [word for value in values for word in ("--set", value)]
+    return helm("template", release, str(CHART), "--namespace", namespace, *given, *more)
+
+
+def render(*values: str, release: str = "first", namespace: str = "here", more: tuple[str, ...] = ()) -> list[Object]:
+    """Return the rendered objects."""
+    done = template(*values, release=release, namespace=namespace, more=more)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def refusal(*values: str, more: tuple[str, ...] = ()) -> str:
+    """Return what Helm says of values that it does not take."""
+    done = template(*values, more=more)
+    assert done.returncode != 0, "it was rendered"
+    return done.stderr
+
+
+def notes(*values: str, release: str = "first", namespace: str = "here", more: tuple[str, ...] = ()) -> str:
+    """Return what an installation would say. Helm shows that only where there is a cluster, so a copy has it as an object."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "percore"
+        shutil.copytree(CHART, copy)
+        text = (copy / "templates/NOTES.txt").read_text()
+        (copy / "templates/_notes.tpl").write_text('{{ define "notes" }}' + text + "{{ end }}")
+        (copy / "templates/notes.yaml").write_text('kind: Notes\nmetadata: {name: n}\ntext: {{ include "notes" . | quote }}\n')
+        given = [word for value in values for word in ("--set", value)]
+        done = helm("template", release, str(copy), "--namespace", namespace, *given, *more)
+    assert done.returncode == 0, done.stderr
+    said: str = one([each for each in yaml.safe_load_all(done.stdout) if each], "Notes")["text"]
+    return said
+
+
+def one(objects: list[Object], kind: str, name: str = "") -> Object:
+    """Return the only object of a kind, or of a kind and a name's end."""
+    found = [each for each in objects if each["kind"] == kind and each["metadata"]["name"].endswith(name)]
+    assert len(found) == 1, [(each["kind"], each["metadata"]["name"]) for each in found]
+    return found[0]
+
+
+def pod_specs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Yield the name and the specification of every pod, those of templates included."""
+    for each in objects:
+        if each["kind"] == "Pod":
+            yield each["metadata"]["name"], each["spec"]
+        elif "template" in each.get("spec", {}):
+            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+
+
+def containers(spec: Object) -> list[Object]:
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def environment(container: Object) -> dict[str, str]:
+    """Return the variables that have a fixed value."""
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}

@@ -1,0 +1,370 @@
+"""What the chart renders: facts an operator, or a call, depends on."""
+
+import math
+
+import kubernetes_validate
+import pytest
+
+from service import __version__, settings
+from service.gateway import settings as gateway_settings
+from tests.chart.harness import (
+    CHART,
+    FIXED,
+    Object,
+    containers,
+    environment,
+    notes,
+    one,
+    pod_specs,
+    render,
+)
+
+EVERYTHING = (
+    "autoscaling.buffer=1",
+    "gateway.replicas=2",
+    "handler=fortune:Fortune",
+    "gateway.priorityHeader=X-Priority",
+    "monitoring.labels.release=prometheus",
+    "podAnnotations.a=b",
+    "gateway.podAnnotations.a=b",
+    "service.annotations.a=b",
+    "imagePullSecrets[0].name=secret",
+    "env[0].name=A",
+    "env[0].value=b",
+    "networkPolicy.callers[0].namespaceSelector.matchLabels.a=b",
+    "networkPolicy.scrapers[0].namespaceSelector.matchLabels.a=b",
+    "networkPolicy.podEgress[0].ports[0].port=443",
+    "nodeSelector.a=b",
+    "gateway.nodeSelector.a=b",
+    "priorityClassName=high",
+)
+VARIANTS = [(), FIXED, EVERYTHING, ("gateway.deletionCosts.enabled=false", "networkPolicy.enabled=false")]
+NOT_KUBERNETES_OWN = {"ServiceMonitor", "PrometheusRule"}
+
+
+@pytest.fixture(params=VARIANTS, ids=["defaults", "fixed", "everything", "less"])
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return render(*request.param)
+
+
+def test_every_object_is_one_that_kubernetes_knows(objects: list[Object]) -> None:
+    for each in objects:
+        if each["kind"] not in NOT_KUBERNETES_OWN:
+            kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_every_object_says_whose_it_is_and_where(objects: list[Object]) -> None:
+    for each in objects:
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "first", each["kind"]
+        assert each["metadata"].get("namespace", "here") == "here"
+        cluster_wide = each["kind"].startswith("ValidatingAdmissionPolicy")
+        assert ("namespace" in each["metadata"]) is not cluster_wide
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(names) == len(set(names))
+
+
+def test_every_pod_keeps_to_pod_security_restricted_and_writes_nowhere_but_to_its_own_folders(objects: list[Object]) -> None:
+    for _, spec in pod_specs(objects):
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] == 65532
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        assert all(volume.keys() <= {"name", "emptyDir", "projected"} for volume in spec.get("volumes", []))
+        for container in containers(spec):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_no_pod_is_given_settings_by_service_links_or_a_token_that_it_does_not_need(objects: list[Object]) -> None:
+    for _, spec in pod_specs(objects):
+        assert spec["enableServiceLinks"] is False
+        assert spec["automountServiceAccountToken"] is False
+        holders = [each["name"] for each in containers(spec) if "token" in _mounts(each)]
+        assert holders in ([], ["controller"])
+    for account in (each for each in objects if each["kind"] == "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+def _mounts(container: Object) -> set[str]:
+    return {each["name"] for each in container.get("volumeMounts", [])}
+
+
+@pytest.mark.parametrize("cpu", [1, 4])
+def test_an_inference_pod_is_guaranteed_and_its_worker_has_whole_cpus(cpu: int) -> None:
+    spec = _spec(render(f"cpu={cpu}"), "inference")
+    for container in containers(spec):
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert set(container["resources"]["limits"]) == {"cpu", "memory"}
+    [worker] = spec["containers"]
+    assert worker["resources"]["limits"]["cpu"] == str(cpu)
+    assert environment(worker)["PERCORE_CORES_PER_CALL"] == str(cpu)
+
+
+def test_the_exporter_and_the_controller_outlive_what_they_serve() -> None:
+    objects = render()
+    for component, sidecar in (("inference", "exporter"), ("gateway", "controller")):
+        [container] = _spec(objects, component)["initContainers"]
+        assert (container["name"], container["restartPolicy"]) == (sidecar, "Always")
+
+
+def test_no_probe_can_end_a_call_that_runs_and_the_models_have_their_load_limit() -> None:
+    objects = render("limits.load=900")
+    [worker] = _spec(objects, "inference")["containers"]
+    assert "livenessProbe" not in worker
+    assert worker["startupProbe"]["periodSeconds"] * worker["startupProbe"]["failureThreshold"] > 900
+    assert worker["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 9090}
+    [haproxy] = _spec(objects, "gateway")["containers"]
+    assert "livenessProbe" not in haproxy
+
+
+@pytest.mark.parametrize("values", [(), ("limits.run=604800",), ("limits.run=36000", "limits.wait=10", "limits.body=5")])
+def test_a_pod_that_is_told_to_go_has_time_to_finish(values: tuple[str, ...]) -> None:
+    objects = render(*values)
+    inference, gateway = _spec(objects, "inference"), _spec(objects, "gateway")
+    limits = _limits(inference)
+    call = limits.run + limits.body
+    assert limits.drain >= min(call, settings.WEEK_SECONDS)
+    assert inference["terminationGracePeriodSeconds"] > min(call, settings.WEEK_SECONDS) + 5
+    assert gateway["terminationGracePeriodSeconds"] > limits.wait + call
+    for spec in (inference, gateway):
+        assert "preStop" in spec["containers"][0]["lifecycle"]
+
+
+def test_the_settings_that_containers_get_are_settings_and_both_sides_have_the_same_limits() -> None:
+    objects = render(*EVERYTHING, "limits.run=7", "limits.wait=8", "queue.max=9", "limits.bodyBytes=33554432")
+    inference, gateway = _spec(objects, "inference"), _spec(objects, "gateway")
+    for container in containers(inference):
+        read = settings.load(environment(container))
+        assert (read.limits.run, read.limits.wait, read.limits.backlog) == (7, 8, 9)
+        assert read.limits.max_body_bytes == 33554432
+    for container in containers(gateway):
+        read_gateway = gateway_settings.load(environment(container))
+        assert read_gateway.limits == settings.load(environment(inference["containers"][0])).limits
+        assert read_gateway.gateway.service == "first-percore-inference"
+        assert read_gateway.gateway.namespace == "here"
+        assert read_gateway.gateway.priority_header == "X-Priority"
+
+
+def test_rolling_updates_take_no_pod_away_before_its_successor_is_ready() -> None:
+    objects = render()
+    for component in ("inference", "gateway"):
+        strategy = one(objects, "Deployment", component)["spec"]["strategy"]
+        assert strategy["type"] == "RollingUpdate"
+        assert strategy["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_disruption_budgets_let_the_only_pod_be_drained() -> None:
+    for each in render():
+        if each["kind"] == "PodDisruptionBudget":
+            allowed = str(each["spec"]["maxUnavailable"])
+            assert math.ceil(float(allowed.rstrip("%")) / (100 if "%" in allowed else 1)) >= 1
+
+
+def test_autoscaling_owns_the_number_of_pods_and_follows_the_calls_of_all_gateways_at_once() -> None:
+    objects = render("autoscaling.maxReplicas=20")
+    assert "replicas" not in one(objects, "Deployment", "inference")["spec"]
+    spec = one(objects, "HorizontalPodAutoscaler")["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (1, 20)
+    [metric] = spec["metrics"]
+    service = one(objects, "Service", "first-percore-gateway")
+    assert metric["object"] == {
+        "describedObject": {"apiVersion": "v1", "kind": "Service", "name": "first-percore-gateway"},
+        "metric": {"name": "percore_in_flight_requests"},
+        "target": {"type": "AverageValue", "averageValue": "1"},
+    }
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    up = spec["behavior"]["scaleUp"]
+    assert up["stabilizationWindowSeconds"] == 0
+    assert up["policies"] == [{"type": "Pods", "value": 20, "periodSeconds": 1}]
+    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+
+
+@pytest.mark.parametrize(("version", "known"), [("1.29.0", False), ("1.32.5", False), ("1.33.0", True), ("1.37.2", True)])
+def test_no_more_calls_than_pods_are_tolerated_where_the_cluster_knows_how(version: str, known: bool) -> None:
+    up = one(render(more=("--kube-version", version)), "HorizontalPodAutoscaler")["spec"]["behavior"]["scaleUp"]
+    assert up.get("tolerance") == ("0" if known else None)
+
+
+def test_a_cluster_that_has_no_native_sidecars_is_refused() -> None:
+    with pytest.raises(AssertionError, match="incompatible"):
+        render(more=("--kube-version", "1.28.0"))
+
+
+def test_without_autoscaling_the_number_of_pods_is_fixed() -> None:
+    objects = render(*FIXED, "replicas=4")
+    assert one(objects, "Deployment", "inference")["spec"]["replicas"] == 4
+    kinds = {each["kind"] for each in objects}
+    assert not kinds & {"HorizontalPodAutoscaler", "ServiceMonitor", "PrometheusRule"}
+
+
+def test_a_buffer_is_added_to_the_calls_in_flight() -> None:
+    objects = render("autoscaling.buffer=2")
+    [rule] = one(objects, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    [metric] = one(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["object"]["metric"]["name"] == rule["record"] == "percore_wanted_pods"
+    assert rule["expr"].endswith("+ 2")
+    assert 'service="first-percore-gateway"' in rule["expr"]
+
+
+def test_gateways_are_scraped_often_enough_for_a_burst_to_be_seen() -> None:
+    monitors = [each for each in render() if each["kind"] == "ServiceMonitor"]
+    intervals = {each["metadata"]["name"]: each["spec"]["endpoints"][0]["interval"] for each in monitors}
+    assert intervals == {"first-percore-gateway": "2s", "first-percore-inference": "10s"}
+
+
+def test_a_service_monitor_takes_one_service_so_that_no_gateway_is_counted_twice() -> None:
+    objects = render()
+    services = [each for each in objects if each["kind"] == "Service"]
+    for monitor in (each for each in objects if each["kind"] == "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        taken = [each["metadata"]["name"] for each in services if wanted <= each["metadata"]["labels"].items()]
+        assert taken == [monitor["metadata"]["name"]]
+        ports = [port["name"] for each in services if each["metadata"]["name"] in taken for port in each["spec"]["ports"]]
+        assert monitor["spec"]["endpoints"][0]["port"] in ports
+
+
+@pytest.mark.parametrize(
+    ("value", "rules"),
+    [
+        ("true", [("discovery.k8s.io", "endpointslices", ["list", "watch"]), ("", "pods", ["patch"])]),
+        ("false", [("discovery.k8s.io", "endpointslices", ["list", "watch"])]),
+    ],
+)
+def test_the_controller_may_do_what_it_does_and_nothing_else(value: str, rules: list[tuple[str, str, list[str]]]) -> None:
+    objects = render(f"gateway.deletionCosts.enabled={value}")
+    role = one(objects, "Role")
+    found = [
+        (group, name, each["verbs"]) for each in role["rules"] for group in each["apiGroups"] for name in each["resources"]
+    ]
+    assert found == rules
+    assert not [each for each in objects if each["kind"].startswith("Cluster")]
+    binding = one(objects, "RoleBinding")
+    assert [each["name"] for each in binding["subjects"]] == ["first-percore-gateway"]
+    policies = [each for each in objects if each["kind"] == "ValidatingAdmissionPolicy"]
+    assert len(policies) == (1 if value == "true" else 0)
+
+
+def test_pods_are_reached_from_gateways_alone_and_reach_nobody() -> None:
+    objects = render()
+    policy = one(objects, "NetworkPolicy", "inference")["spec"]
+    assert policy["egress"] == []
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    calls = [rule for rule in policy["ingress"] if {"port": 8080} in rule["ports"]]
+    [source] = [peer for rule in calls for peer in rule["from"]]
+    assert source["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
+
+
+@pytest.mark.parametrize(
+    "release", ["a", "percore", "first", "my-percore-2", "2nd", "a.b", "x" * 53, "x" * 52 + "y", "percore" * 7]
+)
+def test_any_release_name_gives_names_that_services_and_pods_may_have(release: str) -> None:
+    for each in render(release=release):
+        name = each["metadata"]["name"]
+        if not each["kind"].startswith("ValidatingAdmissionPolicy"):
+            assert len(name) <= 57
+            assert name.replace("-", "").isalnum()
+            assert name[0].isalpha()
+            assert name == name.lower()
+
+
+def test_two_releases_in_one_namespace_share_no_name_and_no_pod() -> None:
+    releases = ["first", "second", "first-percore-gateway", "a.b", "a-b", "x" * 52 + "y", "x" * 52 + "z"]
+    rendered = {release: render(release=release) for release in releases}
+    seen: set[tuple[str, str]] = set()
+    for objects in rendered.values():
+        names = {(each["kind"], each["metadata"]["name"]) for each in objects}
+        assert not names & seen
+        seen |= names
+    for release, objects in rendered.items():
+        for labels in _selectors(objects):
+            assert labels["app.kubernetes.io/instance"] == release
+
+
+def _selectors(objects: list[Object]) -> list[dict[str, str]]:
+    """Return every selector of pods, of whatever kind of object."""
+    found = []
+    for each in objects:
+        spec = each.get("spec", {})
+        if each["kind"] == "Service":
+            found.append(spec["selector"])
+        elif each["kind"] in {"Deployment", "PodDisruptionBudget"}:
+            found.append(spec["selector"]["matchLabels"])
+        elif each["kind"] == "NetworkPolicy":
+            found.append(spec["podSelector"]["matchLabels"])
+    assert len(found) == 9
+    return found
+
+
+def test_selectors_select_the_pods_they_mean() -> None:
+    objects = render()
+    for component in ("inference", "gateway"):
+        template = one(objects, "Deployment", component)["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        selecting = [each for each in _selectors(objects) if each.items() <= labels.items()]
+        assert len(selecting) == (4 if component == "inference" else 5)
+
+
+def test_the_gateway_service_has_the_release_s_full_name() -> None:
+    [port] = one(render(), "Service", "first-percore")["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (8080, "calls")
+
+
+def test_the_notes_say_how_to_reach_this_release() -> None:
+    said = notes(release="mine", namespace="there")
+    assert "kubectl --namespace there port-forward service/mine-percore 8080:8080" in said
+    assert 'curl -i http://127.0.0.1:8080/v1/models/digits:predict -d \'{"instances":[[' in said
+    assert "kubectl --namespace there get hpa mine-percore-inference" in said
+    assert "prometheus-adapter" in said
+    assert "helm --namespace there test mine" in said
+    adapter = ("--api-versions", "custom.metrics.k8s.io/v1beta1")
+    assert "prometheus-adapter" not in notes(more=adapter)
+
+
+def test_the_notes_and_the_test_of_an_own_handler_do_not_call_the_demo_model() -> None:
+    values = (*FIXED, "handler=fortune:Fortune")
+    assert "digits" not in notes(*values)
+    [container] = one(render(*values), "Pod")["spec"]["containers"]
+    assert environment(container)["EXAMPLE_PATH"] == ""
+
+
+def test_the_test_calls_the_gateway_of_its_release() -> None:
+    [container] = one(render(release="mine"), "Pod")["spec"]["containers"]
+    assert environment(container)["GATEWAY"] == "http://mine-percore:8080"
+
+
+def test_the_right_to_patch_pods_is_restricted_where_the_cluster_knows_how() -> None:
+    for version, known in (("1.29.4", False), ("1.30.0", True)):
+        kinds = {each["kind"] for each in render(more=("--kube-version", version))}
+        assert ("ValidatingAdmissionPolicy" in kinds) is known
+    assert "ValidatingAdmissionPolicy" not in {each["kind"] for each in render("gateway.deletionCosts.admissionPolicy=false")}
+
+
+def test_images_are_of_the_version_of_the_chart_unless_told_otherwise() -> None:
+    images = {each["image"] for _, spec in pod_specs(render()) for each in containers(spec)}
+    assert images == {f"percore/demo:{__version__}", f"percore/gateway:{__version__}"}
+    values = ("image.repository=a/b", "image.tag=c", "gateway.image.repository=d", "gateway.image.tag=e")
+    images = {each["image"] for _, spec in pod_specs(render(*values)) for each in containers(spec)}
+    assert images == {"a/b:c", "d:e"}
+    assert f"version: {__version__}" in (CHART / "Chart.yaml").read_text()
+
+
+def test_more_calls_that_may_wait_get_more_memory() -> None:
+    def memory(*values: str) -> int:
+        [haproxy] = _spec(render(*values), "gateway")["containers"]
+        return int(haproxy["resources"]["limits"]["memory"].removesuffix("Mi"))
+
+    assert memory() == 255
+    assert memory("queue.max=10000") > 2 * memory()
+
+
+def _spec(objects: list[Object], component: str) -> Object:
+    spec: Object = one(objects, "Deployment", component)["spec"]["template"]["spec"]
+    return spec
+
+
+def _limits(spec: Object) -> settings.LimitSettings:
+    return settings.load(environment(spec["containers"][0])).limits

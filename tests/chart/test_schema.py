@@ -1,0 +1,83 @@
+"""What the chart refuses, and that it says why."""
+
+import json
+
+import pytest
+import yaml
+
+from deploy.helm import values_table
+from tests.chart.harness import CHART, FIXED, LIVE, WITH_CRDS, refusal, render, template
+
+VALUES = (CHART / "values.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ("cpu=1.5", "cpu"),
+        ("cpu=500m", "cpu"),
+        ("cpu=0", "cpu"),
+        ("memory=lots", "memory"),
+        ("limits.run=0", "limits.run"),
+        ("limits.wait=-1", "limits.wait"),
+        ("limits.load=604801", "limits.load"),
+        ("limits.body=soon", "limits.body"),
+        ("queue.max=0", "queue.max"),
+        ("handler=no-class", "handler"),
+        ("replicas=-1", "replicas"),
+        ("autoscaling.engine=magic", "autoscaling.engine"),
+        ("monitoring.interval=30s", "monitoring.interval"),
+        ("gateway.replicas=0", "gateway.replicas"),
+        ("image.pullPolicy=Sometimes", "image.pullPolicy"),
+    ],
+)
+def test_a_value_that_breaks_its_rule_is_refused_by_name(value: str, key: str) -> None:
+    assert f"- {key}: " in refusal(value)
+
+
+@pytest.mark.parametrize("value", ["cpus=2", "limits.total=5", "gateway.image.name=x", "autoscaling.min=1"])
+def test_a_value_that_does_not_exist_is_refused(value: str) -> None:
+    assert "is not allowed" in refusal(value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("autoscaling.minReplicas=12",), "minReplicas=12: must be at most autoscaling.maxReplicas, 11"),
+        (("autoscaling.buffer=12",), "buffer=12: must be at most autoscaling.maxReplicas, 11"),
+        (("gateway.slots=10",), "maxReplicas=11: must be at most gateway.slots, 10"),
+        (("monitoring.enabled=false",), "autoscaling.enabled=true: it reads a metric"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(values: tuple[str, ...], words: str) -> None:
+    assert words in refusal(*values)
+
+
+def test_a_cluster_without_the_prometheus_operator_is_told_what_to_install_or_to_set() -> None:
+    said = refusal(more=LIVE)
+    for word in ("ServiceMonitor", "kube-prometheus-stack", "prometheus-adapter", "--set autoscaling.enabled=false"):
+        assert word in said
+    assert render(*FIXED, more=LIVE)
+    assert render(more=(*LIVE, *WITH_CRDS))
+
+
+def test_without_a_cluster_the_defaults_are_rendered_for_whoever_applies_them_later() -> None:
+    assert template().returncode == 0
+
+
+def test_every_value_has_a_rule_and_a_meaning() -> None:
+    keys = set(values_table.leaves(yaml.safe_load(VALUES)))
+    assert values_table.documented(VALUES) == keys
+    assert _ruled(json.loads((CHART / "values.schema.json").read_text())) - {"global"} == keys
+
+
+def _ruled(schema: dict[str, object], path: tuple[str, ...] = ()) -> set[str]:
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return {".".join(path)}
+    assert schema["additionalProperties"] is False, path
+    return {key for name, each in properties.items() for key in _ruled(each, (*path, name))}
+
+
+def test_the_readme_is_what_the_values_say() -> None:
+    assert (CHART / "README.md").read_text() == values_table.page()

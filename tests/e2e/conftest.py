@@ -1,0 +1,64 @@
+"""A namespace that enforces Pod Security `restricted`, and releases in it that go when the test has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import FIXED, SLEEP, SMALL, Release, eventually, kubectl, merged
+
+Install = Callable[..., Release]
+
+
+@pytest.fixture(scope="session")
+def namespace() -> Iterator[str]:
+    name = f"percore-e2e-{secrets.token_hex(3)}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def install(namespace: str, request: pytest.FixtureRequest) -> Iterator[Install]:
+    """Install a release with the sleeping handler, which needs no TensorFlow and no core, on a fixed number of pods."""
+    with releases(namespace, request.session) as installed:
+        yield installed
+
+
+@contextlib.contextmanager
+def releases(namespace: str, session: pytest.Session) -> Iterator[Install]:
+    """Give what installs a release; at the end they go, and where a test has failed, they first say how they are."""
+    made: list[Release] = []
+    failed = session.testsfailed
+
+    def installed(name: str = "trial", **values: Any) -> Release:
+        release = Release(name, namespace, merged({**FIXED, **SMALL, "handler": SLEEP}, values))
+        made.append(release)
+        release.install()
+        eventually(lambda: release.ready("gateway"))
+        return release
+
+    try:
+        yield installed
+    finally:
+        if session.testsfailed > failed:
+            _tell(namespace)
+        for release in made:
+            release.uninstall()
+
+
+def _tell(namespace: str) -> None:
+    """Print what an operator would look at first."""
+    for what in (
+        ("get", "pods,hpa,endpointslices", "-o", "wide"),
+        ("get", "events", "--sort-by=.lastTimestamp"),
+        ("logs", "-l", "app.kubernetes.io/component=gateway", "--all-containers", "--prefix", "--tail=60"),
+    ):
+        done = subprocess.run(["kubectl", "-n", namespace, *what], capture_output=True, text=True, timeout=60, check=False)
+        print(done.stdout[-8000:], done.stderr[-2000:])

@@ -1,0 +1,257 @@
+"""Installs releases on whatever cluster KUBECONFIG points at, and talks to them as an operator and as callers do."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+import yaml
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHART = ROOT / "deploy/helm/percore"
+HELM = str(Path(sys.executable).parent / "helm")
+SLEEP = "service.handlers.echo:Sleep"
+CALL = "/v1/models/default:predict"
+SECONDS = 180.0
+"""How long anything but a call may take: a start on a machine whose cores others share."""
+
+
+def run(*command: str, seconds: float = SECONDS, given: str | None = None) -> str:
+    """Run a command and return what it prints; fail with its error."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, input=given, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def kubectl(*arguments: str, seconds: float = SECONDS, given: str | None = None) -> str:
+    return run("kubectl", *arguments, seconds=seconds, given=given)
+
+
+def documents(*arguments: str) -> list[dict[str, Any]]:
+    """Return the objects that ``kubectl get`` finds."""
+    found: list[dict[str, Any]] = json.loads(kubectl("get", *arguments, "-o", "json"))["items"]
+    return found
+
+
+def eventually(look: Callable[[], T], seconds: float = SECONDS, every: float = 0.25) -> T:
+    """Return the first truthy value of ``look``; fail with what it last said when ``seconds`` are over."""
+    ends = time.monotonic() + seconds
+    while not (seen := look()):
+        assert time.monotonic() < ends, f"still {seen!r} after {seconds} s"
+        time.sleep(every)
+    return seen
+
+
+def age(moment: str, now: float) -> float:
+    """Return how long before ``now`` a moment of Kubernetes or of a log was, in seconds."""
+    return now - datetime.fromisoformat(moment).timestamp()
+
+
+@dataclass(slots=True)
+class Call:
+    """One call in a thread of its own, and what came of it."""
+
+    url: str
+    body: Any
+    seconds: float
+    status: int = 0
+    answer: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    failure: str = ""
+    began: float = 0.0
+    ended: float = 0.0
+    _thread: threading.Thread | None = None
+
+    def start(self) -> Call:
+        self._thread = threading.Thread(target=self._make, daemon=True)
+        self.began = time.time()
+        self._thread.start()
+        return self
+
+    def _make(self) -> None:
+        try:
+            response = requests.post(self.url, json=self.body, timeout=self.seconds)
+            self.status, self.headers, self.answer = response.status_code, response.headers, response.json()
+        except (OSError, ValueError) as error:
+            self.failure = f"{type(error).__name__}: {error}"
+        self.ended = time.time()
+
+    def done(self) -> Call:
+        """Wait for its end and return it."""
+        assert self._thread is not None
+        self._thread.join(self.seconds + 10)
+        assert not self._thread.is_alive(), "the call never ended"
+        return self
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def timing(self, name: str) -> float:
+        """Return a part of ``Server-Timing``, in seconds."""
+        found = re.search(rf"{name};dur=([\d.]+)", self.headers["Server-Timing"])
+        assert found, self.headers
+        return float(found[1]) / 1000
+
+
+@dataclass(slots=True)
+class Release:
+    """One release of the chart; its values are the defaults but for small limits and what the test says."""
+
+    name: str
+    namespace: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def install(self, *more: str) -> str:
+        """Install or upgrade it with the images under test and return what Helm says; it does not wait for pods."""
+        given = yaml.safe_dump(merged(images(), self.values))
+        command = [HELM, "upgrade", "--install", self.name, str(CHART), "-n", self.namespace, "--values", "-", *more]
+        return run(*command, given=given)
+
+    def upgrade(self, values: Mapping[str, Any]) -> None:
+        """Change some values."""
+        self.values = merged(self.values, values)
+        self.install()
+
+    def uninstall(self) -> None:
+        run(HELM, "uninstall", self.name, "-n", self.namespace, "--wait=false")
+        # What still runs there has nobody to answer any more.
+        kubectl("-n", self.namespace, "delete", "pods", "-l", self.labels, "--grace-period=0", "--force", "--wait=false")
+        eventually(lambda: not self.pods())
+
+    @property
+    def full_name(self) -> str:
+        return self.name if "percore" in self.name else f"{self.name}-percore"
+
+    @property
+    def labels(self) -> str:
+        return f"app.kubernetes.io/instance={self.name},app.kubernetes.io/name=percore"
+
+    def pods(self, component: str = "") -> list[dict[str, Any]]:
+        """Return its pods, oldest first."""
+        selector = self.labels + (f",app.kubernetes.io/component={component}" if component else "")
+        found = documents("-n", self.namespace, "pods", "-l", selector)
+        return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+    def ready(self, component: str = "inference") -> list[str]:
+        """Return the names of pods that are ready and not on their way out."""
+        return [name(pod) for pod in self.pods(component) if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]]
+
+    def wait(self, count: int, component: str = "inference", seconds: float = SECONDS) -> list[str]:
+        """Wait until exactly ``count`` pods are there, and ready."""
+
+        def look() -> list[str]:
+            ready = self.ready(component)
+            return ready if len(ready) == count == len(self.pods(component)) else []
+
+        return eventually(look, seconds)
+
+    def wanted(self) -> int:
+        """Return how many pods the HPA wants."""
+        document = json.loads(kubectl("-n", self.namespace, "get", "hpa", f"{self.full_name}-inference", "-o", "json"))
+        return int(document.get("status", {}).get("desiredReplicas", 0))
+
+    @contextlib.contextmanager
+    def forwarded(self, target: str = "", port: int = 8080) -> Iterator[str]:
+        """Forward a port of this machine to the gateway, or to another target, and give the address."""
+        target = target or f"service/{self.full_name}"
+        command = ["kubectl", "-n", self.namespace, "port-forward", target, f":{port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as forwarding:
+            try:
+                assert forwarding.stdout is not None
+                line = forwarding.stdout.readline()
+                found = re.search(r"127\.0\.0\.1:(\d+)", line)
+                assert found, f"port-forward says {line!r}"
+                threading.Thread(target=forwarding.stdout.read, daemon=True).start()
+                yield f"http://127.0.0.1:{found[1]}"
+            finally:
+                forwarding.kill()
+
+    def lines(self, pod: str, container: str = "inference") -> list[dict[str, Any]]:
+        """Return a container's log, but for what is not JSON."""
+        text = kubectl("-n", self.namespace, "logs", pod, "-c", container)
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def calls(self, pods: list[str]) -> list[Run]:
+        """Return the calls that pods have logged."""
+        found = []
+        for pod in pods:
+            for line in self.lines(pod):
+                if line["logger"] == "percore.call" and line["run_seconds"] is not None:
+                    ended = datetime.fromisoformat(line["time"]).timestamp()
+                    found.append(Run(pod, line["request_id"], ended - line["run_seconds"], ended))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A call as the pod that computed it logged it, in seconds since the epoch."""
+
+    pod: str
+    request: str
+    began: float
+    ended: float
+
+
+def overlaps(runs: list[Run]) -> list[tuple[Run, Run]]:
+    """Return the calls that one pod computed at the same time; a log tells time to the millisecond."""
+    ordered = sorted(runs, key=lambda each: (each.pod, each.began))
+    pairs = itertools.pairwise(ordered)
+    return [(first, second) for first, second in pairs if first.pod == second.pod and second.began < first.ended - 0.002]
+
+
+def name(pod: Mapping[str, Any]) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    return ready_since(pod) is not None
+
+
+def ready_since(pod: Mapping[str, Any]) -> str | None:
+    """Return since when a pod is ready, to the second."""
+    conditions = {each["type"]: each for each in pod["status"].get("conditions", [])}
+    ready = conditions.get("Ready", {"status": "False"})
+    return str(ready["lastTransitionTime"]) if ready["status"] == "True" else None
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, the second on top, as Helm merges values."""
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def images(target: str = "inference") -> dict[str, Any]:
+    """Return the values that name the images of ``tests/e2e/images``."""
+    tag = os.environ.get("PERCORE_E2E_TAG")
+    assert tag, 'no images: eval "$(tests/e2e/images)"'
+    return {
+        "image": {"repository": f"percore/{target}", "tag": tag},
+        "gateway": {"image": {"repository": "percore/gateway", "tag": tag}},
+    }
+
+
+FIXED = {"autoscaling": {"enabled": False}, "monitoring": {"enabled": False}}
+SMALL = {"limits": {"load": 120, "body": 10, "wait": 300, "run": 120}, "memory": "256Mi"}
+"""What the sleeping handler needs, so that eleven pods find room on one node."""
+
+
+def sleeping(seconds: float) -> dict[str, Any]:
+    return {"inputs": {"seconds": [seconds]}}

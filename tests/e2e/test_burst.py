@@ -1,0 +1,156 @@
+"""Eleven calls at once on one ready pod. The handler sleeps (`service.handlers.echo:Sleep`): it needs neither TensorFlow
+nor a core, so a machine with fewer real cores than calls shows the same. Needs the Prometheus operator and prometheus-adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.e2e.conftest import Install, releases
+from tests.e2e.harness import CALL, Call, Release, Run, eventually, kubectl, overlaps, ready_since, run, sleeping
+
+CALLS = 11
+RUN_SECONDS = 30.0
+AUTOSCALED = {"monitoring": {"enabled": True}, "autoscaling": {"enabled": True, "maxReplicas": CALLS}}
+Step = tuple[float, int]
+METRIC = "percore_in_flight_requests"
+BURSTS = int(os.environ.get("PERCORE_E2E_BURSTS", "3"))
+REPORT = Path(__file__).resolve().parent.parent.parent / "build/e2e"
+
+
+@pytest.fixture(scope="module")
+def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
+    """A release whose metric the HPA has read: a new target takes the operator's Prometheus up to three minutes."""
+    with releases(namespace, request.session) as install:
+        release = install("burst", **AUTOSCALED)
+        path = f"/apis/custom.metrics.k8s.io/v1beta1/namespaces/{namespace}/services/{release.full_name}-gateway/{METRIC}"
+        eventually(lambda: "value" in run("sh", "-c", f"kubectl get --raw {path} || true"), seconds=300, every=1)
+        yield release
+
+
+@pytest.fixture
+def autoscaled(scaled: Release) -> Release:
+    """One ready pod, that has been the only one for so long that no test before this one matters."""
+    calm(scaled, 5)
+    eventually(lambda: scaled.wanted() == 1, every=1)
+    scaled.wait(1)
+    calm(scaled, 60)
+    return scaled
+
+
+def calm(release: Release, seconds: int) -> None:
+    release.upgrade({"autoscaling": {"calmSeconds": seconds}})
+
+
+@pytest.mark.parametrize("burst", range(BURSTS))
+def test_eleven_calls_on_one_ready_pod_get_eleven_pods_in_one_step_and_none_shares_one(autoscaled: Release, burst: int) -> None:
+    with autoscaled.forwarded() as gateway:
+        began = time.time()
+        calls = [Call(gateway + CALL, sleeping(RUN_SECONDS), seconds=200).start() for _ in range(CALLS)]
+        steps = [(0.0, 1)]
+        ready: dict[str, float] = {}
+        while any(call.running for call in calls):
+            now = time.time() - began
+            if (wanted := autoscaled.wanted()) != steps[-1][1]:
+                steps.append((now, wanted))
+            if len(ready) < CALLS:
+                ready |= {pod: now for pod in autoscaled.ready() if pod not in ready}
+            time.sleep(0.2)
+            assert now < 200
+        for call in calls:
+            call.done()
+    runs = [each for each in autoscaled.calls(autoscaled.ready()) if each.ended > began]
+    _report(burst, began, calls, steps, ready, runs)
+
+    assert [(call.status, call.failure) for call in calls] == [(200, "")] * CALLS
+    assert [wanted for _, wanted in steps[:2]] == [1, CALLS], steps
+    assert len(runs) == CALLS
+    assert overlaps(runs) == []
+    assert len({each.pod for each in runs}) == CALLS, "a call waited behind another, though there was a pod for it"
+    assert max(call.timing("run") for call in calls) < RUN_SECONDS + 1
+    assert steps[1][0] < 20
+    assert max(each.began for each in runs) - began < 35
+
+
+def _report(burst: int, began: float, calls: list[Call], steps: list[Step], ready: dict[str, float], runs: list[Run]) -> None:
+    """Write what was measured, in seconds since the burst."""
+    REPORT.mkdir(parents=True, exist_ok=True)
+    total = max(call.ended for call in calls) - began
+    measured = {
+        "calls": CALLS,
+        "ideal": RUN_SECONDS,
+        "total": round(total, 2),
+        "wanted": [(round(at, 2), count) for at, count in steps],
+        "ready": sorted(round(at, 2) for at in ready.values()),
+        "runs": sorted((round(each.began - began, 2), round(each.ended - began, 2), each.pod) for each in runs),
+        "waits": sorted(round(call.timing("wait"), 2) for call in calls if call.status == 200),
+    }
+    (REPORT / f"burst-{burst}.json").write_text(json.dumps(measured, indent=1) + "\n")
+    print(json.dumps(measured))
+
+
+def test_scaling_in_takes_idle_pods_and_the_calls_that_run_finish(autoscaled: Release) -> None:
+    with autoscaled.forwarded() as gateway:
+        # Three that go on when the other eight have ended.
+        long = [Call(gateway + CALL, sleeping(100), seconds=200).start() for _ in range(3)]
+        short = [Call(gateway + CALL, sleeping(10), seconds=200).start() for _ in range(CALLS - 3)]
+        assert [call.done().status for call in short] == [200] * len(short)
+        most = set(autoscaled.ready())
+        calm(autoscaled, 5)
+        eventually(lambda: len(autoscaled.ready()) == 3, seconds=60)
+        kept = set(autoscaled.ready())
+        assert all(call.running for call in long)
+        assert [call.done().status for call in long] == [200] * 3
+    assert len(most) == CALLS
+    # From the gateway's log: the pods themselves may be gone by now.
+    [gateway_pod] = autoscaled.ready("gateway")
+    lines = [line for line in autoscaled.lines(gateway_pod, "controller") if line["logger"] == "percore.gateway.call"]
+    ran = {line["pod"] for line in lines if line["run_seconds"] and line["run_seconds"] > 95}
+    assert ran == kept, "a busy pod was told to go, though there were idle ones"
+
+
+def test_a_metric_that_goes_away_for_two_minutes_changes_nothing(autoscaled: Release) -> None:
+    """What the HPA sees when Prometheus is gone: no value. Here the gateways leave the Service by which they are scraped."""
+    with autoscaled.forwarded() as gateway:
+        calls = [Call(gateway + CALL, sleeping(90), seconds=200).start() for _ in range(4)]
+        eventually(lambda: len(autoscaled.ready()) == 4, seconds=60)
+        calm(autoscaled, 5)
+        _scraped(autoscaled, by='"nobody"')
+        ends = time.monotonic() + 120
+        while time.monotonic() < ends:
+            assert len(autoscaled.ready()) == 4
+            time.sleep(2)
+        assert [call.done().status for call in calls] == [200] * 4
+    _scraped(autoscaled, by="null")
+    eventually(lambda: len(autoscaled.ready()) == 1, every=1)
+
+
+def _scraped(release: Release, by: str) -> None:
+    patch = f'{{"spec":{{"selector":{{"scraped-by":{by}}}}}}}'
+    kubectl("-n", release.namespace, "patch", "service", f"{release.full_name}-gateway", "--type=merge", "-p", patch)
+
+
+def test_calls_that_wait_run_on_pods_that_did_not_exist_when_they_came(install: Install) -> None:
+    release = install("later", replicas=0)
+    with release.forwarded() as gateway:
+        calls = [Call(gateway + CALL, sleeping(3), seconds=120).start() for _ in range(3)]
+        time.sleep(2)
+        arrived = time.time()
+        health = requests.get(gateway + "/v2/health/live", timeout=5)
+        assert health.status_code == 200
+        release.upgrade({"replicas": 3})
+        assert [call.done().status for call in calls] == [200] * 3
+    for pod in release.wait(3):
+        [document] = [each for each in release.pods("inference") if each["metadata"]["name"] == pod]
+        since = ready_since(document)
+        assert since is not None
+    runs = release.calls(release.ready())
+    assert len({each.pod for each in runs}) == 3
+    assert min(each.began for each in runs) > arrived
