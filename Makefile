@@ -41,7 +41,7 @@ run: $(MODELS)/built ## Serve the demo models on this machine, one call per core
 # --- checks ------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint drift unit service-test gateway-test chart-test ## Everything that must pass on one machine, without a cluster
+test: lint drift unit service-test chart-test ## Everything that must pass on one machine, without a cluster
 
 .PHONY: lint
 lint: .venv/installed ## Ruff, mypy, import contracts
@@ -82,7 +82,7 @@ chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the
 
 .PHONY: e2e
 e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (CLUSTER_IMAGE: what builds and hands over an image)
-	eval "$$(tests/e2e/images)" && $(BIN)/pytest tests/e2e
+	images=$$(tests/e2e/images) && eval "$$images" && $(BIN)/pytest tests/e2e
 
 .PHONY: bench
 bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)

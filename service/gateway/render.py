@@ -10,6 +10,7 @@ from string import Template
 
 import orjson
 
+from service import rundir
 from service.errors import BadRequest, BodyTimeout, BodyTooLarge, Busy, CallError, NotFound, NotReady, RunTimeout
 from service.gateway.errors import PodLost, QueueFull
 from service.gateway.settings import Settings
@@ -63,7 +64,7 @@ def descriptors(settings: Settings) -> int:
 def write(settings: Settings, name: str) -> Path:
     """Write the configuration into the run folder, and return its path."""
     folder = settings.server.run_dir
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    rundir.make(folder)
     path = folder / "haproxy.cfg"
     path.write_text(configuration(settings, name))
     return path

@@ -114,7 +114,7 @@ def _server(place: dict[str, str], count: dict[str, str]) -> Server:
         address=place["srv_addr"],
         port=int(place["srv_port"]),
         admin=_admin(int(place["srv_admin_state"])),
-        health=_health(count["status"]),
+        health=_health(count["status"], count["check_code"]),
         sessions=int(count["scur"]),
     )
 
@@ -125,7 +125,8 @@ def _admin(bits: int) -> Admin:
     return Admin.DRAIN if bits & DRAINING else Admin.READY
 
 
-def _health(status: str) -> Health:
-    if status.startswith("NOLB"):
+def _health(status: str, check_code: str) -> Health:
+    """Return what checks say; 404 is ``taken`` also where a refused call had put the server down before."""
+    if status.startswith("NOLB") or (status.startswith("DOWN") and check_code == "404"):
         return Health.TAKEN
     return Health.DOWN if status.startswith("DOWN") else Health.UP

@@ -15,6 +15,7 @@ from prometheus_client import disable_created_metrics
 from waitress.server import create_server
 
 from service import logs as process_logs
+from service import rundir
 from service.errors import StartError
 from service.gateway import logs
 from service.gateway.app import create_app
@@ -28,6 +29,8 @@ from service.gateway.telemetry import GatewayTelemetry
 log = logging.getLogger("percore.gateway")
 ADMIN_SOCKET = "admin.sock"
 HTTP_THREADS = 2
+BOUNDS = {"connection_limit": 1000, "channel_timeout": 10, "max_request_body_size": 65536, "ident": "percore"}
+"""As the exporter's: idle clients must not keep probes out, and nothing here takes a body."""
 
 
 def serve(settings: Settings, *, once: bool, dry_run: bool) -> int:
@@ -43,7 +46,8 @@ def serve(settings: Settings, *, once: bool, dry_run: bool) -> int:
     signal.signal(signal.SIGTERM, _stop)
     server = _http(settings, controller, telemetry)
     journal = logs.Journal(telemetry, controller.pod_at)
-    _thread(logs.follow, logs.listen(_own(settings.server.run_dir) / logs.SOCKET_NAME), journal)
+    rundir.make(settings.server.run_dir)
+    _thread(logs.follow, logs.listen(settings.server.run_dir / logs.SOCKET_NAME), journal)
     _thread(source.follow, controller.publish)
     _thread(controller.run, settings.gateway.interval)
     if marker is not None and not dry_run:
@@ -75,15 +79,10 @@ def _http(settings: Settings, controller: Controller, telemetry: GatewayTelemetr
     host, port = settings.server.host, settings.server.exporter_port
     app = create_app(controller.observe, telemetry)
     try:
-        return create_server(app, host=host, port=port, threads=HTTP_THREADS, ident="percore")
+        return create_server(app, host=host, port=port, threads=HTTP_THREADS, **BOUNDS)
     except OSError as error:
         where = f"PERCORE_HOST={host!r} PERCORE_EXPORTER_PORT={port}"
         raise StartError(f"{where}: cannot listen there: {error.strerror}") from error
-
-
-def _own(run_dir: Path) -> Path:
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return run_dir
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> None:

@@ -56,8 +56,12 @@ def keep_out(listener: socket.socket) -> None:
 
 
 def close_slot(listener: socket.socket) -> None:
-    """Let the kernel refuse whoever connects from now on; the address stays bound."""
-    with contextlib.suppress(OSError):  # already closed
+    """Let the kernel refuse whoever connects from now on; the address stays bound.
+
+    Only where it listens: of a socket that does not, a shutdown is remembered, and the first connection after the next
+    ``listen`` looks half-closed.
+    """
+    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         listener.shutdown(socket.SHUT_RD)
 
 

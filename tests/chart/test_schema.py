@@ -26,6 +26,7 @@ VALUES = (CHART / "values.yaml").read_text()
         ("handler=no-class", "handler"),
         ("replicas=-1", "replicas"),
         ("autoscaling.engine=magic", "autoscaling.engine"),
+        ("autoscaling.calmSeconds=5", "autoscaling.calmSeconds"),
         ("monitoring.interval=30s", "monitoring.interval"),
         ("gateway.replicas=0", "gateway.replicas"),
         ("image.pullPolicy=Sometimes", "image.pullPolicy"),

@@ -38,7 +38,7 @@ def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
 @pytest.fixture
 def autoscaled(scaled: Release) -> Release:
     """One ready pod, that has been the only one for so long that no test before this one matters."""
-    calm(scaled, 5)
+    calm(scaled, 10)
     eventually(lambda: scaled.wanted() == 1, every=1)
     scaled.wait(1)
     calm(scaled, 60)
@@ -103,7 +103,7 @@ def test_scaling_in_takes_idle_pods_and_the_calls_that_run_finish(autoscaled: Re
         short = [Call(gateway + CALL, sleeping(10), seconds=200).start() for _ in range(CALLS - 3)]
         assert [call.done().status for call in short] == [200] * len(short)
         most = set(autoscaled.ready())
-        calm(autoscaled, 5)
+        calm(autoscaled, 10)
         eventually(lambda: len(autoscaled.ready()) == 3, seconds=60)
         kept = set(autoscaled.ready())
         assert all(call.running for call in long)
@@ -121,7 +121,7 @@ def test_a_metric_that_goes_away_for_two_minutes_changes_nothing(autoscaled: Rel
     with autoscaled.forwarded() as gateway:
         calls = [Call(gateway + CALL, sleeping(90), seconds=200).start() for _ in range(4)]
         eventually(lambda: len(autoscaled.ready()) == 4, seconds=60)
-        calm(autoscaled, 5)
+        calm(autoscaled, 10)
         _scraped(autoscaled, by='"nobody"')
         ends = time.monotonic() + 120
         while time.monotonic() < ends:

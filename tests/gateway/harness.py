@@ -97,6 +97,12 @@ class Gateway:
             arguments = [sys.executable, "-m", "service.gateway", command]
             return subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log)
 
+    def run(self, *command: str) -> str:
+        """Run a command to its end and return what it printed."""
+        arguments = [sys.executable, "-m", "service.gateway", *command]
+        ended = subprocess.run(arguments, cwd=ROOT, env=self.environ, timeout=20, check=True, capture_output=True, text=True)
+        return ended.stdout
+
     def kill(self, command: str) -> None:
         """End a process as a crash does."""
         process = self.haproxy if command == "haproxy" else self.controller

@@ -91,6 +91,7 @@ class ApiServer:
         self.patched: list[tuple[str, str, dict[str, Any]]] = []
         self.patch_status = 200
         self.ended = False
+        self.pauses = 0
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"api": self}))
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -149,6 +150,7 @@ def connected(api: ApiServer) -> Cluster:
     def pause(_seconds: float) -> None:
         if api.ended:
             raise Ended
+        api.pauses += 1
         time.sleep(0.01)
 
     return Cluster(gateway, ApiClient(configuration), pause)
@@ -185,6 +187,7 @@ def test_a_watch_that_ends_goes_on_from_the_last_version_without_a_list(api: Api
     api.events.put(None)
     eventually(lambda: len(api.watches) == 2)
     assert [watch["resourceVersion"] for watch in api.watches] == ["5", "9"]
+    assert {watch["allowWatchBookmarks"] for watch in api.watches} == {"true"}
     api.changed("MODIFIED", slice_of("s", "c", version=10))
     eventually(lambda: told.all[-1] == ["c"])
     assert api.lists == 1
@@ -199,6 +202,7 @@ def test_a_version_that_is_too_old_is_listed_anew_at_once(api: ApiServer, told: 
     api.slices = [slice_of("t", "e")]
     api.events.put(None)
     eventually(lambda: told.all[-1] == ["e"])
+    assert api.pauses == 0
 
 
 def test_a_watch_that_is_cut_is_taken_up_again(api: ApiServer, told: Told) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 
 import pytest
+import requests
 
 from tests.service.harness import FAULTY, Service, answer_of, eventually
 
@@ -64,6 +65,27 @@ def test_a_worker_that_is_replaced_takes_no_call_before_it_has_loaded() -> None:
         eventually(lambda: service.get("/readyz").status_code == 503, seconds=2)
         service.ready()
         assert service.post("/v1/models/default:predict", {"inputs": {"x": 1}}).status_code == 200
+
+
+def test_the_first_call_after_an_abandoned_one_is_answered() -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        for _ in range(3):
+            running = service.ask(sleep=60)
+            eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+            running.close()
+            eventually(lambda: service.get("/readyz").status_code == 503)
+            service.ready()
+            assert eventually(lambda: _answered(service)) == 200
+
+
+def _answered(service: Service) -> int | None:
+    """Call until the slot is open, which is a moment after the worker says that it has loaded."""
+    try:
+        return service.call(sleep=0).status_code
+    except requests.ConnectionError as error:
+        if "refused" in str(error):
+            return None
+        raise
 
 
 def test_no_two_of_many_callers_ever_compute_at_once_and_everyone_else_is_told_so() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from service.gateway.logs import CODES, Journal, parse
+from service.gateway.lines import CODES, parse
+from service.gateway.logs import Journal
 from service.gateway.telemetry import GatewayTelemetry
 
 
