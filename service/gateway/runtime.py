@@ -55,7 +55,7 @@ class HAProxy:
         hold, total = [counts[name] for name in HOLD], int(counts["BACKEND"]["scur"])
         executing = sum(server.sessions for server in servers)
         occupants = sum(int(row["scur"]) + int(row["qcur"]) for row in hold)
-        held = all(int(row["scur"]) for row in hold)
+        held = all(int(row["scur"]) and int(row["qcur"]) for row in hold)
         return Snapshot(servers, executing, waiting=max(0, total - occupants - executing), held=held)
 
     def apply(self, commands: Iterable[Command]) -> None:

@@ -59,7 +59,7 @@ def test_a_client_that_leaves_ends_its_worker_and_nobody_is_sent_there_before_it
     with running(gateways=1, pods=2) as ([gateway], pods):
         leaving = gateway.ask(sleep=60)
         staying = gateway.ask(sleep=2)
-        eventually(lambda: gateway.executing() == 2)
+        eventually(lambda: all(pod.metric("percore_in_flight_requests", state="executing") for pod in pods))
         before = {pod.port: pod.workers for pod in pods}
         waiting = [gateway.ask(sleep=0.1) for _ in range(3)]
         eventually(lambda: gateway.waiting() == 3)
@@ -73,7 +73,7 @@ def test_a_client_that_leaves_ends_its_worker_and_nobody_is_sent_there_before_it
 def test_a_worker_killed_in_a_call_costs_that_call_alone() -> None:
     with running(gateways=1, pods=1) as ([gateway], [pod]):
         lost = gateway.ask(sleep=60)
-        eventually(lambda: gateway.executing() == 1)
+        eventually(lambda: pod.metric("percore_in_flight_requests", state="executing") == 1)
         waiting = [gateway.ask(sleep=0) for _ in range(3)]
         eventually(lambda: gateway.waiting() == 3)
         os.kill(pod.workers[0], signal.SIGKILL)

@@ -57,10 +57,10 @@ def test_a_slot_is_given_out_drained_readied_and_released() -> None:
 def test_a_pod_that_refused_a_call_and_says_that_it_is_taken_is_taken() -> None:
     with haproxy() as gateway, Pod(listening=False) as pod:
         gateway.runtime.apply([Assign(1, pod.endpoint())])
-        gateway.ask().close()
-        eventually(lambda: gateway.runtime.snapshot().servers[0].health is Health.DOWN)
-        pod.slot_status = 404
-        eventually(lambda: gateway.runtime.snapshot().servers[0].health is Health.TAKEN)
+        with gateway.ask():
+            eventually(lambda: gateway.haproxy_says("pods/pod1 is DOWN"))
+            pod.slot_status = 404
+            eventually(lambda: gateway.runtime.snapshot().servers[0].health is Health.TAKEN)
 
 
 def test_checks_go_to_the_exporter_of_the_pod_that_has_the_slot_now() -> None:
