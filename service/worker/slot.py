@@ -4,18 +4,16 @@ The socket listens only while the worker is free. From accept until it is free a
 connection, whoever dispatches it, also while the worker is replaced. So two calls never share the pod's core.
 
 Closing a listening socket resets whoever is in its queue or about to enter it, and a caller cannot tell such a reset from a
-pod lost while it computed. So before the socket closes, a packet filter keeps new connections out, and those that were on
-their way in are let in and told that the worker is busy.
+pod lost while it computed. So before the socket closes, new connections are kept out, and those that were on their way in are
+let in and told that the worker is busy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import select
 import socket
-import struct
 from typing import Any
 
 from service.errors import Busy
@@ -27,32 +25,31 @@ BACKLOG = 64
 ARRIVAL_MILLISECONDS = 1
 """How long a handshake that has begun may take to end: a round trip within a cluster, and to spare."""
 
-SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
-# Classic BPF, of (code, jump if true, jump if false, operand): drop segments that carry SYN, let the others through.
-NO_SYN = b"".join(
-    struct.pack("=HBBI", *instruction)
-    for instruction in (
-        (0x30, 0, 0, 13),  # load the byte of TCP's flags
-        (0x45, 0, 1, 0x02),  # is SYN among them?
-        (0x06, 0, 0, 0),  # drop
-        (0x06, 0, 0, 0xFFFFFFFF),  # keep
-    )
-)
-_instructions = ctypes.create_string_buffer(NO_SYN, len(NO_SYN))
-FILTER = struct.pack("HL", len(NO_SYN) // 8, ctypes.addressof(_instructions))
+TTL_RULES = {
+    socket.AF_INET: ((socket.IPPROTO_IP, 21),),  # IP_MINTTL
+    socket.AF_INET6: ((socket.IPPROTO_IPV6, 73), (socket.IPPROTO_IP, 21)),  # IPV6_MINHOPCOUNT; and for IPv4 on the same socket
+}
+"""The lowest time to live that a segment must have. Linux drops a SYN that has less, and asks nothing of a handshake that has
+begun. Source: ip(7), ipv6(7)."""
+NONE_ARRIVES, ALL_ARRIVE = 255, 0
+"""Nobody's segments start with 255; a packet filter could say it outright, but some kernels refuse one without privileges."""
 
 
 def open_slot(listener: socket.socket) -> None:
     """Let one call come in."""
-    with contextlib.suppress(OSError):  # no filter is attached
-        listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+    _demand_ttl(listener, ALL_ARRIVE)
     listener.listen(BACKLOG)
 
 
 def keep_out(listener: socket.socket) -> None:
     """Ignore whoever begins to connect from now on; a connection that has begun may still complete."""
-    with contextlib.suppress(OSError):  # a sandbox without packet filters: a rare caller will see a reset
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, FILTER)
+    _demand_ttl(listener, NONE_ARRIVES)
+
+
+def _demand_ttl(of: socket.socket, least: int) -> None:
+    for level, option in TTL_RULES.get(of.family, ()):
+        with contextlib.suppress(OSError):  # a sandbox that has no such option: a rare caller will see a reset
+            of.setsockopt(level, option, least)
 
 
 def close_slot(listener: socket.socket) -> None:
@@ -103,5 +100,6 @@ class SlotWorker(CallWorker):
                 client, _ = listener.accept()
             except OSError:
                 return
+            _demand_ttl(client, ALL_ARRIVE)  # it was born with what its listener demands
             self.reporter.counted("turned-away")
             turn_away(client, Busy("the worker computes for another caller; send the call again"))
