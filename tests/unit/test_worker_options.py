@@ -1,12 +1,10 @@
-import ctypes
-
 import pytest
 from gunicorn.config import Config
 
 from service import settings
 from service.worker.server import options
 from service.worker.shared import SharedWorker
-from service.worker.slot import FILTER, SlotWorker
+from service.worker.slot import SlotWorker
 
 READ = settings.load({"PERCORE_BODY_LIMIT": "2", "PERCORE_RUN_LIMIT": "10.5", "PERCORE_DRAIN_LIMIT": "7.5"})
 
@@ -36,7 +34,3 @@ def test_gunicorn_knows_every_option() -> None:
     config = Config()
     for name, value in options(READ, 1, None).items():
         config.set(name, value)
-
-
-def test_the_filter_is_as_the_kernel_wants_it() -> None:
-    assert len(FILTER) == 2 * ctypes.sizeof(ctypes.c_void_p)

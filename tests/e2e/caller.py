@@ -1,0 +1,86 @@
+"""Callers inside the cluster: make many calls, as a plan says, and print what came of them. Needs nothing but Python.
+
+``python caller.py PLAN`` with JSON: ``url``; ``count`` calls, called PREFIX-0, PREFIX-1, ...; each begins ``every`` seconds
+after the one before, unless ``at_once`` are open; takes up to ``seconds``; of ``leaving``, a share, callers go away meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from typing import Any
+from urllib.parse import urlsplit
+
+SECONDS = 900.0
+
+
+async def call(url: str, name: str, seconds: float, leave: float | None) -> dict[str, Any]:
+    """Make one call and return what came of it; the caller goes away ``leave`` seconds after it has asked."""
+    target = urlsplit(url)
+    body = json.dumps({"inputs": {"seconds": [seconds]}})
+    head = f"POST {target.path} HTTP/1.1\r\nHost: {target.netloc}\r\nConnection: close\r\nX-Request-ID: {name}\r\n"
+    began, writer = time.time(), None
+    outcome: dict[str, Any] = {"id": name, "status": "left", "leaving": leave is not None, "began": began}
+    try:
+        reader, writer = await asyncio.open_connection(target.hostname, target.port)
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        outcome |= understood(await asyncio.wait_for(reader.read(), leave or SECONDS))
+    except TimeoutError:
+        pass
+    except OSError as error:
+        outcome["status"] = type(error).__name__
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+    return outcome | {"took": time.time() - began}
+
+
+def understood(answer: bytes) -> dict[str, Any]:
+    """Return status, error code and ``Retry-After``."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if not head:
+        return {"status": "closed"}
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    code = "" if first.split()[1] == "200" else json.loads(body)["code"]
+    return {"status": first.split()[1], "code": code, "retry_after": headers.get("retry-after", "")}
+
+
+async def calls(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Make every call of a plan, and return what came of each."""
+    dice, places, tasks = random.Random(plan["prefix"]), asyncio.Semaphore(plan["at_once"]), []
+
+    async def one(number: int, seconds: float, leave: float | None) -> dict[str, Any]:
+        async with places:
+            return await call(plan["url"], f"{plan['prefix']}-{number}", seconds, leave)
+
+    for number in range(plan["count"]):
+        seconds = plan["seconds"] * dice.random()
+        leave = max(0.001, dice.random() * seconds) if dice.random() < plan["leaving"] else None
+        async with places:  # none is begun before there is a place for it
+            tasks.append(asyncio.create_task(one(number, seconds, leave)))
+        await asyncio.sleep(plan["every"])
+    return await asyncio.gather(*tasks)
+
+
+def main() -> None:
+    """Make the calls and print a summary, and each call that was not answered 200 though its caller stayed."""
+    plan = json.loads(sys.argv[1])
+    began = time.time()
+    made = asyncio.run(calls(plan))
+    summary = {
+        "outcomes": Counter(each["status"] for each in made),
+        "left": sum(each["leaving"] for each in made),
+        "slowest": max(each["took"] for each in made),
+        "seconds": time.time() - began,
+        "odd": [each for each in made if each["status"] != "200" and not each["leaving"]],
+    }
+    sys.stdout.write(json.dumps(summary) + "\n")
+
+
+if __name__ == "__main__":
+    main()
