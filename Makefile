@@ -11,7 +11,7 @@ EXPORTER_PORT := 9090
 
 .PHONY: help
 help: ## What can be done
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- set-up: nothing to call by hand, every target that needs it has it done -------------------------------------------------
 
@@ -23,6 +23,10 @@ help: ## What can be done
 	@# Compiled here: where Python may not write bytecode, each worker would compile all of TensorFlow at its start.
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements/uv.txt requirements/dev.txt
 	@touch $@
+
+.PHONY: haproxy
+haproxy:
+	@haproxy -v >/dev/null 2>&1 || tools/install-system-packages haproxy
 
 $(MODELS)/built: .venv/installed $(wildcard demo/*.py)
 	$(BIN)/python -m demo.models $(MODELS)
@@ -41,7 +45,7 @@ run: $(MODELS)/built ## Serve the demo models on this machine, one call per core
 # --- checks ------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint drift unit service-test chart-test ## Everything that must pass on one machine, without a cluster
+test: lint drift unit service-test gateway-test chart-test ## Everything that must pass on one machine, without a cluster
 
 .PHONY: lint
 lint: .venv/installed ## Ruff, mypy, import contracts
@@ -72,8 +76,7 @@ service-test: $(MODELS)/built ## Tests of the running service: real processes, r
 	$(BIN)/pytest tests/service
 
 .PHONY: gateway-test
-gateway-test: .venv/installed ## Tests of the gateway: a real HAProxy, fake and real pods, real faults
-	@haproxy -v >/dev/null 2>&1 || tools/install-system-packages haproxy
+gateway-test: .venv/installed haproxy ## Tests of the gateway: a real HAProxy, fake and real pods, real faults
 	$(BIN)/pytest tests/gateway
 
 .PHONY: chart-test
@@ -85,7 +88,7 @@ e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (CLUSTER_
 	images=$$(tests/e2e/images) && eval "$$images" && $(BIN)/pytest tests/e2e
 
 .PHONY: bench
-bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
+bench: $(MODELS)/built haproxy ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
 	$(BIN)/python -m tests.bench
 
 .PHONY: lock

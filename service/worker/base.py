@@ -93,6 +93,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             server=self.sockets[0].getsockname(),
             load_seconds=0.0,
             timed_out=lambda: bool(self.aborted),
+            freed=self.freed,
         )
         return catalog
 
@@ -110,6 +111,9 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         self.client = client
         Exchange(self.surroundings, client, address, self.waited(client)).serve()
         self.client = None
+
+    def freed(self) -> None:
+        """Let the next call come in, where none could until now."""
 
     def waited(self, _client: socket.socket) -> float | None:
         """Return how long the connection waited to be accepted, in seconds; None where somebody else knows."""

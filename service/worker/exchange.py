@@ -45,6 +45,8 @@ class Surroundings:
     load_seconds: float
     timed_out: Callable[[], bool] = lambda: False
     """Whether the arbiter aborted this worker, because not even the guardian got a turn."""
+    freed: Callable[[], None] = lambda: None
+    """Called when the caller has its answer: what is left is to say so, and meanwhile the next call may come in."""
 
 
 class Exchange:
@@ -152,6 +154,7 @@ class Exchange:
             self._end(UNDELIVERED, error.sent)
             return
         answer.close(self._client, unread=unread)
+        self._around.freed()
         self._end(self._status.split(" ", 1)[0], sent)
 
     def _end(self, code: str, response_bytes: int) -> None:

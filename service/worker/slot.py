@@ -72,12 +72,21 @@ class SlotWorker(CallWorker):
         while self.alive:
             open_slot(listener)
             taken = self._next(listener)
-            keep_out(listener)
-            self._turn_others_away(listener)
-            close_slot(listener)
+            self._shut(listener)
             if taken is not None:
                 client, address = taken
                 self.handle(listener, client, address)
+        self._shut(listener)
+
+    def freed(self) -> None:
+        """Open the slot at once: whoever dispatches sees the answer end, and sends the next call some 100 us later."""
+        if self.alive:
+            open_slot(self.sockets[0])
+
+    def _shut(self, listener: socket.socket) -> None:
+        keep_out(listener)
+        self._turn_others_away(listener)
+        close_slot(listener)
 
     def _next(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
         while self.alive and self.is_parent_alive():

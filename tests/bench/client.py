@@ -110,13 +110,23 @@ def one_by_one(port: int, message: bytes, seconds: float) -> list[float]:
     ends = time.perf_counter() + seconds
     while (began := time.perf_counter()) < ends:
         with socket.socket() as connection:
-            connection.connect((HOST, port))
+            _connect(connection, port)
             connection.sendall(message)
             _expect(connection.recv(65536).startswith(b"HTTP/1.1 200 "))
             while connection.recv(65536):
                 pass
         took.append(time.perf_counter() - began)
     return took
+
+
+def _connect(connection: socket.socket, port: int) -> None:
+    """Connect; a pod's slot refuses until it is open again, a moment after the answer before."""
+    while True:
+        try:
+            connection.connect((HOST, port))
+            return
+        except ConnectionRefusedError:
+            continue
 
 
 def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> float:

@@ -9,6 +9,7 @@ from tests.bench.bursts import Burst
 from tests.bench.calls import ideal, most_at_once, summarise
 from tests.bench.empty import AT_ONCE, EmptyCall
 from tests.bench.footprint import Footprint
+from tests.bench.gateway import Added
 from tests.bench.results import Results
 from tests.bench.setups import CALLS, Setup
 
@@ -80,6 +81,18 @@ def empty(found: EmptyCall) -> str:
     )
 
 
+def gateway(found: Added) -> str:
+    """Return what HAProxy adds to an empty call."""
+    direct, through = found.ways
+    added = f"{(through.p50 - direct.p50) * 1000:.3f} ms", f"{(through.p99 - direct.p99) * 1000:.3f} ms"
+    rows = [[way.name, f"{way.p50 * 1000:.3f} ms", f"{way.p99 * 1000:.3f} ms"] for way in found.ways]
+    several = (
+        f"Through the gateway to one pod, {AT_ONCE} at once: {found.rate:.0f} calls/s. A pod refuses whoever comes before it "
+        f"is free again; that happened {found.retries:.2f} times a call, and each was sent again."
+    )
+    return table(["an empty call, one at a time", "p50", "p99"], [*rows, ["HAProxy's own", *added]]) + "\n\n" + several
+
+
 def bulk(results: Results) -> str:
     """Return table 3."""
     rows = [
@@ -133,6 +146,8 @@ def _sections(results: Results) -> Iterator[str]:
         yield bursts(results.io, results.sleep, results.sleep, computing=False)
     if results.empty:
         yield from ("## An empty call", empty(results.empty))
+    if results.gateway:
+        yield from ("## The gateway", gateway(results.gateway))
     if results.bulk:
         yield from ("## A large tensor", bulk(results))
     if results.footprint:

@@ -15,6 +15,7 @@ from tests.bench.bulk import Bulk
 from tests.bench.bursts import Burst
 from tests.bench.empty import EmptyCall
 from tests.bench.footprint import Footprint
+from tests.bench.gateway import Added
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class Results:
     empty: EmptyCall | None = None
     bulk: list[Bulk] = field(default_factory=list)
     footprint: Footprint | None = None
+    gateway: Added | None = None
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

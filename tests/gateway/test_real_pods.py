@@ -113,14 +113,14 @@ def test_a_body_in_chunks_that_is_too_large_is_refused_by_the_pod_and_costs_no_w
 class Callers:
     """Many callers of many gateways, some of whom leave before they are answered."""
 
-    def __init__(self, gateways: list[Gateway], seconds: float, leaving: float) -> None:
-        self.gateways, self.seconds, self.leaving = gateways, seconds, leaving
+    def __init__(self, gateways: list[Gateway], seconds: float, leaving: float, patience: float) -> None:
+        self.gateways, self.seconds, self.leaving, self.patience = gateways, seconds, leaving, patience
         self.random = random.Random(7)
         self.outcomes: Counter[str] = Counter()
         self.spans: list[dict[str, float]] = []
 
     def call(self, number: int) -> None:
-        leaves, after = self.random.random() < self.leaving, self.random.random() * 5 * self.seconds
+        leaves, after = self.random.random() < self.leaving, self.random.random() * self.patience
         connection = self.gateways[number % len(self.gateways)].ask(seconds=self.seconds)
         if leaves:
             time.sleep(after)
@@ -153,13 +153,14 @@ class Callers:
 @pytest.mark.parametrize("gateways", [1, 2])
 def test_no_pod_runs_two_calls_at_once_and_every_caller_who_stays_is_answered_200(gateways: int) -> None:
     with running(gateways, pods=4, handler=SPAN) as (entered, pods):
-        short = Callers(entered, seconds=0.005, leaving=0.03)
+        short = Callers(entered, seconds=0.005, leaving=0.03, patience=0.025)
         short.run(calls=1000, at_once=12)
-        longer = Callers(entered, seconds=0.12, leaving=0.08)
-        longer.run(calls=200, at_once=5)
+        # Long enough for a worker to notice that its caller has left, which it looks for ten times a second.
+        longer = Callers(entered, seconds=0.25, leaving=0.15, patience=0.5)
+        longer.run(calls=150, at_once=5)
         assert short.overlapping() + longer.overlapping() == 0
         assert set(short.outcomes) == set(longer.outcomes) == {"200", "left"}, (short.outcomes, longer.outcomes)
-        assert sum(pod.metric("percore_worker_restarts_total", reason="abandoned") for pod in pods) > 0
+        eventually(lambda: sum(pod.metric("percore_worker_restarts_total", reason="abandoned") for pod in pods) > 0)
         eventually(lambda: sum(gateway.runtime.snapshot().calls for gateway in entered) == 0)
         answered = sum(gateway.metric("percore_gateway_call_duration_seconds_count", code="200") for gateway in entered)
         assert answered >= short.outcomes["200"] + longer.outcomes["200"]
