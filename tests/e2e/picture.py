@@ -79,6 +79,12 @@ def drawn(measured: dict[str, Any]) -> str:
     return document("\n".join(body), WIDTH, bottom + FOOT, f"{_title(burst)}: {_caption(burst)}")
 
 
+def told(measured: dict[str, Any]) -> str:
+    """Return the measurement in words."""
+    burst = read(measured)
+    return f"{_title(burst)}: {_caption(burst)}"
+
+
 def _title(burst: Burst) -> str:
     before = burst.wanted[0][1]
     return f"{burst.calls} calls at once on {before} ready pod{'' if before == 1 else 's'}"
@@ -88,8 +94,8 @@ def _caption(burst: Burst) -> str:
     most, since = max((count, -at) for at, count in burst.wanted)
     parts = [f"{most} pods wanted after {-since:.1f} s, {len(burst.ready)} ready after {max(burst.ready, default=0.0):.1f} s"]
     if burst.runs:
-        took = [run.ended - run.began for run in burst.runs]
-        parts += [f"each call ran {min(took):.1f} to {max(took):.1f} s", f"last answer after {burst.total:.1f} s"]
+        took = sorted({f"{run.ended - run.began:.1f}" for run in burst.runs}, key=float)
+        parts += [f"each call ran {' to '.join(took[:1] + took[1:][-1:])} s", f"last answer after {burst.total:.1f} s"]
     if missing := burst.calls - len(burst.runs):
         parts.append(f"{missing} never ran")
     return "; ".join(parts)

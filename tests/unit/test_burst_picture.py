@@ -51,17 +51,21 @@ def test_each_call_has_a_bar_that_waits_and_one_that_runs_beside_the_name_of_its
 
 
 def test_the_lines_step_where_the_count_changes_and_not_before() -> None:
-    across = (picture.WIDTH - 2 * MARGIN - picture.GUTTER) / (13.6 * 1.02)
-    for stroke, at in ((picture.WANTED, 2.0), (picture.READY, 3.0)):
-        turns = [(float(x), float(y)) for x, y in re.findall(r"H([\d.]+)V([\d.]+)", path(drawn(), stroke))]
-        assert turns == [(round(at * across, 1), float(picture.HEAD))]
+    """One pod is half the height of two; the last count holds to the end."""
+    width = picture.WIDTH - 2 * MARGIN - picture.GUTTER
+    across, half = width / (13.6 * 1.02), picture.HEAD + picture.STEPS_HEIGHT / 2
+    for stroke, since, at in ((picture.WANTED, 0.0, 2.0), (picture.READY, 0.2, 3.0)):
+        places = [round(seconds * across, 1) for seconds in (since, at, 13.6)]
+        assert path(drawn(), stroke) == "M{:g} {:g}H{:g}V{}H{:g}".format(places[0], half, places[1], picture.HEAD, places[2])
 
 
 def test_the_words_above_say_what_was_measured() -> None:
     found = texts(drawn())
     assert "2 calls at once on 1 ready pod" in found
-    said = "2 pods wanted after 2.0 s, 2 ready after 3.0 s; each call ran 10.0 to 10.0 s; last answer after 13.6 s"
+    said = "2 pods wanted after 2.0 s, 2 ready after 3.0 s; each call ran 10.0 s; last answer after 13.6 s"
     assert said in found
+    slower = drawn(runs=[[0.1, 10.1, "a"], [3.5, 13.8, "b"], [3.5, 13.6, "c"]])
+    assert any("each call ran 10.0 to 10.3 s" in each for each in texts(slower))
     [worse] = [each for each in texts(drawn(calls=3)) if "last answer" in each]
     assert worse.endswith("; 1 never ran")
 
