@@ -56,7 +56,7 @@ def test_the_lines_step_where_the_count_changes_and_not_before() -> None:
     across, half = width / (13.6 * 1.02), picture.HEAD + picture.STEPS_HEIGHT / 2
     for stroke, since, at in ((picture.WANTED, 0.0, 2.0), (picture.READY, 0.2, 3.0)):
         places = [round(seconds * across, 1) for seconds in (since, at, 13.6)]
-        assert path(drawn(), stroke) == "M{:g} {:g}H{:g}V{}H{:g}".format(places[0], half, places[1], picture.HEAD, places[2])
+        assert path(drawn(), stroke) == f"M{places[0]:g} {half:g}H{places[1]:g}V{picture.HEAD}H{places[2]:g}"
 
 
 def test_the_words_above_say_what_was_measured() -> None:
