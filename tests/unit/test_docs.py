@@ -64,8 +64,8 @@ def known(key: list[str]) -> bool:
 
 def set_keys(text: str) -> Iterator[str]:
     """Yield the keys that code gives to Helm's ``--set``, ``--set-string`` and ``--set-json``."""
-    for option in re.findall(r"--set(?:-string|-json)?[ =]('[^']*'|\S+)", text):
-        for pair in re.split(r"(?<!\\),", option.strip("'`")):
+    for option in re.findall(r"--set(?:-string|-json)?[ =]('[^']*'|[^\s`]+)", text):
+        for pair in re.split(r"(?<!\\),", option.strip("'")):
             yield re.split(r"=|\[\d", pair, maxsplit=1)[0]
 
 
@@ -125,7 +125,7 @@ def test_a_heading_s_anchor_is_github_s() -> None:
 
 
 def test_a_value_the_chart_does_not_have_is_found() -> None:
-    text = "--set autoscaling.enable=false,cpu=2,env[0].name=X "
+    text = "`--set autoscaling.enable=false,cpu=2,env[0].name=X`, and "
     text += "--set-string 'podAnnotations.a\\.b/c=true' --set service.annotations.x=y"
     keys = [split(key) for key in set_keys(text)]
     assert keys[:3] == [["autoscaling", "enable"], ["cpu"], ["env"]]
