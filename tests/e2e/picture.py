@@ -1,6 +1,7 @@
 """Draws what `test_burst.py` measured: calls, pods wanted and pods ready over time, and a bar for each call. Pure.
 
-Every number comes from the measurement. `make e2e` draws each burst beside it; `make update` draws the one in docs/bench.
+Every number comes from the measurement. `make e2e` writes `build/e2e/burst-N.json` and draws it beside; the one that is copied
+to `docs/bench/burst.json` is drawn by `make update`.
 """
 
 from __future__ import annotations
