@@ -15,6 +15,7 @@ import requests
 
 from tests.e2e.conftest import Install, releases
 from tests.e2e.harness import CALL, Call, Release, Run, eventually, kubectl, overlaps, ready_since, run, sleeping
+from tests.e2e.picture import drawn
 
 CALLS = 11
 RUN_SECONDS = 30.0
@@ -93,6 +94,7 @@ def _report(burst: int, began: float, calls: list[Call], steps: list[Step], read
         "waits": sorted(round(call.timing("wait"), 2) for call in calls if call.status == 200),
     }
     (REPORT / f"burst-{burst}.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (REPORT / f"burst-{burst}.svg").write_text(drawn(measured))
     print(json.dumps(measured))
 
 

@@ -15,6 +15,7 @@ from tests.bench.empty import Empty, EmptyCall
 from tests.bench.footprint import Footprint, Probe, Process, Start
 from tests.bench.gateway import Added, Way
 from tests.bench.setups import Setup
+from tests.svg import FAILED, MARGIN, PALETTE, WAITING, tick_step
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -157,7 +158,7 @@ def bars(svg: ElementTree.Element) -> list[ElementTree.Element]:
 def test_a_call_is_a_light_bar_while_it_waits_and_a_strong_one_while_it_runs() -> None:
     svg = drawn(timeline.Panel("percore", "", one_after_another(3), 6.0))
     found = [(bar.get("fill"), float(bar.get("width", "0"))) for bar in bars(svg)]
-    assert [colour for colour, _ in found] == [timeline.PALETTE[0], timeline.PALETTE[1], timeline.WAITING, timeline.PALETTE[0]]
+    assert [colour for colour, _ in found] == [PALETTE[0], PALETTE[1], WAITING, PALETTE[0]]
     assert len({width for _, width in found}) == 1
     assert bars(svg)[-1].findtext(f"{SVG}title") == "waited 3.00 s, ran 3.00 s on core 0"
 
@@ -165,7 +166,7 @@ def test_a_call_is_a_light_bar_while_it_waits_and_a_strong_one_while_it_runs() -
 def test_a_failed_call_shows_what_its_client_saw_and_only_then_the_legend_names_failure() -> None:
     svg = drawn(timeline.Panel("x", "", [Call(0.0, 2.0, failure="socket hang up")], 6.0))
     (bar,) = bars(svg)
-    assert (bar.get("fill"), bar.findtext(f"{SVG}title")) == (timeline.FAILED, "socket hang up")
+    assert (bar.get("fill"), bar.findtext(f"{SVG}title")) == (FAILED, "socket hang up")
     assert "fails" in [each.text for each in svg.iter(f"{SVG}text")]
     assert "fails" not in [each.text for each in drawn(timeline.Panel("x", "", one_after_another(2), 3.0)).iter(f"{SVG}text")]
 
@@ -176,13 +177,13 @@ def test_nothing_is_drawn_beyond_the_picture() -> None:
     for group in svg.iter(f"{SVG}g"):
         left, top = map(float, re.findall(r"[\d.]+", group.get("transform", "")))
         for bar in group.iter(f"{SVG}rect"):
-            assert left + float(bar.get("x", "0")) + float(bar.get("width", "0")) <= 1000 - timeline.MARGIN + 0.1
+            assert left + float(bar.get("x", "0")) + float(bar.get("width", "0")) <= 1000 - MARGIN + 0.1
             assert top + float(bar.get("y", "0")) + float(bar.get("height", "0")) < height
 
 
 def test_an_axis_has_round_ticks_and_at_most_ten() -> None:
-    assert [timeline.tick_step(seconds) for seconds in (3, 18.4, 28, 100, 5000)] == [1, 2, 5, 10, 600]
-    assert timeline.tick_step(60_000) == 6000
+    assert [tick_step(seconds) for seconds in (3, 18.4, 28, 100, 5000)] == [1, 2, 5, 10, 600]
+    assert tick_step(60_000) == 6000
 
 
 def test_trouble_is_what_slows_calls_most_with_tensorflow_as_it_comes() -> None:

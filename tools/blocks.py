@@ -1,0 +1,161 @@
+"""Parts of hand-written pages that are generated: tables from measurements and from formulas, between two comments.
+
+``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` each stand on a line of their own; what is between them is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tests.bench import queueing, waits
+from tests.bench.report import table
+from tests.e2e import picture
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "docs/bench"
+RESULTS, WAITS, BURST = BENCH / "results.md", BENCH / "waits.json", BENCH / "burst.json"
+COMPUTING, WAITING = "The problem and the cure", "The same with calls that wait instead of compute"
+SHOWN = ("**percore**", "1 worker x 10 threads", "gevent 8 x 8", "2 x cores", "4 x cores")
+IMPATIENT = "gevent 4 x 4, timeout shorter"
+LIMITS = """[All measurements](docs/bench/results.md), also of calls that wait instead of compute: there threads win, and
+percore is the wrong choice."""
+SERVERS = (1, 2, 4, 8, 16)
+LOADS = (0.5, 0.7, 0.8, 0.9, 0.95)
+PODS = (1, 2, 4, 8, 11, 16)
+CALL_MINUTES = 10
+MAY_WAIT_LONG = 0.05
+
+
+def filled(path: Path, blocks: Mapping[str, str]) -> str:
+    """Return the page with these blocks in their places; raise ValueError where a place is missing."""
+    text = path.read_text()
+    for name, content in blocks.items():
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        head, found_begin, rest = text.partition(begin)
+        _, found_end, tail = rest.partition(end)
+        if not (found_begin and found_end):
+            raise ValueError(f"{path.name}: no place for {name}")
+        text = f"{head}{begin}{content}\n{end}{tail}"
+    return text
+
+
+def readme() -> str:
+    """Return README.md."""
+    return filled(ROOT / "README.md", {"bench": pictures()})
+
+
+def sizing() -> str:
+    """Return docs/operations/sizing.md."""
+    blocks: Mapping[str, Callable[[], str]] = {"waits": formula, "measured": measured, "capacity": capacity, "rule": rule}
+    return filled(ROOT / "docs/operations/sizing.md", {name: block() for name, block in blocks.items()})
+
+
+def burst() -> str:
+    """Return docs/bench/burst.svg."""
+    return picture.drawn(json.loads(BURST.read_text()))
+
+
+# --- what was measured
+
+
+def pictures() -> str:
+    """Return README's pictures, and the few rows that tell most."""
+    section = _section(COMPUTING)
+    [intro] = re.findall(r"^.+? alone on one core\.", "\n".join(section), re.MULTILINE)
+    return "\n\n".join(
+        [
+            f"**The trouble.** {intro} One bar a call, dark while it runs:",
+            "![Without percore all calls run at once, and each takes as long as all of them together](docs/bench/trouble.svg)",
+            "**The cure.** As many calls run as there are cores, each as fast as alone. The others wait, in order:",
+            "![With percore as many calls run as there are cores, each as fast as alone](docs/bench/cure.svg)",
+            f"**On a cluster**, a pod for each call. {picture.told(json.loads(BURST.read_text()))}:",
+            "![A burst of calls on a cluster, and the pods that start for it](docs/bench/burst.svg)",
+            "What people try, with TensorFlow as it comes, and percore:",
+            _rows_that_tell(section),
+            LIMITS,
+        ]
+    )
+
+
+def _rows_that_tell(section: Sequence[str]) -> str:
+    heads, *rows = _table(section)
+    columns = [heads.index(name) for name in ("set-up", "run / alone, mean", "first answer", "last answer", heads[-1])]
+    shown = [_row(rows, name) for name in (*SHOWN, IMPATIENT)]
+    return table([heads[column] for column in columns], [[row[column] for column in columns] for row in shown])
+
+
+def rule() -> str:
+    """Return what (2-4) x cores does to calls that compute and to calls that wait."""
+    computing, waiting = _table(_section(COMPUTING)), _table(_section(WAITING))
+    names = ("**percore**", "2 x cores", "4 x cores", "11 sync workers")
+    rows = []
+    for name in names:
+        busy, idle = _row(computing[1:], name), _row(waiting[1:], name)
+        values = [busy[computing[0].index(head)] for head in ("run / alone, mean", "first answer", "last answer")]
+        rows.append([busy[0], *values, *(idle[waiting[0].index(head)] for head in ("first answer", "last answer"))])
+    heads = ["set-up", "computing: run / alone", "first answer", "last answer", "waiting: first answer", "last answer"]
+    return table(heads, rows)
+
+
+def measured() -> str:
+    """Return what the real queue did, beside the formula."""
+    found = waits.read(WAITS)
+    rows = []
+    for each in found.loads:
+        expected = queueing.same(found.workers, each.load)
+        row = [_times(expected.mean), _times(each.mean), _share(expected.long), _share(each.long)]
+        rows.append([_share(each.load), str(each.calls), *row])
+    heads = ["load", "calls", "mean wait: formula", "measured", "longer than one run: formula", "measured"]
+    return f"{found.workers} workers, {found.run:g} s a call, on {found.machine.split(',')[0]}:\n\n{table(heads, rows)}"
+
+
+def _section(title: str) -> list[str]:
+    """Return the lines below a heading of the measurements."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", RESULTS.read_text(), re.MULTILINE | re.DOTALL)
+    if not found:
+        raise ValueError(f"{RESULTS.name}: no section {title}")
+    return found[1].splitlines()
+
+
+def _table(section: Sequence[str]) -> list[list[str]]:
+    """Return the first table's heads, and its rows."""
+    heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section if line.startswith("|")]
+    return [heads, *rows]
+
+
+def _row(rows: Sequence[list[str]], name: str) -> list[str]:
+    """Return the first row of a set-up: where there are two, that with TensorFlow's default threads."""
+    return next(row for row in rows if row[0].startswith(name))
+
+
+# --- what the formula says
+
+
+def formula() -> str:
+    """Return mean waits by load and cores, for calls that are alike and for calls that differ."""
+    rows = [
+        [_share(load), *(f"{_times(queueing.same(c, load).mean)} to {_times(queueing.mixed(c, load).mean)}" for c in SERVERS)]
+        for load in LOADS
+    ]
+    return table(["load", *(f"{servers} core{'s' if servers > 1 else ''}" for servers in SERVERS)], rows)
+
+
+def capacity() -> str:
+    """Return how many calls an hour so many pods take, if few may wait long."""
+    rows = []
+    for pods in PODS:
+        load = queueing.most(pods, MAY_WAIT_LONG)
+        rows.append([str(pods), _share(load), str(int(pods * load * 60 / CALL_MINUTES)), str(pods * 60 // CALL_MINUTES)])
+    heads = ["pods", "load, at most", f"calls of {CALL_MINUTES} minutes an hour", "if they came one after another"]
+    return table(heads, rows)
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _share(value: float) -> str:
+    return f"{value * 100:.0f} %"
