@@ -41,7 +41,7 @@ run: $(MODELS)/built ## Serve the demo models on this machine, one call per core
 # --- checks ------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint drift unit service-test chart-test ## Everything that must pass on one machine, without a cluster
+test: lint drift unit service-test chart-test rules-test ## Everything that must pass on one machine, without a cluster
 
 .PHONY: lint
 lint: .venv/installed ## Ruff, mypy, import contracts
@@ -79,6 +79,11 @@ gateway-test: .venv/installed ## Tests of the gateway: a real HAProxy, fake and 
 .PHONY: chart-test
 chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the Dockerfile
 	$(BIN)/pytest tests/chart
+
+.PHONY: rules-test
+rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as the chart renders them
+	@promtool --version >/dev/null 2>&1 || tools/install-system-packages prometheus
+	$(BIN)/pytest tests/rules
 
 .PHONY: e2e
 e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (CLUSTER_IMAGE: what builds and hands over an image)

@@ -90,6 +90,7 @@ class GatewayTelemetry:
         """Have the series of failures there before the first one: Prometheus does not see a rise from nothing to one."""
         for code in CODE_LABELS:
             self.total.labels(code)
+            self.wait.labels(code)
         for state in (WAITING, EXECUTING, SENDING):
             self.abandoned.labels(state)
         for reason in REASON_LABELS:
