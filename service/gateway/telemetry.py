@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from service.gateway.lines import CODE_LABELS, REASON_LABELS
+from service.gateway.lines import ABANDONED, CODE_LABELS, REASON_LABELS
 from service.telemetry import DURATION_BUCKETS
 
 WAITING, EXECUTING, SENDING = "waiting", "executing", "sending"
+MOST_WAITS = ("200", "503", ABANDONED)
+"""How most waits end. Every code would make seven hundred series, which are scraped every two seconds."""
 MADE, FAILED, GONE = "made", "failed", "gone"
 """Results of marks on pods."""
 
@@ -90,6 +92,7 @@ class GatewayTelemetry:
         """Have the series of failures there before the first one: Prometheus does not see a rise from nothing to one."""
         for code in CODE_LABELS:
             self.total.labels(code)
+        for code in MOST_WAITS:
             self.wait.labels(code)
         for state in (WAITING, EXECUTING, SENDING):
             self.abandoned.labels(state)

@@ -5,9 +5,11 @@ import re
 
 import pytest
 
+from deploy.monitoring import dashboard, queries
 from service.gateway.lines import CODE_LABELS
 from service.telemetry import DURATION_BUCKETS
 from tests.chart.harness import CHART, FIXED, Object, one, refusal, render
+from tests.promql import selectors
 
 
 def rules(*values: str, release: str = "first") -> list[Object]:
@@ -86,9 +88,44 @@ def test_an_alert_can_be_left_out_routed_and_linked() -> None:
 def test_every_series_of_every_rule_is_of_this_release_alone(release: str) -> None:
     full = one(render(release=release), "PrometheusRule", "-rules")["metadata"]["name"].removesuffix("-rules")
     for rule in rules(release=release):
-        selectors = re.findall(r"[a-z_:0-9]+\{([^}]*)\}", rule["expr"].replace("{5}", ""))
-        assert selectors or rule["expr"].startswith("vector("), rule
-        for selector in selectors:
-            assert 'namespace="here"' in selector
-            assert re.search(rf'(service|deployment|horizontalpodautoscaler)="{full}-|pod=~"{full}-', selector), selector
+        found = selectors(rule["expr"])
+        assert found or rule["expr"].startswith("vector("), rule
+        for selector in found:
+            assert selector.labels["namespace"] == "here"
+            named = [selector.labels.get(key, "") for key in ("service", "deployment", "horizontalpodautoscaler", "pod")]
+            assert any(each.startswith(f"{full}-") for each in named), selector
         assert rule["labels"]["namespace"] == "here"
+
+
+def test_grafana_s_sidecar_finds_the_dashboard_by_its_label_and_puts_it_into_a_folder() -> None:
+    found = one(render("monitoring.dashboard.annotations.grafana_folder=percore"), "ConfigMap", "-dashboard")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["metadata"]["annotations"] == {"grafana_folder": "percore"}
+    more = one(render("monitoring.dashboard.labels.grafana_dashboard=yes"), "ConfigMap", "-dashboard")
+    assert more["metadata"]["labels"]["grafana_dashboard"] == "yes"
+
+
+@pytest.mark.parametrize("release", ["first", "second"])
+def test_every_release_ships_the_dashboard_that_is_generated(release: str) -> None:
+    found = one(render(release=release), "ConfigMap", "-dashboard")
+    assert found["data"].keys() == {"percore.json"}
+    assert json.loads(found["data"]["percore.json"]) == json.loads(dashboard.page())
+    assert "annotations" not in found["metadata"]
+
+
+@pytest.mark.parametrize("values", [("monitoring.dashboard.enabled=false",), FIXED])
+def test_there_is_no_dashboard_where_nobody_wants_it(values: tuple[str, ...]) -> None:
+    assert "ConfigMap" not in {each["kind"] for each in render(*values)}
+
+
+def test_the_dashboard_counts_the_same_calls_as_the_rules() -> None:
+    found = {codes for rule in rules() for codes in re.findall(r'code=~"([^"]+)"', rule["expr"])}
+    assert found == {queries.FAILED, queries.VALID}
+    assert all(f'code=~\\"{codes}\\"' in dashboard.page() for codes in found)
+
+
+def test_the_dashboard_reads_recordings_that_the_rules_make() -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    read = set(re.findall(r"service:percore_\w+:\w+", dashboard.page()))
+    assert read
+    assert read <= recorded

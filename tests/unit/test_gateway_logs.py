@@ -130,6 +130,7 @@ def test_labels_stay_bounded_whatever_pods_answer(reader: Reader) -> None:
 def test_failures_begin_at_zero_so_that_the_first_one_is_a_rise(reader: Reader) -> None:
     for code in CODES | {"abandoned", "other"}:
         assert reader.value("call_duration_seconds_count", code=code) == 0
+    for code in ("200", "503", "abandoned"):
         assert reader.value("wait_seconds_count", code=code) == 0
     for state in ("waiting", "executing", "sending"):
         assert reader.value("abandoned_calls_total", state=state) == 0
