@@ -1,4 +1,4 @@
-"""Does to a query what Grafana does before it asks Prometheus: for tests, which ask the same."""
+"""Does to the dashboard's queries what Grafana does before it asks Prometheus."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 from grafana_foundation_sdk.models.prometheus import Dataquery
 
 VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+SOURCE_SECONDS = 15
+"""The interval of scrapes that a data source assumes where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +19,14 @@ class Query:
     """One query of one panel."""
 
     panel: str
-    kind: str
     legend: str
     expr: str
+    rate_interval: str
 
     def filled(self, values: Mapping[str, str]) -> str:
         """Return the query as Prometheus gets it; raise KeyError where a variable has no value."""
-        return VARIABLE.sub(lambda found: values[found[1] or found[2]], self.expr)
+        known = {"__rate_interval": self.rate_interval, **values}
+        return VARIABLE.sub(lambda found: known[found[1] or found[2]], self.expr)
 
 
 def panels(dashboard: Dashboard) -> Iterator[Panel]:
@@ -36,6 +39,8 @@ def panels(dashboard: Dashboard) -> Iterator[Panel]:
 def queries(dashboard: Dashboard) -> Iterator[Query]:
     """Yield every query, in the order of the panels."""
     for panel in panels(dashboard):
+        # Four scrapes, or four of the panel's least steps.
+        rate = f"{4 * (60 if panel.interval == '1m' else SOURCE_SECONDS)}s"
         for target in panel.targets or []:
             if isinstance(target, Dataquery):
-                yield Query(panel.title or "", panel.type_val, target.legend_format or "", target.expr or "")
+                yield Query(panel.title or "", target.legend_format or "", target.expr or "", rate)

@@ -43,7 +43,7 @@ KUBERNETES = {
     "kube_pod_(init_)?container_status_restarts_total",
 }
 """What kube-prometheus-stack keeps of kube-state-metrics and cAdvisor; it drops others."""
-CHOSEN = {"namespace": "here", "release": "first", "full": "first-percore", "__rate_interval": "4m", "__range": "1h"}
+CHOSEN = {"namespace": "here", "release": "first", "full": "first-percore", "__range": "1h"}
 
 
 def ours() -> dict[str, set[str]]:
