@@ -46,7 +46,7 @@ def few_left(count: int) -> Mapping[str, str]:
 IN_FLIGHT = {gateway("percore_in_flight_requests", state="waiting"): "0x240"}
 REFUSED = "No gateway of the release is ready; every caller is refused."
 BLIND = (
-    "percore_in_flight_requests has been missing for three minutes. Autoscaling stands still, "
+    "percore_in_flight_requests has been missing for five minutes. Autoscaling stands still, "
     "and no other alert on calls can fire."
 )
 SILENT = "HAProxy in pod first-gateway-1 has not answered its controller for a minute."
@@ -65,8 +65,8 @@ CASES = [
     Case(MISSING, "it is there", {**IN_FLIGHT, **up(1)}, 10, severity="critical"),
     Case(MISSING, "it is missing because HAProxy is down", {**up(0), **ready(1)}, 10, severity="critical"),
     Case(MISSING, "it is missing because no gateway is there", ready(0), 10, severity="critical"),
-    Case(MISSING, "nothing is scraped", {}, 3, BLIND, "critical"),
-    Case(MISSING, "nothing is scraped though a gateway is ready", ready(1), 3, BLIND, "critical"),
+    Case(MISSING, "nothing is scraped", {}, 5, BLIND, "critical"),
+    Case(MISSING, "nothing is scraped though a gateway is ready", ready(1), 5, BLIND, "critical"),
     Case(DOWN, "it answers", up(1), 10),
     Case(DOWN, "it does not answer", up(0), 1, SILENT, labels=POD),
     Case(STALE, "confirmed 180 s ago", gauge("endpoints_age_seconds", 180), 10),

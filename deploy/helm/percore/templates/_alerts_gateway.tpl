@@ -15,18 +15,18 @@
   annotations:
     summary: No gateway takes calls.
     description: No gateway of the release is ready; every caller is refused.
-# Where there is no gateway either, the alert above says so.
+# Where there is no gateway either, the alert above says so. A new target takes the operator and Prometheus up to three minutes.
 - alert: PercoreMetricMissing
   expr: |-
     max by (namespace) (absent(percore_in_flight_requests{ {{- $series }}}))
     unless on (namespace) ({{ $none }})
     unless on (namespace) ({{ $down }})
-  for: 3m
+  for: 5m
   labels:
     severity: critical
   annotations:
     summary: Prometheus has no numbers of the gateways.
-    description: percore_in_flight_requests has been missing for three minutes. Autoscaling stands still, and no other alert on calls can fire.
+    description: percore_in_flight_requests has been missing for five minutes. Autoscaling stands still, and no other alert on calls can fire.
 - alert: PercoreHAProxyDown
   expr: max by (namespace, pod) (percore_gateway_haproxy_up{ {{- $series }}}) == 0
   for: 1m
