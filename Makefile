@@ -45,7 +45,7 @@ run: $(MODELS)/built ## Serve the demo models on this machine, one call per core
 # --- checks ------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint drift unit service-test gateway-test chart-test ## Everything that must pass on one machine, without a cluster
+test: lint drift unit service-test gateway-test chart-test rules-test ## Everything that must pass on one machine, without a cluster
 
 .PHONY: lint
 lint: .venv/installed ## Ruff, mypy, import contracts
@@ -82,6 +82,11 @@ gateway-test: .venv/installed haproxy ## Tests of the gateway: a real HAProxy, f
 .PHONY: chart-test
 chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the Dockerfile
 	$(BIN)/pytest tests/chart
+
+.PHONY: rules-test
+rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as the chart renders them
+	@promtool --version >/dev/null 2>&1 || tools/install-system-packages prometheus
+	$(BIN)/pytest tests/rules
 
 .PHONY: e2e
 e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (CLUSTER_IMAGE: what builds and hands over an image)

@@ -18,6 +18,8 @@ DURATION_BUCKETS = (
 )
 ABANDONED = "abandoned"
 LOST = "lost"
+RESTART_REASONS = ("crashed", "run-timeout", "abandoned", "arbiter-lost")
+ABANDONED_STATES = ("waiting", "executing")
 
 
 @dataclass(slots=True)
@@ -74,3 +76,8 @@ class Telemetry:
         self.load = Gauge("percore_model_load_seconds", "How long the latest load took.", ["model", "version"], registry=to)
         self.model_info = Gauge("percore_model_info", "A model that is served.", ["model", "version", "platform"], registry=to)
         self.build_info = Gauge("percore_build_info", "The version of percore.", ["version"], registry=to)
+        # There before the first one: Prometheus does not see a rise from nothing to one.
+        for reason in RESTART_REASONS:
+            self.restarts.labels(reason)
+        for state in ABANDONED_STATES:
+            self.abandoned.labels(state)

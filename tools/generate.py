@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from deploy.helm import values_table
+from deploy.monitoring import dashboard
 from service import settings
 from service.gateway import settings as gateway_settings
 from service.gateway.telemetry import GatewayTelemetry
@@ -101,6 +102,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_page,
     "docs/metrics.md": metrics_page,
     "deploy/helm/percore/README.md": values_table.page,
+    "deploy/helm/percore/dashboards/percore.json": dashboard.page,
     "README.md": blocks.readme,
     "docs/bench/burst.svg": blocks.burst,
     "docs/operations/sizing.md": blocks.sizing,

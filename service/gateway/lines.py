@@ -9,8 +9,12 @@ from typing import Any
 import orjson
 
 CODES = frozenset(map(str, (200, 400, 401, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)))
+ABANDONED, OTHER = "abandoned", "other"
 REJECTED = {400: "bad-request", 408: "body-timeout", 413: "body-too-large", 429: "queue-full"}
 """What HAProxy itself answers; a pod's own answer with one of these statuses ends otherwise."""
+WAIT_TIMEOUT, NO_POD = "wait-timeout", "no-pod"
+CODE_LABELS = CODES | {ABANDONED, OTHER}
+REASON_LABELS = frozenset({*REJECTED.values(), WAIT_TIMEOUT, NO_POD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +44,16 @@ class Line:
     def code(self) -> str:
         """Its status as a label."""
         if self.abandoned:
-            return "abandoned"
-        return str(self.status) if str(self.status) in CODES else "other"
+            return ABANDONED
+        return str(self.status) if str(self.status) in CODES else OTHER
 
     @property
     def rejected(self) -> str | None:
         """Why HAProxy refused it unrun, if it did."""
         if self.end == "sQ":
-            return "wait-timeout"
+            return WAIT_TIMEOUT
         if self.end in ("SC", "sC"):
-            return "no-pod"
+            return NO_POD
         return REJECTED.get(self.status) if self.end[:1] in "LPcR" and self.place is None else None
 
     @property

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from service.gateway.lines import Line, parse
-from service.gateway.telemetry import GatewayTelemetry
+from service.gateway.telemetry import EXECUTING, SENDING, WAITING, GatewayTelemetry
 from service.logs import write_call
 
 log = logging.getLogger("percore.gateway")
 SOCKET_NAME = "log.sock"
-PHASES = {"Q": "waiting", "C": "waiting", "H": "executing", "D": "executing", "L": "executing"}
+PHASES = {"Q": WAITING, "C": WAITING, "H": EXECUTING, "D": EXECUTING, "L": EXECUTING}
 
 
 class Journal:
@@ -63,7 +63,7 @@ class Journal:
         if line.retries:
             to.retries.inc(line.retries)
         if line.abandoned:
-            to.abandoned.labels(PHASES.get(line.end[1:], "sending")).inc()
+            to.abandoned.labels(PHASES.get(line.end[1:], SENDING)).inc()
         elif line.rejected:
             to.rejected.labels(line.rejected).inc()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from service.gateway.costs import Marks
-from service.gateway.telemetry import GatewayTelemetry
+from service.gateway.telemetry import FAILED, GONE, MADE, GatewayTelemetry
 
 log = logging.getLogger("percore.gateway")
 STEP_SECONDS = 1.0
@@ -43,14 +43,14 @@ class Marking:
             try:
                 self._marker.mark(pod, cost)
             except KeyError:
-                self._count("gone")
+                self._count(GONE)
             except OSError as error:
                 log.warning("pod %s: its deletion cost cannot be set: %s", pod, error)
                 self._marks.failed()
-                self._count("failed")
+                self._count(FAILED)
                 return
             else:
-                self._count("made")
+                self._count(MADE)
             self._marks.made(pod, cost)
 
     def _count(self, result: str) -> None:

@@ -203,7 +203,7 @@ def test_without_autoscaling_the_number_of_pods_is_fixed() -> None:
 
 def test_a_buffer_is_added_to_the_calls_in_flight() -> None:
     objects = render("autoscaling.buffer=2")
-    [rule] = one(objects, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    [rule] = one(objects, "PrometheusRule", "-autoscaling")["spec"]["groups"][0]["rules"]
     [metric] = one(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert metric["object"]["metric"]["name"] == rule["record"] == "percore_wanted_pods"
     assert rule["expr"].endswith("+ 2")

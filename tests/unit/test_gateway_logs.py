@@ -101,7 +101,8 @@ def test_what_haproxy_refuses_is_counted_by_its_reason(reader: Reader, status: i
 @pytest.mark.parametrize("status", [400, 408, 413, 429, 503])
 def test_what_a_pod_answers_is_no_refusal_of_the_gateway_s(reader: Reader, status: int) -> None:
     reader.take(status=status)
-    assert not [sample for metric in reader.telemetry.rejected.collect() for sample in metric.samples if sample.value]
+    samples = [sample for metric in reader.telemetry.rejected.collect() for sample in metric.samples]
+    assert not [sample for sample in samples if sample.name.endswith("_total") and sample.value]
 
 
 def test_a_call_that_waited_in_vain_counts_as_having_waited(reader: Reader) -> None:
@@ -123,7 +124,20 @@ def test_labels_stay_bounded_whatever_pods_answer(reader: Reader) -> None:
     for status in range(100, 1000):
         reader.take(status=status)
     codes = {sample.labels["code"] for metric in reader.telemetry.total.collect() for sample in metric.samples}
-    assert codes == CODES | {"other"}
+    assert codes == CODES | {"abandoned", "other"}
+
+
+def test_failures_begin_at_zero_so_that_the_first_one_is_a_rise(reader: Reader) -> None:
+    for code in CODES | {"abandoned", "other"}:
+        assert reader.value("call_duration_seconds_count", code=code) == 0
+    for code in ("200", "503", "abandoned"):
+        assert reader.value("wait_seconds_count", code=code) == 0
+    for state in ("waiting", "executing", "sending"):
+        assert reader.value("abandoned_calls_total", state=state) == 0
+    for reason in ("bad-request", "body-timeout", "body-too-large", "queue-full", "wait-timeout", "no-pod"):
+        assert reader.value("rejected_calls_total", reason=reason) == 0
+    for result in ("made", "failed", "gone"):
+        assert reader.value("deletion_cost_marks_total", result=result) == 0
 
 
 def test_gaps_in_the_numbers_are_lost_lines(reader: Reader) -> None:

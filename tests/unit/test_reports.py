@@ -79,7 +79,7 @@ def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Pa
         exporter.take_in(turns=1)
         reporter.tend()
     assert exporter.workers.states() == {State.BUSY: 1}
-    assert exporter.telemetry.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) is None
+    assert exporter.telemetry.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) == 0
     exporter.close()
     reporter.close()
 

@@ -103,7 +103,7 @@ def test_a_worker_that_said_why_it_ends_is_counted_for_that(exporter: Exporter) 
     exporter.workers.tell(1, {"event": "ending", "reason": "abandoned"})
     exporter.workers.left(1)
     assert exporter.value("percore_worker_restarts_total", reason="abandoned") == 1
-    assert exporter.value("percore_worker_restarts_total", reason="crashed") is None
+    assert exporter.value("percore_worker_restarts_total", reason="crashed") == 0
     assert exporter.value("percore_call_duration_seconds_count", model="digits") is None
 
 
@@ -123,3 +123,10 @@ def test_five_hundred_restarts_leave_no_more_series_than_one(exporter: Exporter)
         sizes.append(generate_latest(exporter.telemetry.registry).count(b"\n"))
     assert sizes[0] == sizes[-1]
     assert not exporter.workers.states()
+
+
+def test_restarts_and_abandoned_calls_begin_at_zero_so_that_the_first_one_is_a_rise(exporter: Exporter) -> None:
+    for reason in ("crashed", "run-timeout", "abandoned", "arbiter-lost"):
+        assert exporter.value("percore_worker_restarts_total", reason=reason) == 0
+    for state in ("waiting", "executing"):
+        assert exporter.value("percore_abandoned_calls_total", state=state) == 0

@@ -1,0 +1,37 @@
+{{/*
+Objectives, by the windows and burn rates of the SRE workbook: at 14.4 a budget of thirty days lasts two. Where calls are few, one of
+them is a large share: so a number of them is asked for too.
+*/}}
+{{- define "percore.burnAlerts" -}}
+{{- $series := include "percore.gatewaySeries" . }}
+{{- $rules := .Values.monitoring.rules }}
+{{- range $alert := list
+    (dict "name" "PercoreErrorBudgetBurn" "bad" "failed_calls" "objective" $rules.successObjective
+      "summary" "Calls fail so often that the error budget will not last."
+      "said" (printf "failed; the objective is that %v%% succeed." $rules.successObjective))
+    (dict "name" "PercoreWaitBudgetBurn" "bad" "long_waits" "objective" $rules.waitObjective
+      "summary" "Calls wait so long that the budget of long waits will not last."
+      "said" (printf "waited longer than %ds for a pod; the objective is that %v%% do not." (int $rules.waitSeconds) $rules.waitObjective)) }}
+{{- range $window := list
+    (dict "long" "1h" "short" "5m" "burn" "14.4" "severity" "critical")
+    (dict "long" "6h" "short" "30m" "burn" "6" "severity" "critical")
+    (dict "long" "3d" "short" "6h" "burn" "1" "severity" "warning") }}
+- alert: {{ $alert.name }}
+  expr: |-
+    service:percore_gateway_{{ $alert.bad }}:ratio_rate{{ $window.long }}{ {{- $series }}} > {{ $window.burn }} * (1 - {{ $alert.objective }} / 100)
+    and service:percore_gateway_{{ $alert.bad }}:ratio_rate{{ $window.short }}{ {{- $series }}} > {{ $window.burn }} * (1 - {{ $alert.objective }} / 100)
+    {{- if eq $window.long "3d" }}
+    and round(sum_over_time(service:percore_gateway_{{ $alert.bad }}:rate5m{ {{- $series }}}[{{ $window.long }}]) * {{ include "percore.recordSeconds" $ }}) >= {{ int $rules.minimumCalls }}
+    {{- else }}
+    and round({{ include (printf "percore.%s" $alert.bad) (dict "root" $ "function" "increase" "window" $window.long) | nindent 6 | trim }}) >= {{ int $rules.minimumCalls }}
+    {{- end }}
+  labels:
+    severity: {{ $window.severity }}
+    long: {{ $window.long }}
+    short: {{ $window.short }}
+  annotations:
+    summary: {{ $alert.summary }}
+    description: "{{`{{ $value | humanizePercentage }}`}} of the calls of the last {{ $window.long }} {{ $alert.said }}"
+{{- end }}
+{{- end }}
+{{- end }}

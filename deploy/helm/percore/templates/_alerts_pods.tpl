@@ -1,0 +1,75 @@
+{{/* Pods, and who decides how many there are. The series of kube-state-metrics bear the names that the chart gives. */}}
+{{- define "percore.podAlerts" -}}
+{{- $full := include "percore.fullname" . }}
+{{- $series := include "percore.gatewaySeries" . }}
+{{- $here := printf "namespace=%q" .Release.Namespace }}
+{{- $pods := printf "%s,deployment=\"%s-inference\"" $here $full }}
+{{- $hpa := printf "%s,horizontalpodautoscaler=\"%s-inference\"" $here $full }}
+{{- $exporters := printf "%s,service=\"%s-inference\"" $here $full }}
+{{- $containers := printf "%s,pod=~\"%s-(inference|gateway)-[0-9a-z]+(-[0-9a-z]{5})?\"" $here $full }}
+{{- $waiting := printf "sum by (namespace) (percore_in_flight_requests{%s,state=\"waiting\"}) > 0" $series }}
+{{- $missing := printf "max by (namespace) (kube_deployment_spec_replicas{%s}) - max by (namespace) (kube_deployment_status_replicas_ready{%s}) > 0" $pods $pods }}
+{{- if .Values.autoscaling.enabled }}
+- alert: PercoreCallsWaitAtMaximum
+  expr: |-
+    {{ $waiting }}
+    and on (namespace) (
+      max by (namespace) (kube_horizontalpodautoscaler_status_desired_replicas{ {{- $hpa }}})
+      >= max by (namespace) (kube_horizontalpodautoscaler_spec_max_replicas{ {{- $hpa }}})
+    )
+  for: 10m
+  labels:
+    severity: warning
+  annotations:
+    summary: Calls wait, and there may be no more pods.
+    description: {{`'Calls that wait: {{ $value }}. The autoscaler already wants as many pods as it may.'`}}
+- alert: PercoreAutoscalerBlind
+  expr: |-
+    max by (namespace) (kube_horizontalpodautoscaler_status_condition{ {{- $hpa }},condition="ScalingActive",status="false"}) == 1
+    unless on (namespace) max by (namespace) (kube_deployment_spec_replicas{ {{- $pods }}}) == 0
+  for: 5m
+  labels:
+    severity: warning
+  annotations:
+    summary: The autoscaler cannot read how many calls there are.
+    description: The autoscaler has not been able to scale for five minutes; the number of pods stays as it is, whatever comes.
+{{- end }}
+# Later than any pod that loads its models in time. Whoever waits meanwhile is hurt, so then it is critical.
+- alert: PercorePodsNotReady
+  expr: |-
+    {{ $missing }}
+    and on (namespace) {{ $waiting }}
+  for: {{ add .Values.limits.load 300 }}s
+  labels:
+    severity: critical
+  annotations:
+    summary: Calls wait for pods that do not become ready.
+    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}. Calls wait for them.'` (add .Values.limits.load 300) }}
+- alert: PercorePodsNotReady
+  expr: {{ $missing }}
+  for: {{ add .Values.limits.load 300 }}s
+  labels:
+    severity: warning
+  annotations:
+    summary: Pods that are wanted do not become ready.
+    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}.'` (add .Values.limits.load 300) }}
+- alert: PercoreContainersRestart
+  expr: |-
+    round(max by (namespace, pod, container) (
+      increase(kube_pod_container_status_restarts_total{ {{- $containers }}}[1h])
+      or increase(kube_pod_init_container_status_restarts_total{ {{- $containers }}}[1h])
+    )) >= 2
+  labels:
+    severity: warning
+  annotations:
+    summary: A container restarts again and again.
+    description: {{`'Container {{ $labels.container }} of pod {{ $labels.pod }} was restarted {{ $value }} times within an hour.'`}}
+# A worker that ends for its clock or its client is counted by its call; one that crashes may be all there is to see of a fault.
+- alert: PercoreWorkersCrash
+  expr: round(sum by (namespace) (increase(percore_worker_restarts_total{ {{- $exporters }},reason=~"crashed|arbiter-lost"}[1h]))) >= 3
+  labels:
+    severity: warning
+  annotations:
+    summary: Workers crash.
+    description: {{`'Workers that died within an hour: {{ $value }}. Each cost its call, and the time to load the models.'`}}
+{{- end }}

@@ -1,0 +1,43 @@
+"""Puts the rows together; ``page`` is what ``make update`` writes into the chart."""
+
+from __future__ import annotations
+
+import json
+
+from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard, DashboardCursorSync
+
+from deploy.monitoring import variables
+from deploy.monitoring.rows import autoscaling, calls, gateway, headline, pods, waits
+
+ROWS = {
+    "Headline": headline.panels,
+    "Calls": calls.panels,
+    "Wait against run": waits.panels,
+    "Autoscaling": autoscaling.panels,
+    "Pods": pods.panels,
+    "Gateway": gateway.panels,
+}
+
+
+def build() -> Dashboard:
+    """Return the dashboard; panels are numbered in their order."""
+    to = dashboard.Dashboard("percore").uid("percore").tags(["percore"]).timezone("browser")
+    to = to.description("One call, one core: whether calls wait, why, and what they get.")
+    to = to.time("now-1h", "now").refresh("30s").tooltip(DashboardCursorSync.CROSSHAIR).editable()
+    for variable in (variables.datasource(), variables.namespace(), variables.release(), variables.full()):
+        to = to.with_variable(variable)
+    for title, panels in ROWS.items():
+        to = to.with_row(dashboard.Row(title))
+        for panel in panels():
+            to = to.with_panel(panel)
+    built = to.build()
+    for number, each in enumerate(built.panels or [], start=1):
+        each.id_val = number
+    return built
+
+
+def page() -> str:
+    """Return the dashboard as JSON."""
+    return json.dumps(build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,1 @@
+"""The dashboard's rows, a module each."""

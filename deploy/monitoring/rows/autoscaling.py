@@ -1,0 +1,51 @@
+"""Whether there are as many pods as calls, and how soon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deploy.monitoring import panels as make
+from deploy.monitoring.queries import DEPLOYMENT, GATEWAY, HPA, PODS, line
+
+
+def panels() -> Iterator[make.Panel]:
+    """Yield the row's panels."""
+    calls = make.lines(
+        "Calls against capacity",
+        "Calls in flight, and the pods that could compute them, as the gateways know them. Calls above capacity wait. "
+        "For longer than a pod takes to start: look at the pods wanted, beside this.",
+        "none",
+        [
+            line(f"sum by (state) (percore_in_flight_requests{{{GATEWAY}}})", "{{state}}"),
+            line(f'max(sum by (pod) (percore_gateway_pods{{{GATEWAY},state=~"idle|busy|taken"}}))', "capacity"),
+        ],
+    )
+    style = [make.property_of("custom.stacking", {"mode": "none"}), make.property_of("custom.fillOpacity", 0)]
+    yield make.steps_of(make.stacked(calls).override_by_name("capacity", [*style, make.property_of("custom.lineWidth", 2)]))
+    yield make.steps_of(
+        make.lines(
+            "Pods wanted and ready",
+            "Wanted at the maximum while calls wait: raise autoscaling.maxReplicas. Wanted above ready for minutes: "
+            "pods do not start. "
+            "Wanted does not follow the calls: `kubectl describe hpa`. Wanted, least and most are the autoscaler's. "
+            "Needs kube-state-metrics.",
+            "none",
+            [
+                line(f"max(kube_horizontalpodautoscaler_status_desired_replicas{{{HPA}}})", "wanted"),
+                line(f"max(kube_deployment_status_replicas{{{DEPLOYMENT}}})", "current"),
+                line(f"max(kube_deployment_status_replicas_ready{{{DEPLOYMENT}}})", "ready"),
+                line(f"max(kube_horizontalpodautoscaler_spec_min_replicas{{{HPA}}})", "least"),
+                line(f"max(kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}})", "most"),
+            ],
+        )
+    )
+    took = f"(max by (pod) (kube_pod_status_ready_time{{{PODS}}}) - max by (pod) (kube_pod_created{{{PODS}}}))"
+    yield make.lines(
+        "From wanted to ready",
+        "How long the pods that are there took from their creation, which follows the wish at once, until they were "
+        "ready: to be placed, to "
+        "pull the image, to load the models. A pod that was not ready for a while counts until it was again. "
+        "Long: keep images on nodes, keep a buffer. Needs kube-state-metrics.",
+        "s",
+        [line(f"max({took})", "slowest"), line(f"avg({took})", "mean"), line(f"min({took})", "fastest")],
+    )

@@ -1,0 +1,131 @@
+"""What the chart renders for those who watch: the rules and the dashboard."""
+
+import json
+import re
+
+import pytest
+
+from deploy.monitoring import dashboard, queries
+from service.gateway.lines import CODE_LABELS
+from service.telemetry import DURATION_BUCKETS
+from tests.chart.harness import CHART, FIXED, Object, one, refusal, render
+from tests.promql import selectors
+
+
+def rules(*values: str, release: str = "first") -> list[Object]:
+    """Return every recording and every alert."""
+    groups = one(render(*values, release=release), "PrometheusRule", "-rules")["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def names(found: list[Object]) -> set[str]:
+    return {rule["alert"] for rule in found if "alert" in rule}
+
+
+@pytest.mark.parametrize("values", [("monitoring.rules.enabled=false",), FIXED])
+def test_there_are_no_rules_where_nobody_wants_them(values: tuple[str, ...]) -> None:
+    assert not [each for each in render(*values) if each["metadata"]["name"].endswith("-rules")]
+
+
+def test_prometheus_finds_the_rules_by_the_labels_by_which_it_finds_the_monitors() -> None:
+    rule = one(render("monitoring.labels.release=prometheus"), "PrometheusRule", "-rules")
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_objectives_and_thresholds_are_values() -> None:
+    given = ("successObjective=99.9", "waitObjective=97", "waitSeconds=300", "minimumCalls=7", "abandonedPercent=20")
+    text = json.dumps(rules(*(f"monitoring.rules.{each}" for each in given)))
+    for part in ("14.4 * (1 - 99.9 / 100)", "14.4 * (1 - 97 / 100)", ">= 7", "> 20 / 100", "waited longer than 300s"):
+        assert part in text
+    assert re.search(r'le=~\\"300\(', text)
+    assert 'le=~\\"60(' not in text
+
+
+def test_an_objective_is_one_whose_alerts_can_fire() -> None:
+    """At 93 % even if every call fails the budget burns but 14.3 times as fast as it may."""
+    assert "monitoring.rules.waitObjective" in refusal("monitoring.rules.waitObjective=93")
+    for value in ("100", "100.0", "94.9", "99.9%", "0.999"):
+        assert "monitoring.rules.successObjective" in refusal(f"monitoring.rules.successObjective={value}")
+
+
+def test_the_waits_that_may_be_told_apart_are_those_that_are_measured() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    allowed = schema["properties"]["monitoring"]["properties"]["rules"]["properties"]["waitSeconds"]["enum"]
+    assert allowed == [int(bound) for bound in DURATION_BUCKETS if bound >= 1 and bound.is_integer()]
+    assert all(str(seconds) in (CHART / "values.yaml").read_text() for seconds in allowed)
+
+
+def test_the_codes_that_count_are_codes_that_the_gateway_has() -> None:
+    found = {code for rule in rules() for codes in re.findall(r'code=~"([^"]+)"', rule["expr"]) for code in codes.split("|")}
+    assert found == {code for code in CODE_LABELS if not code.startswith("4")} - {"abandoned"} | {"429"}
+
+
+def test_pods_that_are_late_are_those_that_had_the_load_limit_and_five_minutes() -> None:
+    late = [rule for rule in rules("limits.load=900") if rule.get("alert") == "PercorePodsNotReady"]
+    assert {rule["for"] for rule in late} == {"1200s"}
+    assert all("1200s" in rule["annotations"]["description"] for rule in late)
+
+
+def test_alerts_on_an_autoscaler_are_there_where_it_is() -> None:
+    of_autoscaler = {"PercoreCallsWaitAtMaximum", "PercoreAutoscalerBlind"}
+    assert names(rules()) - names(rules("autoscaling.enabled=false")) == of_autoscaler
+
+
+def test_an_alert_can_be_left_out_routed_and_linked() -> None:
+    found = rules(
+        "monitoring.rules.disabled={PercoreLogLinesLost}",
+        "monitoring.rules.labels.team=models",
+        "monitoring.rules.runbookUrl=https://example.com/runbook",
+    )
+    alerts = [rule for rule in found if "alert" in rule]
+    assert names(rules()) - names(found) == {"PercoreLogLinesLost"}
+    assert all(rule["labels"]["team"] == "models" for rule in alerts)
+    for rule in alerts:
+        assert rule["annotations"]["runbook_url"] == f"https://example.com/runbook#{rule['alert'].lower()}"
+
+
+@pytest.mark.parametrize("release", ["first", "a.b", "my-percore-2"])
+def test_every_series_of_every_rule_is_of_this_release_alone(release: str) -> None:
+    full = one(render(release=release), "PrometheusRule", "-rules")["metadata"]["name"].removesuffix("-rules")
+    for rule in rules(release=release):
+        found = selectors(rule["expr"])
+        assert found or rule["expr"].startswith("vector("), rule
+        for selector in found:
+            assert selector.labels["namespace"] == "here"
+            named = [selector.labels.get(key, "") for key in ("service", "deployment", "horizontalpodautoscaler", "pod")]
+            assert any(each.startswith(f"{full}-") for each in named), selector
+        assert rule["labels"]["namespace"] == "here"
+
+
+def test_grafana_s_sidecar_finds_the_dashboard_by_its_label_and_puts_it_into_a_folder() -> None:
+    found = one(render("monitoring.dashboard.annotations.grafana_folder=percore"), "ConfigMap", "-dashboard")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["metadata"]["annotations"] == {"grafana_folder": "percore"}
+    more = one(render("monitoring.dashboard.labels.grafana_dashboard=yes"), "ConfigMap", "-dashboard")
+    assert more["metadata"]["labels"]["grafana_dashboard"] == "yes"
+
+
+@pytest.mark.parametrize("release", ["first", "second"])
+def test_every_release_ships_the_dashboard_that_is_generated(release: str) -> None:
+    found = one(render(release=release), "ConfigMap", "-dashboard")
+    assert found["data"].keys() == {"percore.json"}
+    assert json.loads(found["data"]["percore.json"]) == json.loads(dashboard.page())
+    assert "annotations" not in found["metadata"]
+
+
+@pytest.mark.parametrize("values", [("monitoring.dashboard.enabled=false",), FIXED])
+def test_there_is_no_dashboard_where_nobody_wants_it(values: tuple[str, ...]) -> None:
+    assert "ConfigMap" not in {each["kind"] for each in render(*values)}
+
+
+def test_the_dashboard_counts_the_same_calls_as_the_rules() -> None:
+    found = {codes for rule in rules() for codes in re.findall(r'code=~"([^"]+)"', rule["expr"])}
+    assert found == {queries.FAILED, queries.VALID}
+    assert all(f'code=~\\"{codes}\\"' in dashboard.page() for codes in found)
+
+
+def test_the_dashboard_reads_recordings_that_the_rules_make() -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    read = set(re.findall(r"service:percore_\w+:\w+", dashboard.page()))
+    assert read
+    assert read <= recorded

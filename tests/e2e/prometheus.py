@@ -1,0 +1,29 @@
+"""Asks the cluster's Prometheus, through the API server."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+from urllib.parse import urlencode
+
+from tests.e2e.harness import kubectl
+
+SERVICE = os.environ.get("PERCORE_E2E_PROMETHEUS", "monitoring/prometheus:9090")
+"""NAMESPACE/SERVICE:PORT."""
+
+
+def get(path: str, **parameters: str) -> Any:
+    """Return what Prometheus answers; fail with what it says where it cannot."""
+    namespace, service = SERVICE.split("/")
+    url = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/{path}"
+    document = json.loads(kubectl("get", "--raw", f"{url}?{urlencode(parameters)}"))
+    assert document["status"] == "success", document
+    return document["data"]
+
+
+def query(text: str) -> list[float]:
+    """Return the values that a query has now; one that is not a number is none."""
+    found = [float(each["value"][1]) for each in get("query", query=text)["result"]]
+    return [value for value in found if not math.isnan(value)]

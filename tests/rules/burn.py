@@ -1,0 +1,80 @@
+"""Calls that fail and calls that wait long, at the defaults: 99.5 % succeed, 95 % wait no longer than 60 s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.rules.harness import Case, gateway
+
+CALLS, WAITS = "percore_gateway_call_duration_seconds_count", "percore_gateway_wait_seconds"
+ERROR, WAIT = "PercoreErrorBudgetBurn", "PercoreWaitBudgetBurn"
+FAILED = "{} of the calls of the last {} failed; the objective is that 99.5% succeed."
+WAITED = "{} of the calls of the last {} waited longer than 60s for a pod; the objective is that 95% do not."
+
+
+def failing(of_thousand: int, code: str = "502", steps: int = 240) -> Mapping[str, str]:
+    """A thousand calls every half minute, some of which fail."""
+    return {
+        gateway(CALLS, code="200"): f"0+{1000 - of_thousand}x{steps}",
+        gateway(CALLS, code=code): f"0+{of_thousand}x{steps}",
+    }
+
+
+def waiting(of_hundred: int, bound: str = "60.0") -> Mapping[str, str]:
+    """A hundred calls every half minute, some of which wait long."""
+    return {
+        gateway(f"{WAITS}_count", code="200"): "0+100x240",
+        gateway(f"{WAITS}_bucket", code="200", le=bound): f"0+{100 - of_hundred}x240",
+        gateway(f"{WAITS}_bucket", code="200", le="+Inf"): "0+100x240",
+    }
+
+
+def few(failed: int) -> Mapping[str, str]:
+    """Ten calls within an hour; the last ones fail."""
+    return {
+        gateway(CALLS, code="200"): f"0x20 0+1x{10 - failed} {10 - failed}x100",
+        gateway(CALLS, code="502"): f"0x114 0+1x{failed} {failed}x100",
+    }
+
+
+OVER = {
+    gateway(CALLS, code="200"): "0+80x60 4800+100x60",
+    gateway(CALLS, code="502"): "0+20x60 1200x60",
+}
+"""A fifth failed for half an hour, and none for the next."""
+LEFT = {gateway(CALLS, code="abandoned"): "0+100x240", gateway(CALLS, code="400"): "0+100x240"}
+FAST, SLOW, TICKET = "1h", "6h", "3d"
+SEVERITY = {FAST: "critical", SLOW: "critical", TICKET: "warning"}
+
+
+def silent(long: str, what: str, series: Mapping[str, str], alert: str = ERROR) -> Case:
+    return Case(alert, what, series, 60 if long == FAST else 120, severity=SEVERITY[long], long=long)
+
+
+def fires(long: str, what: str, series: Mapping[str, str], said: str, alert: str = ERROR) -> Case:
+    labels = {"namespace": "here", "service": "first-percore-gateway"}
+    says = (FAILED if alert == ERROR else WAITED).format(said, long)
+    return Case(alert, what, series, 60 if long == FAST else 120, says, SEVERITY[long], long, labels)
+
+
+CASES = [
+    silent(FAST, "7.1 % for an hour", failing(71)),
+    fires(FAST, "7.3 % for an hour", failing(73), "7.3%"),
+    fires(FAST, "a model that raises", failing(73, "500"), "7.3%"),
+    fires(FAST, "a full queue", failing(73, "429"), "7.3%"),
+    silent(FAST, "a fifth, but none since half an hour", OVER),
+    silent(FAST, "two of ten calls", few(2)),
+    fires(FAST, "three of ten calls", few(3), "30%"),
+    silent(FAST, "callers that err or leave", {**failing(0), **LEFT}),
+    silent(SLOW, "2.9 % for hours", failing(29)),
+    fires(SLOW, "3.1 % for hours", failing(31), "3.1%"),
+    silent(TICKET, "0.4 % for days", failing(4)),
+    fires(TICKET, "0.6 % for days", failing(6), "0.6%"),
+    silent(FAST, "71 % for an hour", waiting(71), WAIT),
+    fires(FAST, "73 % for an hour", waiting(73), "73%", WAIT),
+    fires(FAST, "a bucket's bound without a fraction", waiting(73, "60"), "73%", WAIT),
+    silent(SLOW, "29 % for hours", waiting(29), WAIT),
+    fires(SLOW, "31 % for hours", waiting(31), "31%", WAIT),
+    silent(TICKET, "4 % for days", waiting(4), WAIT),
+    fires(TICKET, "6 % for days", waiting(6), "6%", WAIT),
+]

@@ -1,0 +1,107 @@
+"""Runs promtool on the rules as the chart renders them."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.chart.harness import one, render
+
+Rule = dict[str, Any]
+STEP = 30
+"""Seconds between two samples, and between two evaluations; the recordings count on the latter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One alert, on series of one's own: with a ``description`` it fires at ``minute`` and says that, without it is silent.
+
+    An alert that fires is silent one evaluation earlier, so ``minute`` is the first one, where its rule has a ``for``.
+    """
+
+    alert: str
+    what: str
+    series: Mapping[str, str]
+    minute: float
+    description: str = ""
+    severity: str = "warning"
+    long: str = ""
+    """The long window, where an alert has one rule for each of several."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels beyond those of the rule."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Which rule it is about."""
+        return self.alert, self.severity, self.long
+
+
+@functools.cache
+def groups(*values: str) -> list[dict[str, Any]]:
+    """Return the groups of the release ``first`` in the namespace ``here``."""
+    found: list[dict[str, Any]] = one(render(*values), "PrometheusRule", "-rules")["spec"]["groups"]
+    return found
+
+
+def alerts(*values: str) -> list[Rule]:
+    return [rule for group in groups(*values) for rule in group["rules"] if "alert" in rule]
+
+
+def key(rule: Rule) -> tuple[str, str, str]:
+    return rule["alert"], rule["labels"]["severity"], rule["labels"].get("long", "")
+
+
+def rule_of(case: Case) -> Rule:
+    [rule] = [rule for rule in alerts() if key(rule) == case.key]
+    return rule
+
+
+def promtool(*arguments: str | Path) -> str:
+    """Run promtool, and fail with what it says."""
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check(case: Case, minute: float, fires: bool, folder: Path) -> None:
+    """Have promtool test one rule, with every recording, and none of the other alerts of its name."""
+    rule = rule_of(case)
+    kept = [
+        {"name": group["name"], "rules": [each for each in group["rules"] if "record" in each or each is rule]}
+        for group in groups()
+    ]
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": kept}))
+    annotations = {**rule["annotations"], "description": case.description}
+    alert = {"exp_labels": {**rule["labels"], **case.labels}, "exp_annotations": annotations}
+    look = {"alertname": case.alert, "eval_time": f"{round(minute * 60)}s", "exp_alerts": [alert] if fires else []}
+    series = [{"series": name, "values": values} for name, values in case.series.items()]
+    test = {"interval": f"{STEP}s", "input_series": series, "alert_rule_test": [look]}
+    document = {"rule_files": ["rules.yaml"], "evaluation_interval": f"{STEP}s", "tests": [test]}
+    (folder / "test.yaml").write_text(yaml.safe_dump(document))
+    promtool("test", "rules", folder / "test.yaml")
+
+
+def gateway(name: str, **labels: str) -> str:
+    """Return a series of a gateway's controller, as Prometheus has it."""
+    return _series(name, namespace="here", service="first-percore-gateway", pod="first-gateway-1", **labels)
+
+
+def exporter(name: str, **labels: str) -> str:
+    """Return a series of a pod's exporter."""
+    return _series(name, namespace="here", service="first-percore-inference", pod="first-inference-1", **labels)
+
+
+def kubernetes(name: str, **labels: str) -> str:
+    """Return a series of kube-state-metrics, which names the namespace of the object and not its own."""
+    return _series(name, namespace="here", service="kube-state-metrics", **labels)
+
+
+def _series(name: str, **labels: str) -> str:
+    inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return f"{name}{{{inside}}}"

@@ -1,0 +1,89 @@
+"""Pods that are not there, that do not become ready, or that restart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.rules.harness import Case, exporter, gateway, kubernetes
+
+AT_MAXIMUM, BLIND, NOT_READY = "PercoreCallsWaitAtMaximum", "PercoreAutoscalerBlind", "PercorePodsNotReady"
+RESTART, CRASH = "PercoreContainersRestart", "PercoreWorkersCrash"
+FULL, HPA = "first-percore-inference", "horizontalpodautoscaler"
+POD = f"{FULL}-6d4f9c7b8-x2v4k"
+HOUR = 60.0
+
+
+def queue(calls: int) -> Mapping[str, str]:
+    return {gateway("percore_in_flight_requests", state="waiting"): f"{calls}x240"}
+
+
+def autoscaler(desired: int) -> Mapping[str, str]:
+    return {
+        kubernetes("kube_horizontalpodautoscaler_status_desired_replicas", **{HPA: FULL}): f"{desired}x240",
+        kubernetes("kube_horizontalpodautoscaler_spec_max_replicas", **{HPA: FULL}): "11x240",
+    }
+
+
+def deployment(wanted: int, ready: int) -> Mapping[str, str]:
+    return {
+        kubernetes("kube_deployment_spec_replicas", deployment=FULL): f"{wanted}x240",
+        kubernetes("kube_deployment_status_replicas_ready", deployment=FULL): f"{ready}x240",
+    }
+
+
+def inactive(value: int) -> Mapping[str, str]:
+    labels = {HPA: FULL, "condition": "ScalingActive", "status": "false"}
+    return {kubernetes("kube_horizontalpodautoscaler_status_condition", **labels): f"{value}x240"}
+
+
+def restarts(values: str, pod: str = POD, container: str = "inference", kind: str = "container") -> Mapping[str, str]:
+    return {kubernetes(f"kube_pod_{kind}_status_restarts_total", pod=pod, container=container): values}
+
+
+def crashes(values: str, reason: str = "crashed") -> Mapping[str, str]:
+    return {exporter("percore_worker_restarts_total", reason=reason): values}
+
+
+NONE, ONE, TWO, THREE = "0x240", "0x10 1x230", "0x10 1x10 2x220", "0x10 1x10 2x10 3x210"
+TWICE = "Container inference of pod " + POD + " was restarted 2 times within an hour."
+SIDECAR = "Container exporter of pod " + POD + " was restarted 2 times within an hour."
+DIED = "Workers that died within an hour: 3. Each cost its call, and the time to load the models."
+LATE = "Wanted pods that have not been ready for 900s: 1."
+OTHER = "first-percore-inference-b-percore-gateway-6d4f9c7b8-x2v4k"
+"""A pod of the release `first-percore-inference-b`, whose name begins with those of this one."""
+WAITED = "Calls that wait: 3. The autoscaler already wants as many pods as it may."
+STUCK = "The autoscaler has not been able to scale for five minutes; the number of pods stays as it is, whatever comes."
+
+CASES = [
+    Case(AT_MAXIMUM, "calls wait, and one more pod may come", {**queue(3), **autoscaler(10)}, 30),
+    Case(AT_MAXIMUM, "no call waits at the maximum", {**queue(0), **autoscaler(11)}, 30),
+    Case(AT_MAXIMUM, "calls wait at the maximum", {**queue(3), **autoscaler(11)}, 10, WAITED),
+    Case(BLIND, "the autoscaler is active", {**inactive(0), **deployment(1, 1)}, 30),
+    Case(BLIND, "it rests, because there are no pods", {**inactive(1), **deployment(0, 0)}, 30),
+    Case(BLIND, "it cannot scale", {**inactive(1), **deployment(1, 1)}, 5, STUCK),
+    Case(NOT_READY, "every pod is ready", deployment(5, 5), 60),
+    Case(NOT_READY, "one is not ready", deployment(5, 4), 15, LATE),
+    Case(NOT_READY, "one is not ready, and no call waits", {**deployment(5, 4), **queue(0)}, 60, severity="critical"),
+    Case(
+        NOT_READY,
+        "one is not ready, and calls wait",
+        {**deployment(5, 4), **queue(1)},
+        15,
+        LATE + " Calls wait for them.",
+        "critical",
+    ),
+    Case(RESTART, "one restart", restarts(ONE), HOUR),
+    Case(RESTART, "two restarts", restarts(TWO), HOUR, TWICE, labels={"pod": POD, "container": "inference"}),
+    Case(
+        RESTART,
+        "two restarts of a sidecar",
+        restarts(TWO, container="exporter", kind="init_container"),
+        HOUR,
+        SIDECAR,
+        labels={"pod": POD, "container": "exporter"},
+    ),
+    Case(RESTART, "two restarts of another release's pod", restarts(TWO, pod=OTHER), HOUR),
+    Case(CRASH, "two crashes", crashes(TWO), HOUR),
+    Case(CRASH, "three crashes", crashes(THREE), HOUR, DIED),
+    Case(CRASH, "three workers that ended with their clients", {**crashes(NONE), **crashes(THREE, "abandoned")}, HOUR),
+]

@@ -1,0 +1,49 @@
+"""The runbook has a heading for each alert, and no other; what it tells to type and to ask exists."""
+
+import re
+
+import promql_parser
+import pytest
+
+from service.gateway.telemetry import GatewayTelemetry
+from service.telemetry import Telemetry
+from tests.chart.harness import ROOT
+from tests.rules.harness import alerts
+
+RUNBOOK = (ROOT / "docs/runbook.md").read_text()
+SECTIONS = {part.split("\n", 1)[0]: part for part in RUNBOOK.split("\n## ")[1:]}
+NAMES = sorted({rule["alert"] for rule in alerts()})
+
+
+def test_each_alert_has_its_heading_and_each_heading_its_alert() -> None:
+    assert sorted(SECTIONS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_heading_says_what_it_means_whom_it_hurts_how_to_look_and_how_to_mend(name: str) -> None:
+    parts = re.findall(r"^\*\*(\w+)\.\*\*", SECTIONS[name], re.MULTILINE)
+    assert parts == ["Meaning", "Impact", "Look", "Mend"]
+    assert "```" in SECTIONS[name]
+
+
+def test_every_alert_says_how_bad_it_is_and_links_to_its_heading() -> None:
+    for rule in alerts():
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+
+
+def test_links_within_the_runbook_lead_to_headings() -> None:
+    anchors = {name.lower() for name in SECTIONS}
+    assert set(re.findall(r"\]\(#([^)]+)\)", RUNBOOK)) <= anchors
+
+
+def test_every_query_of_the_runbook_parses_and_asks_for_what_is_exported() -> None:
+    known = set()
+    for telemetry in (Telemetry(), GatewayTelemetry()):
+        known |= set(telemetry.registry._names_to_collectors)
+    queries = [line for block in re.findall(r"```promql\n(.*?)```", RUNBOOK, re.DOTALL) for line in block.splitlines()]
+    assert len(queries) > 15
+    for query in queries:
+        promql_parser.parse(query)
+        assert set(re.findall(r"percore_[a-z_]+", query)) <= known, query
