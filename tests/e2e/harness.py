@@ -129,7 +129,7 @@ class Release:
         self.install()
 
     def uninstall(self) -> None:
-        run(HELM, "uninstall", self.name, "-n", self.namespace, "--wait=false")
+        run(HELM, "uninstall", self.name, "-n", self.namespace, "--wait=false", "--ignore-not-found")
         # What still runs there has nobody to answer any more.
         kubectl("-n", self.namespace, "delete", "pods", "-l", self.labels, "--grace-period=0", "--force", "--wait=false")
         eventually(lambda: not self.pods())

@@ -80,7 +80,7 @@ class Watch:
 def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_none_again(idle: Release) -> None:
     with Watch(idle) as watch:
         with idle.forwarded() as gateway:
-            first = Call(gateway + CALL, sleeping(45), seconds=200).start()
+            first = Call(gateway + CALL, sleeping(30), seconds=200).start()
             eventually(idle.ready, seconds=60)
             others = [Call(gateway + CALL, sleeping(15), seconds=200).start() for _ in range(CALLS - 1)]
             assert [call.done().status for call in [first, *others]] == [200] * CALLS
@@ -127,4 +127,3 @@ def test_uninstalling_takes_keda_s_own_hpa_along(scaled: Release) -> None:
     assert kubectl("-n", scaled.namespace, "get", "hpa", name, "-o", "name").strip()
     scaled.uninstall()
     eventually(lambda: not [each for each in objects.of(scaled.namespace) if scaled.full_name in each], seconds=60)
-    scaled.install()

@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,11 +23,11 @@ BEFORE = {
     "podAnnotations": {"revision": "before"},
     "gateway": {"podAnnotations": {"revision": "before"}},
 }
-NOW: dict[str, Any] = {
+NOW = {
     "image": {"repository": "percore/inference"},
     "limits": SMALL["limits"],
-    "podAnnotations": {"revision": None},
-    "gateway": {"podAnnotations": {"revision": None}},
+    "podAnnotations": {"revision": "now"},
+    "gateway": {"podAnnotations": {"revision": "now"}},
 }
 
 
