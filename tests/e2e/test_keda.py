@@ -121,9 +121,27 @@ def test_a_buffer_is_there_before_anyone_calls(idle: Release) -> None:
     idle.upgrade({"autoscaling": {"buffer": 0}})
 
 
+def test_the_other_engine_is_refused_while_this_one_scales_and_taken_by_way_of_a_fixed_number_of_pods(scaled: Release) -> None:
+    with pytest.raises(AssertionError, match=r"engine=hpa: here keda scales.*--set autoscaling\.enabled=false"):
+        scaled.upgrade({"autoscaling": {"engine": "hpa"}})
+    scaled.upgrade({"replicas": 1, "autoscaling": {"enabled": False}})
+    eventually(lambda: not _hpas(scaled), seconds=30)
+    scaled.upgrade({"autoscaling": {"enabled": True, "minReplicas": 1}})
+    with pytest.raises(AssertionError, match="engine=keda: here hpa scales"):
+        scaled.upgrade({"autoscaling": {"engine": "keda"}})
+    scaled.upgrade({"autoscaling": {"enabled": False}})
+    scaled.upgrade(KEDA)
+    eventually(lambda: _hpas(scaled), seconds=30)
+
+
+def _hpas(release: Release) -> str:
+    return kubectl(
+        "-n", release.namespace, "get", "hpa", f"{release.full_name}-inference", "-o", "name", "--ignore-not-found"
+    ).strip()
+
+
 def test_uninstalling_takes_keda_s_own_hpa_along(scaled: Release) -> None:
     """Last, because the others need the release."""
-    name = f"{scaled.full_name}-inference"
-    assert kubectl("-n", scaled.namespace, "get", "hpa", name, "-o", "name").strip()
+    assert _hpas(scaled)
     scaled.uninstall()
     eventually(lambda: not [each for each in objects.of(scaled.namespace) if scaled.full_name in each], seconds=60)
