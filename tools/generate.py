@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from deploy.helm import values_table
+from deploy.kustomize import manifests
 from deploy.monitoring import dashboard
 from service import settings
 from service.gateway import settings as gateway_settings
@@ -110,23 +111,42 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 
+def wanted() -> dict[str, str | None]:
+    """Return what each generated file should be; None where it should be gone."""
+    rendered = manifests.pages()
+    gone = manifests.stale(rendered)
+    kustomize = {f"deploy/kustomize/{name}": text for name, text in [*rendered.items(), *((each, None) for each in gone)]}
+    return {name: render() for name, render in GENERATED.items()} | kustomize
+
+
+def write(path: Path, text: str | None) -> None:
+    """Write a file and the folders it is in; None removes it."""
+    if text is None:
+        path.unlink()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def main() -> int:
     """Write, or check; return 1 where something drifted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file differs")
     check = parser.parse_args().check
     drifted = 0
-    for name, render in GENERATED.items():
-        path, wanted = ROOT / name, render()
-        present = path.read_text() if path.exists() else ""
-        if present == wanted:
+    for name, text in wanted().items():
+        path = ROOT / name
+        present = path.read_text() if path.exists() else None
+        if present == text:
             continue
         if not check:
-            path.write_text(wanted)
-            print(f"wrote {name}")
+            write(path, text)
+            print(f"{'removed' if text is None else 'wrote'} {name}")
             continue
         drifted += 1
-        diff = difflib.unified_diff(present.splitlines(), wanted.splitlines(), name, "generated", lineterm="", n=1)
+        diff = difflib.unified_diff(
+            (present or "").splitlines(), (text or "").splitlines(), name, "generated", lineterm="", n=1
+        )
         print("\n".join(diff), f"\n{name} has drifted: `make update` writes it anew", file=sys.stderr)
     return 1 if drifted else 0
 

@@ -26,7 +26,7 @@ One call, one core: pods of one worker each, a gateway with one queue for all of
 helm install percore deploy/helm/percore --namespace percore --create-namespace
 ```
 
-It needs Kubernetes 1.29 or later; for autoscaling also the Prometheus operator and prometheus-adapter. Without them:
+It needs Kubernetes 1.29 or later; for autoscaling also the Prometheus operator, and prometheus-adapter or KEDA. Without them:
 
 ```sh
 helm install percore deploy/helm/percore --set autoscaling.enabled=false --set monitoring.enabled=false --set replicas=4

@@ -115,11 +115,12 @@ class Release:
     name: str
     namespace: str
     values: dict[str, Any] = field(default_factory=dict)
+    chart: str = str(CHART)
 
     def install(self, *more: str) -> str:
         """Install or upgrade it with the images under test and return what Helm says; it does not wait for pods."""
         given = yaml.safe_dump(merged(images(), self.values))
-        command = [HELM, "upgrade", "--install", self.name, str(CHART), "-n", self.namespace, "--values", "-", *more]
+        command = [HELM, "upgrade", "--install", self.name, self.chart, "-n", self.namespace, "--values", "-", *more]
         return run(*command, given=given)
 
     def upgrade(self, values: Mapping[str, Any]) -> None:
@@ -128,7 +129,7 @@ class Release:
         self.install()
 
     def uninstall(self) -> None:
-        run(HELM, "uninstall", self.name, "-n", self.namespace, "--wait=false")
+        run(HELM, "uninstall", self.name, "-n", self.namespace, "--wait=false", "--ignore-not-found")
         # What still runs there has nobody to answer any more.
         kubectl("-n", self.namespace, "delete", "pods", "-l", self.labels, "--grace-period=0", "--force", "--wait=false")
         eventually(lambda: not self.pods())
@@ -164,6 +165,21 @@ class Release:
         """Return how many pods the HPA wants."""
         document = json.loads(kubectl("-n", self.namespace, "get", "hpa", f"{self.full_name}-inference", "-o", "json"))
         return int(document.get("status", {}).get("desiredReplicas", 0))
+
+    def replicas(self) -> int:
+        """Return how many pods the Deployment is told to have."""
+        document = json.loads(kubectl("-n", self.namespace, "get", "deployment", f"{self.full_name}-inference", "-o", "json"))
+        return int(document["spec"]["replicas"])
+
+    @contextlib.contextmanager
+    def unscraped(self) -> Iterator[None]:
+        """Have no gateway scraped for a while, as if Prometheus had lost them; calls go on."""
+        service = ("service", f"{self.full_name}-gateway", "--type=merge", "-p")
+        try:
+            kubectl("-n", self.namespace, "patch", *service, '{"spec":{"selector":{"scraped-by":"nobody"}}}')
+            yield
+        finally:
+            kubectl("-n", self.namespace, "patch", *service, '{"spec":{"selector":{"scraped-by":null}}}')
 
     @contextlib.contextmanager
     def forwarded(self, target: str = "", port: int = 8080) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Kustomize manifests, rendered from the Helm chart."""

@@ -1,0 +1,123 @@
+"""The two engines of autoscaling, zero pods and the buffer, as the chart renders them."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.harness import LIVE, WITH_CRDS, Object, notes, one, refusal, render
+
+KEDA = "autoscaling.engine=keda"
+WITH_KEDA = ("--api-versions", "keda.sh/v1alpha1/ScaledObject")
+MODERN = ("--kube-version", "1.37.0")
+
+
+def scaled_object(*values: str, more: tuple[str, ...] = MODERN) -> Object:
+    spec: Object = one(render(KEDA, *values, more=more), "ScaledObject")["spec"]
+    return spec
+
+
+def hpa(*values: str) -> Object:
+    spec: Object = one(render(*values, more=MODERN), "HorizontalPodAutoscaler")["spec"]
+    return spec
+
+
+def trigger(*values: str) -> Any:
+    [only] = scaled_object(*values)["triggers"]
+    return only
+
+
+def test_one_engine_scales_and_both_leave_the_number_of_pods_alone() -> None:
+    for engine, kind in (("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")):
+        objects = render(f"autoscaling.engine={engine}")
+        assert {each["kind"] for each in objects} & {"HorizontalPodAutoscaler", "ScaledObject"} == {kind}
+        assert "replicas" not in one(objects, "Deployment", "inference")["spec"]
+
+
+def test_both_engines_scale_the_same_pods_in_the_same_way() -> None:
+    values = ("autoscaling.minReplicas=2", "autoscaling.maxReplicas=20", "autoscaling.calmSeconds=60")
+    ours, kedas = hpa(*values), scaled_object(*values)
+    assert kedas["scaleTargetRef"]["name"] == ours["scaleTargetRef"]["name"]
+    assert (kedas["minReplicaCount"], kedas["maxReplicaCount"]) == (ours["minReplicas"], ours["maxReplicas"]) == (2, 20)
+    config = kedas["advanced"]["horizontalPodAutoscalerConfig"]
+    assert config["behavior"] == ours["behavior"]
+    assert config["behavior"]["scaleUp"]["tolerance"] == "0"
+    assert kedas["cooldownPeriod"] == 60
+
+
+def test_the_hpa_that_keda_makes_has_the_name_of_the_chart_s_own() -> None:
+    name = one(render(), "HorizontalPodAutoscaler")["metadata"]["name"]
+    assert scaled_object()["advanced"]["horizontalPodAutoscalerConfig"]["name"] == name == "first-percore-inference"
+
+
+def test_keda_wants_a_pod_for_each_call_of_this_release_and_takes_no_value_for_an_error() -> None:
+    only = trigger()
+    assert (only["type"], only["metricType"]) == ("prometheus", "AverageValue")
+    assert only["metadata"] == {
+        "serverAddress": "http://prometheus-operated.monitoring.svc:9090",
+        "query": 'sum by (namespace, service) (percore_in_flight_requests{namespace="here",service="first-percore-gateway"})',
+        "threshold": "1",
+        "activationThreshold": "0",
+        "ignoreNullValues": "false",
+    }
+
+
+@pytest.mark.parametrize(("least", "replicas"), [(0, 1), (1, 1), (3, 3)])
+def test_a_lost_metric_keeps_the_pods_that_are_there_and_never_scales_to_zero(least: int, replicas: int) -> None:
+    """A fallback of 0 replicas would: KEDA then goes on as if there were no calls."""
+    fallback = scaled_object(f"autoscaling.minReplicas={least}")["fallback"]
+    assert fallback == {"failureThreshold": 3, "replicas": replicas, "behavior": "currentReplicas"}
+
+
+def test_the_first_call_is_seen_as_soon_as_it_is_scraped() -> None:
+    assert scaled_object()["pollingInterval"] == 2
+    assert scaled_object("monitoring.interval=1s")["pollingInterval"] == 1
+
+
+def test_keda_asks_where_and_as_whom_it_is_told() -> None:
+    only = trigger("autoscaling.keda.serverAddress=https://thanos:9092", "autoscaling.keda.authenticationRef.name=reader")
+    assert only["metadata"]["serverAddress"] == "https://thanos:9092"
+    assert only["authenticationRef"] == {"name": "reader"}
+    assert "authenticationRef" not in trigger()
+
+
+def test_a_buffer_means_the_same_to_both_engines_and_only_one_needs_a_recorded_series() -> None:
+    [rule] = one(render("autoscaling.buffer=2"), "PrometheusRule", "autoscaling")["spec"]["groups"][0]["rules"]
+    assert trigger("autoscaling.buffer=2")["metadata"]["query"] == rule["expr"]
+    assert rule["expr"].endswith("}) + 2")
+    recorded = [each for each in render(KEDA, "autoscaling.buffer=2") if "percore_wanted_pods" in yaml.safe_dump(each)]
+    assert recorded == []
+
+
+@pytest.mark.parametrize("engine", ["hpa", "keda"])
+def test_no_pods_at_all_can_be_asked_of_both_engines(engine: str) -> None:
+    objects = render(f"autoscaling.engine={engine}", "autoscaling.minReplicas=0")
+    if engine == "hpa":
+        assert one(objects, "HorizontalPodAutoscaler")["spec"]["minReplicas"] == 0
+    else:
+        assert one(objects, "ScaledObject")["spec"]["minReplicaCount"] == 0
+
+
+def test_a_cluster_without_keda_is_told_what_to_install_or_to_set() -> None:
+    said = refusal(KEDA, more=(*LIVE, *WITH_CRDS))
+    for word in (
+        "ScaledObject",
+        "Install KEDA",
+        "kedacore/keda",
+        "--set autoscaling.engine=hpa",
+        "--set autoscaling.enabled=false",
+    ):
+        assert word in said
+    assert render(KEDA, more=(*LIVE, *WITH_CRDS, *WITH_KEDA))
+    assert render(more=(*LIVE, *WITH_CRDS)), "the other engine does not need it"
+
+
+@pytest.mark.parametrize("value", ["serverAddress=prometheus:9090", "serverAddress=", "server=http://a", "authenticationRef=a"])
+def test_what_keda_cannot_use_is_refused(value: str) -> None:
+    assert "autoscaling.keda" in refusal(KEDA, f"autoscaling.keda.{value}")
+
+
+def test_the_notes_do_not_ask_for_prometheus_adapter_where_keda_scales() -> None:
+    assert "prometheus-adapter" in notes()
+    assert "prometheus-adapter" not in notes(KEDA)
+    assert "while there is none, calls wait" in notes("autoscaling.minReplicas=0")

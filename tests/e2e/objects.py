@@ -1,0 +1,36 @@
+"""What is in a cluster: kinds that it knows, and everything that a release could leave behind."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from tests.e2e.harness import kubectl
+
+PASSING = {"events", "events.events.k8s.io", "pods.metrics.k8s.io"}
+"""What nobody installed, and goes by itself."""
+
+
+def knows(kind: str) -> bool:
+    """Return whether the cluster has a custom resource, such as ``scaledobjects.keda.sh``."""
+    done = subprocess.run(["kubectl", "get", "crd", kind], capture_output=True, timeout=60, check=False)
+    return done.returncode == 0
+
+
+def of(namespace: str) -> set[str]:
+    """Return every object in a namespace, and every cluster-wide one that names it, as ``kind/name``."""
+    inside = set(_names("-n", namespace, namespaced=True))
+    return inside | {name for name in _names(namespaced=False) if namespace in name and not name.startswith("namespace/")}
+
+
+def settled(namespace: str, wanted: set[str], seconds: float) -> set[str]:
+    """Return what is beyond ``wanted`` when nothing is any more, or when the time is over."""
+    ends = time.monotonic() + seconds
+    while (more := of(namespace) - wanted) and time.monotonic() < ends:
+        time.sleep(1)
+    return more
+
+
+def _names(*where: str, namespaced: bool) -> list[str]:
+    kinds = set(kubectl("api-resources", "--verbs=list", f"--namespaced={str(namespaced).lower()}", "-o", "name").split())
+    return kubectl(*where, "get", ",".join(sorted(kinds - PASSING)), "-o", "name", "--ignore-not-found").split()

@@ -1,0 +1,114 @@
+"""From one revision of the chart to the next and back, with calls running and waiting; and what is left in the end: nothing.
+
+No chart has been released yet. So the revision before this one is the chart itself under another version, with another image,
+other limits and another pod template: what an upgrade replaces is every pod, of the gateway too.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import objects
+from tests.e2e.harness import CALL, CHART, FIXED, HELM, SLEEP, SMALL, Call, Release, eventually, kubectl, merged, run, sleeping
+
+BEFORE = {
+    "image": {"repository": "percore/own"},
+    "limits": {"run": 100, "wait": 200},
+    "podAnnotations": {"revision": "before"},
+    "gateway": {"podAnnotations": {"revision": "before"}},
+}
+NOW = {
+    "image": {"repository": "percore/inference"},
+    "limits": SMALL["limits"],
+    "podAnnotations": {"revision": "now"},
+    "gateway": {"podAnnotations": {"revision": "now"}},
+}
+
+
+@pytest.fixture
+def alone() -> Iterator[str]:
+    """A namespace in which nothing else is installed."""
+    name = f"percore-e2e-{secrets.token_hex(3)}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+def packaged(version: str, folder: Path) -> str:
+    run(HELM, "package", str(CHART), "--version", version, "--destination", str(folder))
+    return str(folder / f"percore-{version}.tgz")
+
+
+class Traffic:
+    """A call that runs and one that waits, on the only pod; both are under way when something changes."""
+
+    def __init__(self, gateway: str) -> None:
+        self.running = Call(gateway + CALL, sleeping(30), seconds=150).start()
+        time.sleep(2)
+        self.waiting = Call(gateway + CALL, sleeping(5), seconds=150).start()
+        time.sleep(1)
+
+    def statuses(self) -> list[int]:
+        return [call.done().status for call in (self.running, self.waiting)]
+
+
+def test_an_upgrade_and_a_rollback_cut_no_call(alone: str, tmp_path: Path) -> None:
+    chart = packaged("0.0.1", tmp_path)
+    values = merged({**FIXED, **SMALL, "handler": SLEEP}, BEFORE)
+    release = Release("moving", alone, values, chart)
+    try:
+        release.install()
+        pods = [*release.wait(1), *release.wait(1, "gateway")]
+        with release.forwarded(f"pod/{pods[1]}") as gateway:
+            traffic = Traffic(gateway)
+            release.chart = str(CHART)
+            release.upgrade(NOW)
+            meanwhile = _call_a_successor_of(release, pods[1])
+            assert [*traffic.statuses(), meanwhile.done().status] == [200] * 3
+        after = [*release.wait(1), *release.wait(1, "gateway")]
+        assert set(pods).isdisjoint(after), "nothing was replaced, so nothing could be cut"
+
+        with release.forwarded(f"pod/{after[1]}") as gateway:
+            traffic = Traffic(gateway)
+            run(HELM, "rollback", release.name, "1", "-n", alone)
+            meanwhile = _call_a_successor_of(release, after[1])
+            assert [*traffic.statuses(), meanwhile.done().status] == [200] * 3
+        last = [*release.wait(1), *release.wait(1, "gateway")]
+        assert set(after).isdisjoint(last)
+        [pod] = release.pods("inference")
+        assert pod["metadata"]["annotations"]["revision"] == "before"
+        history = json.loads(run(HELM, "history", release.name, "-n", alone, "-o", "json"))
+        assert [each["chart"] for each in history][:1] == [each["chart"] for each in history][-1:] == ["percore-0.0.1"]
+    finally:
+        release.uninstall()
+
+
+def _call_a_successor_of(release: Release, gateway: str) -> Call:
+    """Call while everything changes, as who comes now would: through a gateway of the new revision."""
+    new = eventually(lambda: [pod for pod in release.ready("gateway") if pod != gateway])
+    with release.forwarded(f"pod/{new[0]}") as successor:
+        return Call(successor + CALL, sleeping(1), seconds=150).start().done()
+
+
+def test_uninstalling_leaves_nothing_behind(alone: str) -> None:
+    """Not even after calls, marks on pods and recorded series; and without anybody's force."""
+    before = objects.of(alone)
+    scaled = objects.knows("servicemonitors.monitoring.coreos.com")
+    values = {"monitoring": {"enabled": scaled}, "autoscaling": {"enabled": scaled, "buffer": 1}}
+    release = Release("leaving", alone, merged({**SMALL, "handler": SLEEP}, values))
+    release.install()
+    release.wait(1)
+    with release.forwarded() as gateway:
+        assert Call(gateway + CALL, sleeping(1), seconds=60).start().done().status == 200
+    there = objects.of(alone) - before
+    assert any(each.startswith("validatingadmissionpolicy") for each in there), there
+    assert any(each.startswith("networkpolicy") for each in there), there
+    run(HELM, "uninstall", release.name, "-n", alone)
+    assert objects.settled(alone, before, seconds=90) == set()

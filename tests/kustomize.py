@@ -1,0 +1,69 @@
+"""Builds overlays as `kubectl apply -k` does, and compares them with what the chart renders. Needs kubectl, and no cluster."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from deploy.kustomize import manifests
+from tests.chart.harness import ROOT, Object, render
+
+KUSTOMIZE = ROOT / "deploy/kustomize"
+CLUSTER_WIDE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+Key = tuple[str, str]
+SAME = {
+    "dev": ("autoscaling.enabled=false", "monitoring.enabled=false", "networkPolicy.enabled=false", "memory=1Gi"),
+    "production": ("gateway.replicas=2",),
+}
+"""The values with which the chart installs what an overlay does."""
+
+
+def build(folder: Path) -> dict[Key, Object]:
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return by_key([each for each in yaml.safe_load_all(done.stdout) if each])
+
+
+def chart(*values: str, namespace: str) -> dict[Key, Object]:
+    """Return what Helm installs, without what belongs to Helm alone."""
+    more = ("--kube-version", manifests.KUBERNETES)
+    objects = render(*values, release=manifests.RELEASE, namespace=namespace, more=more)
+    return by_key([each for each in objects if "helm.sh/hook" not in each["metadata"].get("annotations", {})])
+
+
+def by_key(objects: list[Object]) -> dict[Key, Object]:
+    found: dict[Key, Object] = {}
+    for each in copy.deepcopy(objects):
+        labels = each["metadata"].get("labels", {})
+        labels.pop("helm.sh/chart", None)
+        assert labels.pop("app.kubernetes.io/managed-by", "Helm") == "Helm"
+        if each["kind"] in CLUSTER_WIDE:
+            # Kustomize does not know that policies have none, and the API server takes no notice of it.
+            each["metadata"].pop("namespace", None)
+        key = (each["kind"], each["metadata"]["name"])
+        assert key not in found, key
+        found[key] = each
+    return found
+
+
+def difference(one: dict[Key, Object], other: dict[Key, Object]) -> dict[Key, tuple[Object | None, Object | None]]:
+    """Return the objects that are not the same on both sides."""
+    return {key: (one.get(key), other.get(key)) for key in sorted({*one, *other}) if one.get(key) != other.get(key)}
+
+
+def write_overlay(folder: Path, components: list[str], namespace: str) -> Path:
+    """Write an overlay as a user would, for another namespace."""
+    up = Path(os.path.relpath(KUSTOMIZE, folder.resolve()))
+    overlay = {
+        "namespace": namespace,
+        "resources": [str(up / "base")],
+        "components": [str(up / "components" / each) for each in components],
+        "replacements": [{"path": "replacements.yaml"}],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    (folder / "replacements.yaml").write_text((KUSTOMIZE / "overlays/production/replacements.yaml").read_text())
+    return folder
