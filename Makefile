@@ -8,6 +8,7 @@ MODELS := models
 HOST := 127.0.0.1
 PORT := 8080
 EXPORTER_PORT := 9090
+E2E := tests/e2e
 
 .PHONY: help
 help: ## What can be done
@@ -89,8 +90,8 @@ rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as th
 	$(BIN)/pytest tests/rules
 
 .PHONY: e2e
-e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (CLUSTER_IMAGE: what builds and hands over an image)
-	images=$$(tests/e2e/images) && eval "$$images" && $(BIN)/pytest tests/e2e
+e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which; CLUSTER_IMAGE: what builds and hands over an image)
+	images=$$(tests/e2e/images) && eval "$$images" && tests/e2e/run $(BIN)/pytest $(E2E)
 
 .PHONY: bench
 bench: $(MODELS)/built haproxy ## Measure percore beside what people try instead; writes build/bench (under ten minutes)

@@ -1,7 +1,7 @@
 """Callers inside the cluster: make many calls, as a plan says, and print what came of them. Needs nothing but Python.
 
 ``python caller.py PLAN`` with JSON: ``url``; ``count`` calls, called PREFIX-0, PREFIX-1, ...; each begins ``every`` seconds
-after the one before, unless ``at_once`` are open; takes up to ``seconds``; of ``leaving``, a share, callers go away meanwhile.
+after the one before, unless ``at_once`` are open; takes up to ``seconds``, or ``exact``ly so; of ``leaving``, a share, callers go away meanwhile.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import sys
 import time
 from collections import Counter
@@ -59,7 +60,7 @@ async def calls(plan: dict[str, Any]) -> list[dict[str, Any]]:
             return await call(plan["url"], f"{plan['prefix']}-{number}", seconds, leave)
 
     for number in range(plan["count"]):
-        seconds = plan["seconds"] * dice.random()
+        seconds = plan["seconds"] * (1 if plan["exact"] else dice.random())
         leave = max(0.001, dice.random() * seconds) if dice.random() < plan["leaving"] else None
         async with places:  # none is begun before there is a place for it
             tasks.append(asyncio.create_task(one(number, seconds, leave)))
@@ -70,6 +71,8 @@ async def calls(plan: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     """Make the calls and print a summary, and each call that was not answered 200 though its caller stayed."""
     plan = json.loads(sys.argv[1])
+    host = urlsplit(plan["url"]).hostname or ""  # looked up once, so that calls begin in their order
+    plan["url"] = plan["url"].replace(host, socket.gethostbyname(host), 1)
     began = time.time()
     made = asyncio.run(calls(plan))
     summary = {

@@ -21,8 +21,11 @@ class Crowd:
     count: int
     at_once: int
     seconds: float = 0.0
+    exact: bool = False
     every: float = 0.0
     leaving: float = 0.0
+    host: str = ""
+    """Whom they call; empty: the release's Service."""
 
     def start(self) -> Crowd:
         """Begin to call."""
@@ -47,12 +50,14 @@ class Crowd:
 
     def _pod(self) -> dict[str, Any]:
         image = images()["gateway"]["image"]
+        host = self.host or f"{self.release.full_name}.{self.release.namespace}.svc"
         plan = {
-            "url": f"http://{self.release.full_name}.{self.release.namespace}.svc:8080{CALL}",
+            "url": f"http://{host}:8080{CALL}",
             "prefix": self.name,
             "count": self.count,
             "at_once": self.at_once,
             "seconds": self.seconds,
+            "exact": self.exact,
             "every": self.every,
             "leaving": self.leaving,
         }

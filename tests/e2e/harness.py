@@ -26,6 +26,8 @@ CHART = ROOT / "deploy/helm/percore"
 HELM = str(Path(sys.executable).parent / "helm")
 SLEEP = "service.handlers.echo:Sleep"
 CALL = "/v1/models/default:predict"
+DISRUPTIVE = os.environ.get("PERCORE_E2E_DISRUPTIVE") == "1"
+"""Whether a test may take away from the cluster what others use too."""
 SECONDS = 180.0
 """How long anything but a call may take: a start on a machine whose cores others share."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.e2e.harness import kubectl
+from tests.e2e.harness import documents, eventually, kubectl
 
 SERVICE = os.environ.get("PERCORE_E2E_PROMETHEUS", "monitoring/prometheus:9090")
 """NAMESPACE/SERVICE:PORT."""
@@ -27,3 +29,22 @@ def query(text: str) -> list[float]:
     """Return the values that a query has now; one that is not a number is none."""
     found = [float(each["value"][1]) for each in get("query", query=text)["result"]]
     return [value for value in found if not math.isnan(value)]
+
+
+@contextlib.contextmanager
+def gone() -> Iterator[None]:
+    """Have no Prometheus for a while: the operator takes its pods away, and brings them back."""
+    namespace = SERVICE.split("/")[0]
+    [resource] = documents("-n", namespace, "prometheuses.monitoring.coreos.com")
+    name, before = resource["metadata"]["name"], resource["spec"].get("replicas", 1)
+
+    def scale(replicas: int) -> None:
+        patch = json.dumps({"spec": {"replicas": replicas}})
+        kubectl("-n", namespace, "patch", "prometheuses.monitoring.coreos.com", name, "--type=merge", "-p", patch)
+
+    try:
+        scale(0)
+        eventually(lambda: not documents("-n", namespace, "pods", "-l", f"prometheus={name}"))
+        yield
+    finally:
+        scale(before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import pytest
 import requests
 
 from tests.e2e.conftest import Install
-from tests.e2e.harness import CALL, Call, Release, eventually, kubectl, overlaps, sleeping
+from tests.e2e.harness import CALL, SECONDS, Call, Release, eventually, kubectl, overlaps, sleeping
 
 
 def test_a_rolling_update_of_the_pods_lets_every_call_finish(install: Install) -> None:
@@ -48,17 +49,25 @@ def test_a_rolling_update_of_the_gateway_lets_running_and_waiting_calls_finish(i
     assert overlaps(runs) == []
 
 
-def test_a_drained_node_s_pods_finish_their_calls(install: Install) -> None:
-    """What `kubectl drain` does, to one pod: an eviction. A cluster of one node has nowhere to drain to."""
-    release = install("evicted", replicas=2)
-    release.wait(2)
+def test_kubectl_drain_lets_every_call_finish(install: Install) -> None:
+    """The node is cordoned for a moment only: where there is but one, the pods that take over must find room on it."""
+    release = install("drained", replicas=2)
+    before = set(release.wait(2))
+    [node] = {pod["spec"]["nodeName"] for pod in release.pods("inference")}
     with release.forwarded() as gateway:
         calls = [Call(gateway + CALL, sleeping(20), seconds=150).start() for _ in range(2)]
         time.sleep(2)
-        pod = release.ready()[0]
-        body = f'{{"apiVersion":"policy/v1","kind":"Eviction","metadata":{{"name":"{pod}","namespace":"{release.namespace}"}}}}'
-        kubectl("create", "--raw", f"/api/v1/namespaces/{release.namespace}/pods/{pod}/eviction", "-f", "-", given=body)
-        assert [call.done().status for call in calls] == [200, 200]
+        selector = f"--pod-selector={release.labels},app.kubernetes.io/component=inference"
+        command = ["kubectl", "drain", node, selector, "--delete-emptydir-data", "--ignore-daemonsets", "--timeout=150s"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as drain:
+            try:
+                eventually(lambda: any("deletionTimestamp" in pod["metadata"] for pod in release.pods("inference")))
+            finally:
+                kubectl("uncordon", node)
+            assert [call.done().status for call in calls] == [200, 200]
+            _, said = drain.communicate(timeout=SECONDS)
+        assert drain.returncode == 0, said
+    assert before.isdisjoint(release.wait(2))
 
 
 def test_a_pod_deleted_without_grace_costs_its_caller_502_at_once_and_nobody_else_anything(install: Install) -> None:
