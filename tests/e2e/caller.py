@@ -1,7 +1,8 @@
 """Callers inside the cluster: make many calls, as a plan says, and print what came of them. Needs nothing but Python.
 
 ``python caller.py PLAN`` with JSON: ``url``; ``count`` calls, called PREFIX-0, PREFIX-1, ...; each begins ``every`` seconds
-after the one before, unless ``at_once`` are open; takes up to ``seconds``, or ``exact``ly so; of ``leaving``, a share, callers go away meanwhile.
+after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or just so where ``exact``; of ``leaving``, a
+share, the callers go away meanwhile.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ PAUSE = os.environ.get("PERCORE_E2E_PAUSE_API_SERVER", "")
 def test_calls_go_on_while_the_api_server_is_gone_for_a_minute_and_pods_are_found_again_afterwards(install: Install) -> None:
     """The callers are in the cluster: a forwarded port leads through the API server.
 
-    They call the gateway's pod. When the API server is back, Kubernetes first takes nodes of which it has not heard for 50 s for
-    lost, and for a second its Services refuse whoever calls. To the gateway its pods look lost too, and it has calls wait.
+    They call the gateway's pod. When the API server is back, Kubernetes at first takes nodes unheard of for 50 s for lost, and
+    for a second its Services refuse whoever calls. To the gateway its pods look lost too, and it has calls wait.
     """
     release = install("severed", replicas=4)
     release.wait(4)
