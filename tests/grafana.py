@@ -25,7 +25,7 @@ class Query:
 
     def filled(self, values: Mapping[str, str]) -> str:
         """Return the query as Prometheus gets it; raise KeyError where a variable has no value."""
-        known = {"__rate_interval": self.rate_interval, **values}
+        known = {"__rate_interval": self.rate_interval, "__interval": "1m", **values}
         return VARIABLE.sub(lambda found: known[found[1] or found[2]], self.expr)
 
 
@@ -39,8 +39,8 @@ def panels(dashboard: Dashboard) -> Iterator[Panel]:
 def queries(dashboard: Dashboard) -> Iterator[Query]:
     """Yield every query, in the order of the panels."""
     for panel in panels(dashboard):
-        # Four scrapes, or four of the panel's least steps.
-        rate = f"{4 * (60 if panel.interval == '1m' else SOURCE_SECONDS)}s"
         for target in panel.targets or []:
             if isinstance(target, Dataquery):
+                # Four scrapes, or four of the least steps that the query names.
+                rate = f"{4 * (60 if target.interval == '1m' else SOURCE_SECONDS)}s"
                 yield Query(panel.title or "", target.legend_format or "", target.expr or "", rate)

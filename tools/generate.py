@@ -111,12 +111,13 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 
-def wanted() -> dict[str, str | None]:
-    """Return what each generated file should be; None where it should be gone."""
+def wanted() -> Iterator[tuple[str, str | None]]:
+    """Yield each generated file and what it should be, None where it should be gone; the chart is rendered with the others."""
+    for name, render in GENERATED.items():
+        yield name, render()
     rendered = manifests.pages()
-    gone = manifests.stale(rendered)
-    kustomize = {f"deploy/kustomize/{name}": text for name, text in [*rendered.items(), *((each, None) for each in gone)]}
-    return {name: render() for name, render in GENERATED.items()} | kustomize
+    for name, text in [*rendered.items(), *((each, None) for each in manifests.stale(rendered))]:
+        yield f"deploy/kustomize/{name}", text
 
 
 def write(path: Path, text: str | None) -> None:
@@ -134,7 +135,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file differs")
     check = parser.parse_args().check
     drifted = 0
-    for name, text in wanted().items():
+    for name, text in wanted():
         path = ROOT / name
         present = path.read_text() if path.exists() else None
         if present == text:

@@ -6,7 +6,8 @@ import json
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import Dashboard, DashboardCursorSync
+from grafana_foundation_sdk.models.dashboard import Dashboard, DashboardCursorSync, Panel
+from grafana_foundation_sdk.models.prometheus import Dataquery
 
 from deploy.monitoring import variables
 from deploy.monitoring.rows import autoscaling, calls, gateway, headline, pods, waits
@@ -35,6 +36,10 @@ def build() -> Dashboard:
     built = to.build()
     for number, each in enumerate(built.panels or [], start=1):
         each.id_val = number
+        if isinstance(each, Panel) and each.interval:
+            for target in each.targets or []:
+                if isinstance(target, Dataquery):
+                    target.interval = each.interval
     return built
 
 

@@ -18,7 +18,8 @@ Queries = Iterable[prometheus.Dataquery]
 Steps = Mapping[float, str]
 STAT_HEIGHT, HEIGHT = 4, 8
 FEW_CALLS = "1m"
-"""Least step where calls are what is counted: a rate needs several of them, and they may last minutes."""
+"""Least step where calls are what is counted: a rate needs several of them, and they may last minutes. Grafana looks over four
+of the steps that a query itself names, so ``dashboard`` gives it to each query of such a panel too."""
 
 
 class _AnyPanel(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from flask import Flask, Response, jsonify
@@ -15,8 +16,12 @@ NO_HAPROXY = "HAProxy does not answer"
 NOT_HELD = "calls would not wait at zero pods yet"
 
 
-def create_app(observe: Callable[[], Snapshot | None], telemetry: GatewayTelemetry) -> Flask:
-    """Return the application. ``observe`` sets the gauges to what HAProxy does now."""
+Look = Callable[[], Snapshot | None]
+
+
+def create_app(look: Look, observe: Look, telemetry: GatewayTelemetry) -> Flask:
+    """Return the application. ``look`` says what HAProxy does now, and ``observe`` sets the gauges to it as well."""
+    one_scrape = threading.Lock()  # gauges are taken down and set anew: no other scrape may see them in between
     app = Flask("percore-gateway", static_folder=None)
     telemetry.build_info.labels(__version__).set(1)
 
@@ -27,14 +32,16 @@ def create_app(observe: Callable[[], Snapshot | None], telemetry: GatewayTelemet
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
         """Ready means that calls are taken in, though there may be no pod yet: they wait."""
-        snapshot = observe()
+        snapshot = look()
         if snapshot is not None and snapshot.held:
             return jsonify(status="ok"), 200
         return jsonify(status=NO_HAPROXY if snapshot is None else NOT_HELD), 503
 
     @app.get("/metrics")
     def metrics() -> Response:
-        observe()
-        return Response(generate_latest(telemetry.registry), content_type=CONTENT_TYPE_LATEST)
+        with one_scrape:
+            observe()
+            text = generate_latest(telemetry.registry)
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return app

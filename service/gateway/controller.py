@@ -48,10 +48,11 @@ class Controller:
         """Return the name of the pod at an address and port, where it is known."""
         return self._names.get(place, "")
 
-    def busy_pods(self) -> list[tuple[str, bool]]:
-        """Return the name of each pod that may get calls, and whether it is busy, as of the last step."""
-        servers = self._latest.servers if self._latest else ()
-        named = [(self.pod_at(server.place), server) for server in servers if server.admin is plan.Admin.READY]
+    def busy_pods(self) -> list[tuple[str, bool]] | None:
+        """Return the name of each pod that may get calls, and whether it is busy, as of the last step; None before any."""
+        if self._latest is None or self._endpoints is None:
+            return None
+        named = [(self.pod_at(server.place), server) for server in self._latest.servers if server.admin is plan.Admin.READY]
         return [(name, plan.busy(server)) for name, server in named if name]
 
     def run(self, interval: float) -> None:
@@ -73,14 +74,19 @@ class Controller:
         self._latest = snapshot
         return commands
 
+    def look(self) -> Snapshot | None:
+        """Return what HAProxy does now; None while it is away."""
+        try:
+            return self._proxy.snapshot()
+        except OSError:
+            return None
+
     def observe(self) -> Snapshot | None:
         """Set the gauges to what HAProxy does now, and return it. While it is away they are absent: nothing is known."""
-        to = self._telemetry
+        to, snapshot = self._telemetry, self.look()
         to.in_flight.clear()
         to.pods.clear()
-        try:
-            snapshot = self._proxy.snapshot()
-        except OSError:
+        if snapshot is None:
             to.haproxy_up.set(0)
             return None
         to.haproxy_up.set(1)

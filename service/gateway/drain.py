@@ -5,6 +5,7 @@ SIGTERM ends HAProxy and every call with it; SIGUSR1 closes its sockets at once,
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -14,10 +15,12 @@ from service.gateway.plan import Snapshot
 QUIET_SECONDS = 5.0
 """How long no call may have been there: it takes a cluster that long to send callers elsewhere."""
 LOOK_SECONDS = 0.5
+GONE = (errno.ECONNREFUSED, errno.ENOENT)
+"""What the kernel says where nobody listens; anything else may be a HAProxy that has no time to answer."""
 
 
 class Drained(Protocol):
-    """What draining needs of HAProxy; both raise OSError where it is gone."""
+    """What draining needs of HAProxy; both raise OSError where it does not answer."""
 
     def snapshot(self) -> Snapshot:
         """Return what it does now."""
@@ -28,12 +31,16 @@ class Drained(Protocol):
 
 def drain(haproxy: Drained, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
     """Return when no call has been there for a while, or when HAProxy is gone."""
-    try:
-        haproxy.drain()
-        quiet_since = clock()
-        while clock() - quiet_since < QUIET_SECONDS:
-            sleep(LOOK_SECONDS)
+    told, quiet_since = False, clock()
+    while clock() - quiet_since < QUIET_SECONDS:
+        try:
+            if not told:
+                haproxy.drain()
+                told = True
             if haproxy.snapshot().calls:
                 quiet_since = clock()
-    except OSError:  # it ended: there is nothing left to wait for
-        return
+        except OSError as error:
+            if error.errno in GONE:  # it ended: there is nothing left to wait for
+                return
+            quiet_since = clock()  # nobody knows; whoever ends it now might cut a call
+        sleep(LOOK_SECONDS)

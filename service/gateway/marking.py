@@ -12,7 +12,8 @@ from service.gateway.telemetry import FAILED, GONE, MADE, GatewayTelemetry
 
 log = logging.getLogger("percore.gateway")
 STEP_SECONDS = 1.0
-BusyPods = Callable[[], list[tuple[str, bool]]]
+BusyPods = Callable[[], list[tuple[str, bool]] | None]
+"""None while nobody knows yet: the first look counts, for a pod that it finds may bear a mark of an earlier life."""
 
 
 class Marker(Protocol):
@@ -39,7 +40,10 @@ class Marking:
 
     def step(self, now: float) -> None:
         """Mark what is due now; a failure ends the step, and the next one tries again."""
-        for pod, cost in self._marks.due(now, self._busy_pods()):
+        pods = self._busy_pods()
+        if pods is None:
+            return
+        for pod, cost in self._marks.due(now, pods):
             try:
                 self._marker.mark(pod, cost)
             except KeyError:

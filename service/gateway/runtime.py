@@ -44,11 +44,17 @@ class HAProxy:
                 connection.sendall(line.encode() + b"\n")
                 answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
         except OSError as error:
-            raise HAProxyError(f"{self._path}: {error.strerror or error}") from error
+            raise HAProxyError(error.errno, f"{self._path}: {error.strerror or error}") from error
         return answer.decode(errors="replace")
 
     def snapshot(self) -> Snapshot:
         """Return every server, and how many calls wait and run; the callers that occupy ``hold`` are left out."""
+        try:
+            return self._snapshot()
+        except (KeyError, ValueError) as error:
+            raise HAProxyError(f"{self._path}: an answer that makes no sense: {error!r}") from error
+
+    def _snapshot(self) -> Snapshot:
         places = _rows(self.ask(f"show servers state {CALLS}"), " ")
         counts = {row["svname"]: row for row in _rows(self.ask(f"show stat {CALLS} {BACKENDS_AND_SERVERS} -1"), ",")}
         servers = tuple(_server(row, counts[row["srv_name"]]) for row in places if row["srv_name"] not in HOLD)

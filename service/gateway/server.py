@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -72,12 +73,12 @@ def _once(controller: Controller, source: Source) -> int:
     controller.publish(source.read())
     commands = controller.step()
     sys.stdout.writelines(f"{command}\n" for command in commands)
-    return 0 if controller.observe() is not None else 1
+    return 0 if controller.look() is not None else 1
 
 
 def _http(settings: Settings, controller: Controller, telemetry: GatewayTelemetry) -> Any:
     host, port = settings.server.host, settings.server.exporter_port
-    app = create_app(controller.observe, telemetry)
+    app = create_app(controller.look, controller.observe, telemetry)
     try:
         return create_server(app, host=host, port=port, threads=HTTP_THREADS, **BOUNDS)
     except OSError as error:
@@ -86,7 +87,17 @@ def _http(settings: Settings, controller: Controller, telemetry: GatewayTelemetr
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> None:
-    threading.Thread(target=target, args=arguments, name=getattr(target, "__qualname__", ""), daemon=True).start()
+    name = getattr(target, "__qualname__", "")
+    threading.Thread(target=_vital, args=(target, *arguments), name=name, daemon=True).start()
+
+
+def _vital(target: Callable[..., None], *arguments: object) -> None:
+    """Run a thread without which the controller is none: if it dies, so does the process, whose restart cuts no call."""
+    try:
+        target(*arguments)
+    except BaseException:
+        log.exception("a thread of the controller died")
+        os._exit(1)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -13,8 +13,8 @@ PASSING = {"events", "events.events.k8s.io", "pods.metrics.k8s.io"}
 
 def knows(kind: str) -> bool:
     """Return whether the cluster has a custom resource, such as ``scaledobjects.keda.sh``."""
-    done = subprocess.run(["kubectl", "get", "crd", kind], capture_output=True, timeout=60, check=False)
-    return done.returncode == 0
+    command = ["kubectl", "get", "crd", kind, "--ignore-not-found", "--output", "name"]
+    return bool(subprocess.run(command, capture_output=True, timeout=60, check=True).stdout)
 
 
 def of(namespace: str) -> set[str]:

@@ -77,6 +77,8 @@ def test_eleven_calls_on_one_ready_pod_get_eleven_pods_in_one_step_and_none_shar
     assert overlaps(runs) == []
     assert len({each.pod for each in runs}) == CALLS, "a call waited behind another, though there was a pod for it"
     assert max(call.timing("run") for call in calls) < RUN_SECONDS + 1
+    # Whoever is sent to a busy pod would wait there, unseen by the gateway's `wait` and by the pod's `run`.
+    assert max(call.ended - call.began - call.timing("wait") - call.timing("run") for call in calls) < 2
     # How soon is measured, and drawn, and no reason to fail: it depends on what else the machine does.
 
 

@@ -15,6 +15,7 @@ from tests.e2e.harness import CALL, SECONDS, Release, Run, eventually, kubectl, 
 WAITING = 9000
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("gateways", [1, 2])
 def test_of_ten_thousand_calls_no_two_share_a_pod_and_only_killed_pods_cost_answers(install: Install, gateways: int) -> None:
     """One call in a hundred is abandoned, which ends its worker, and three pods are killed meanwhile."""
@@ -35,8 +36,7 @@ def test_of_ten_thousand_calls_no_two_share_a_pod_and_only_killed_pods_cost_answ
     runs += release.calls(release.wait(6))
     assert len(runs) > 5_000
     assert overlaps(runs) == []
-    unexpected = [each for each in summary["odd"] if (each["status"], ran[each["id"]]) not in [("502", pod) for pod in killed]]
-    assert unexpected == []
+    assert [each for each in summary["odd"] if each["status"] != "502" or ran.get(each["id"]) not in killed] == []
     assert summary["outcomes"]["200"] >= 10_000 - summary["left"] - len(killed)
     assert summary["left"] > 50
 
@@ -47,8 +47,9 @@ def _served(release: Release) -> list[dict[str, Any]]:
     return [line for line in lines if line["logger"] == "percore.gateway.call"]
 
 
+@pytest.mark.disruptive
 def test_nine_thousand_calls_wait_at_once_and_are_served_in_the_order_of_their_arrival(install: Install) -> None:
-    release = install("queue", replicas=0, queue={"max": WAITING})
+    release = install("queue", replicas=0, queue={"max": WAITING}, limits={"wait": 1800})
     [gateway] = release.wait(1, "gateway")
     crowd = Crowd(release, "queue", count=WAITING, at_once=WAITING, every=0.0005).start()
     with release.forwarded(f"pod/{gateway}", 9090) as exporter, release.forwarded() as calls:

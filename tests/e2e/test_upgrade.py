@@ -1,13 +1,15 @@
 """From one revision of the chart to the next and back, with calls running and waiting; and what is left in the end: nothing.
 
-No chart has been released yet. So the revision before this one is the chart itself under another version, with another image,
-other limits and another pod template: what an upgrade replaces is every pod, of the gateway too.
+No chart has been released yet. So the revision before this one is the chart before its last change in the history, where there
+is a history, and otherwise the chart itself; with another version, another image, other limits and another pod template: an
+upgrade replaces every pod, of the gateway too.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,22 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import objects
-from tests.e2e.harness import CALL, CHART, FIXED, HELM, SLEEP, SMALL, Call, Release, eventually, kubectl, merged, run, sleeping
+from tests.e2e.harness import (
+    CALL,
+    CHART,
+    FIXED,
+    HELM,
+    ROOT,
+    SLEEP,
+    SMALL,
+    Call,
+    Release,
+    eventually,
+    kubectl,
+    merged,
+    run,
+    sleeping,
+)
 
 BEFORE = {
     "image": {"repository": "percore/own"},
@@ -41,8 +58,18 @@ def alone() -> Iterator[str]:
     kubectl("delete", "namespace", name, "--wait=false")
 
 
+def previous(folder: Path) -> Path:
+    """Return the chart as it was before the templates last changed; as it is, where nobody knows."""
+    chart = str(CHART.relative_to(ROOT))
+    known = run("git", "-C", str(ROOT), "log", "-2", "--format=%H", "--", f"{chart}/templates").split()
+    if len(known) < 2:
+        return CHART
+    run("sh", "-c", f"git -C {shlex.quote(str(ROOT))} archive {known[1]} {chart} | tar -x -C {shlex.quote(str(folder))}")
+    return folder / chart
+
+
 def packaged(version: str, folder: Path) -> str:
-    run(HELM, "package", str(CHART), "--version", version, "--destination", str(folder))
+    run(HELM, "package", str(previous(folder)), "--version", version, "--destination", str(folder))
     return str(folder / f"percore-{version}.tgz")
 
 

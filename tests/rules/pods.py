@@ -53,6 +53,9 @@ OTHER = "first-percore-inference-b-percore-gateway-6d4f9c7b8-x2v4k"
 """A pod of the release `first-percore-inference-b`, whose name begins with those of this one."""
 WAITED = "Calls that wait: 3. The autoscaler already wants as many pods as it may."
 STUCK = "The autoscaler has not been able to scale for five minutes; the number of pods stays as it is, whatever comes."
+UNHEARD = (
+    "Calls that wait: 3. For five minutes the autoscaler has wanted fewer pods than there are calls, though it may want more."
+)
 
 CASES = [
     Case(AT_MAXIMUM, "calls wait, and one more pod may come", {**queue(3), **autoscaler(10)}, 30),
@@ -61,6 +64,10 @@ CASES = [
     Case(BLIND, "the autoscaler is active", {**inactive(0), **deployment(1, 1)}, 30),
     Case(BLIND, "it rests, because there are no pods", {**inactive(1), **deployment(0, 0)}, 30),
     Case(BLIND, "it cannot scale", {**inactive(1), **deployment(1, 1)}, 5, STUCK),
+    Case(BLIND, "it wants a pod for each call", {**queue(3), **autoscaler(3)}, 30, severity="critical"),
+    Case(BLIND, "it wants as many as it may", {**queue(13), **autoscaler(11)}, 30, severity="critical"),
+    Case(BLIND, "calls wait, and it wants fewer pods than calls", {**queue(3), **autoscaler(2)}, 5, UNHEARD, "critical"),
+    Case(BLIND, "calls wait at zero pods", {**queue(3), **autoscaler(0), **deployment(0, 0)}, 5, UNHEARD, "critical"),
     Case(NOT_READY, "every pod is ready", deployment(5, 5), 60),
     Case(NOT_READY, "one is not ready", deployment(5, 4), 15, LATE),
     Case(NOT_READY, "one is not ready, and no call waits", {**deployment(5, 4), **queue(0)}, 60, severity="critical"),

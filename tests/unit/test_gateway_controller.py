@@ -1,5 +1,6 @@
 """The loop, with an HAProxy that is a few lists; and what draining waits for."""
 
+import errno
 from collections.abc import Iterable
 
 import pytest
@@ -21,11 +22,12 @@ class FakeProxy:
         self.now = Snapshot(servers, executing, waiting, held)
         self.applied: list[Command] = []
         self.away = False
+        self.trouble = OSError("away")
         self.draining = False
 
     def snapshot(self) -> Snapshot:
         if self.away:
-            raise OSError("away")
+            raise self.trouble
         return self.now
 
     def apply(self, commands: Iterable[Command]) -> None:
@@ -113,7 +115,9 @@ def test_the_pods_that_may_be_marked_are_those_that_have_a_name_and_take_calls()
         Server(4, "10.0.0.4", 8080, Admin.DRAIN, sessions=1),
     )
     controller = Controller(FakeProxy(*servers), GatewayTelemetry())
-    assert controller.busy_pods() == []
+    assert controller.busy_pods() is None
+    controller.step()
+    assert controller.busy_pods() is None, "no pod has a name yet"
     controller.publish((A, B, Endpoint("10.0.0.3", 8080, 9090), Endpoint("10.0.0.4", 8080, 9090, State.TERMINATING, "d")))
     controller.step()
     assert controller.busy_pods() == [("a", True), ("b", True)]
@@ -125,7 +129,7 @@ def test_the_pods_that_may_be_marked_are_those_that_have_a_name_and_take_calls()
     ("snapshot", "status"), [(Snapshot((), 0, 0, held=True), 200), (Snapshot((), 0, 0, held=False), 503), (None, 503)]
 )
 def test_the_gateway_is_ready_where_calls_would_wait_though_there_be_no_pod(snapshot: Snapshot | None, status: int) -> None:
-    client = create_app(lambda: snapshot, GatewayTelemetry()).test_client()
+    client = create_app(lambda: snapshot, lambda: None, GatewayTelemetry()).test_client()
     assert client.get("/readyz").status_code == status
     assert client.get("/livez").status_code == 200
 
@@ -137,7 +141,7 @@ def test_metrics_are_those_of_the_moment_they_are_asked_for() -> None:
     def observe() -> None:
         telemetry.in_flight.labels("waiting").set(next(asked))
 
-    client = create_app(observe, telemetry).test_client()
+    client = create_app(lambda: None, observe, telemetry).test_client()
     assert 'percore_in_flight_requests{state="waiting"} 3.0' in client.get("/metrics").text
     assert 'percore_in_flight_requests{state="waiting"} 5.0' in client.get("/metrics").text
 
@@ -167,6 +171,17 @@ def test_draining_waits_for_the_last_call_and_a_while_longer() -> None:
 
 def test_draining_ends_where_haproxy_has_ended() -> None:
     clock = Clock(calls_until=600)
-    clock.proxy.away = True
+    clock.proxy.away, clock.proxy.trouble = True, FileNotFoundError(errno.ENOENT, "gone")
     drain(clock.proxy, clock.time, clock.sleep)
     assert clock.now == 0
+
+
+def test_draining_goes_on_where_haproxy_has_no_time_to_answer() -> None:
+    class Slow(Clock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            self.proxy.away = self.now < 300
+
+    clock = Slow(calls_until=0)
+    drain(clock.proxy, clock.time, clock.sleep)
+    assert 300 + QUIET_SECONDS - 1 <= clock.now <= 300 + QUIET_SECONDS + 1

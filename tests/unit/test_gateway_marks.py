@@ -117,3 +117,11 @@ def test_a_pod_that_is_gone_meanwhile_stops_nobody_else_s_mark() -> None:
     marking.step(10)
     marking.step(20)
     assert api.made == [("b", BUSY_COST)]
+
+
+def test_a_mark_of_an_earlier_life_is_taken_back_also_where_the_first_look_came_too_soon() -> None:
+    api, known = Api(), [None, None, [("a", False)], [("a", False)]]
+    marking = Marking(api, lambda: known.pop(0), GatewayTelemetry())
+    for now in (0, 1, 2, 12):
+        marking.step(now)
+    assert api.made == [("a", IDLE_COST)]

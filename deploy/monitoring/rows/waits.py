@@ -32,10 +32,10 @@ def panels() -> Iterator[make.Panel]:
     yield make.distribution(
         "Waits",
         "How many calls waited how long. Two bands: most find a pod at once, the others wait for one to start.",
-        cells(f"sum by (le) (increase({WAIT}_bucket{{{GATEWAY}}}[$__rate_interval]))"),
+        cells(f"sum by (le) (increase({WAIT}_bucket{{{GATEWAY}}}[$__interval]))"),
     )
     yield make.distribution(
         "Runs",
         "How many calls computed how long. A band that climbs: inputs have grown, or the model is slower since a roll-out.",
-        cells(f"sum by (le) (increase({RUN}_bucket{{{EXPORTER}}}[$__rate_interval]))"),
+        cells(f"sum by (le) (increase({RUN}_bucket{{{EXPORTER}}}[$__interval]))"),
     )

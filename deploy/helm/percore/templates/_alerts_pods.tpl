@@ -33,6 +33,24 @@
   annotations:
     summary: The autoscaler cannot read how many calls there are.
     description: The autoscaler has not been able to scale for five minutes; the number of pods stays as it is, whatever comes.
+# Also at zero pods, and where KEDA's fallback hides from the HPA that there is no metric.
+- alert: PercoreAutoscalerBlind
+  expr: |-
+    {{ $waiting }}
+    and on (namespace) (
+      max by (namespace) (kube_horizontalpodautoscaler_status_desired_replicas{ {{- $hpa }}})
+      < max by (namespace) (kube_horizontalpodautoscaler_spec_max_replicas{ {{- $hpa }}})
+    )
+    and on (namespace) (
+      max by (namespace) (kube_horizontalpodautoscaler_status_desired_replicas{ {{- $hpa }}})
+      < sum by (namespace) (percore_in_flight_requests{ {{- $series }}})
+    )
+  for: 5m
+  labels:
+    severity: critical
+  annotations:
+    summary: Calls wait, and the autoscaler asks for no pod for them.
+    description: {{`'Calls that wait: {{ $value }}. For five minutes the autoscaler has wanted fewer pods than there are calls, though it may want more.'`}}
 {{- end }}
 # Later than any pod that loads its models in time. Whoever waits meanwhile is hurt, so then it is critical.
 - alert: PercorePodsNotReady
