@@ -368,3 +368,12 @@ def _spec(objects: list[Object], component: str) -> Object:
 
 def _limits(spec: Object) -> settings.LimitSettings:
     return settings.load(environment(spec["containers"][0])).limits
+
+
+def test_whoever_may_call_the_gateway_helm_test_may_too() -> None:
+    objects = render("networkPolicy.callers[0].podSelector.matchLabels.role=caller")
+    [calls, _] = one(objects, "NetworkPolicy", "first-percore-gateway")["spec"]["ingress"]
+    selected = [peer["podSelector"]["matchLabels"] for peer in calls["from"]]
+    labels = one(objects, "Pod")["metadata"]["labels"]
+    assert {"role": "caller"} in selected
+    assert any(wanted.items() <= labels.items() for wanted in selected)

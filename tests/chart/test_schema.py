@@ -30,6 +30,8 @@ VALUES = (CHART / "values.yaml").read_text()
         ("monitoring.interval=30s", "monitoring.interval"),
         ("gateway.replicas=0", "gateway.replicas"),
         ("image.pullPolicy=Sometimes", "image.pullPolicy"),
+        ("env[0].name=PERCORE_RUN_LIMIT", "env.0.name"),
+        ("env[0].name=PERCORE_PORT", "env.0.name"),
     ],
 )
 def test_a_value_that_breaks_its_rule_is_refused_by_name(value: str, key: str) -> None:
@@ -47,11 +49,17 @@ def test_a_value_that_does_not_exist_is_refused(value: str) -> None:
         (("autoscaling.minReplicas=12",), "minReplicas=12: must be at most autoscaling.maxReplicas, 11"),
         (("autoscaling.buffer=12",), "buffer=12: must be at most autoscaling.maxReplicas, 11"),
         (("gateway.slots=10",), "maxReplicas=11: must be at most gateway.slots, 10"),
+        ((*FIXED, "replicas=11", "gateway.slots=10"), "replicas=11: must be at most gateway.slots, 10"),
         (("monitoring.enabled=false",), "autoscaling.enabled=true: it reads a metric"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(values: tuple[str, ...], words: str) -> None:
     assert words in refusal(*values)
+
+
+def test_the_worker_may_have_any_environment_that_the_chart_does_not_set() -> None:
+    for name in ("PERCORE_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL", "MY_PERCORE_PORT"):
+        assert render(f"env[0].name={name}", "env[0].value=1")
 
 
 def test_a_cluster_without_the_prometheus_operator_is_told_what_to_install_or_to_set() -> None:
