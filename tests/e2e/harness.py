@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import requests
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -223,6 +224,13 @@ class Run:
     request: str
     began: float
     ended: float
+
+
+def metric(exporter: str, name: str, **labels: str) -> float:
+    """Return one sample that an exporter at this address has now; 0 where it has none."""
+    families = text_string_to_metric_families(requests.get(exporter + "/metrics", timeout=SECONDS).text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def overlaps(runs: list[Run]) -> list[tuple[Run, Run]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import requests
 
 from tests.e2e.conftest import Install
 from tests.e2e.crowd import Crowd
-from tests.e2e.harness import CALL, SECONDS, Release, Run, eventually, kubectl, overlaps, sleeping
+from tests.e2e.harness import CALL, SECONDS, Release, Run, eventually, kubectl, metric, overlaps, sleeping
 
 WAITING = 9000
 
@@ -53,7 +52,7 @@ def test_nine_thousand_calls_wait_at_once_and_are_served_in_the_order_of_their_a
     [gateway] = release.wait(1, "gateway")
     crowd = Crowd(release, "queue", count=WAITING, at_once=WAITING, every=0.0005).start()
     with release.forwarded(f"pod/{gateway}", 9090) as exporter, release.forwarded() as calls:
-        eventually(lambda: _waiting(exporter) == WAITING, every=1)
+        eventually(lambda: metric(exporter, "percore_in_flight_requests", state="waiting") == WAITING, every=1)
         one_too_many = requests.post(calls + CALL, json=sleeping(0), timeout=SECONDS)
         assert (one_too_many.status_code, one_too_many.json()["code"]) == (429, "queue-full")
         assert int(one_too_many.headers["Retry-After"]) > 0
@@ -70,13 +69,6 @@ def test_nine_thousand_calls_wait_at_once_and_are_served_in_the_order_of_their_a
     displaced = max(abs(place - number) for place, number in enumerate(served))
     print(f"none was served more than {displaced} places from its turn")
     assert displaced <= 10
-
-
-def _waiting(exporter: str) -> int:
-    text = requests.get(exporter + "/metrics", timeout=SECONDS).text
-    found = re.search(r'^percore_in_flight_requests\{state="waiting"\} (\S+)$', text, re.MULTILINE)
-    assert found, text
-    return int(float(found[1]))
 
 
 def _memory(release: Release, gateway: str) -> int:

@@ -10,12 +10,12 @@ import subprocess
 import requests
 
 from tests.e2e.conftest import Install
-from tests.e2e.harness import CALL, FIXED, HELM, SECONDS, Release, eventually, images, kubectl, merged, run, sleeping
+from tests.e2e.harness import CALL, FIXED, HELM, SECONDS, Release, eventually, images, kubectl, merged, metric, run, sleeping
 
 
 def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_answered(namespace: str) -> None:
-    """With the demo model, on TensorFlow."""
-    release = Release("first", namespace, merged(FIXED, images("demo")))
+    """With the demo model, on TensorFlow. There is no pod until the call waits, so that it surely comes first."""
+    release = Release("first", namespace, merged({**FIXED, "replicas": 0}, images("demo")))
     try:
         notes = release.install()
         rollout = re.search(r"^ +(kubectl .* rollout status .*)$", notes, re.MULTILINE)
@@ -25,14 +25,16 @@ def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_
         assert forward
         assert curl
         run(*shlex.split(rollout[1]))
-        assert not release.ready(), "the pod was ready before anyone could call"
         with subprocess.Popen([*shlex.split(forward[1]), ":8080"], stdout=subprocess.PIPE, text=True) as forwarding:
             try:
                 assert forwarding.stdout is not None
                 port = re.search(r"127.0.0.1:(\d+)", forwarding.stdout.readline())
                 assert port
                 line = curl[1].replace("127.0.0.1:8080", f"127.0.0.1:{port[1]}")
-                head, body = run(*shlex.split(line), "--silent", seconds=SECONDS).split("\n\n", 1)
+                with subprocess.Popen([*shlex.split(line), "--silent"], stdout=subprocess.PIPE, text=True) as calling:
+                    eventually(lambda: _waiting(release) == 1)
+                    release.upgrade({"replicas": 1})
+                    head, body = calling.communicate(timeout=SECONDS)[0].split("\n\n", 1)
             finally:
                 forwarding.kill()
         assert head.startswith("HTTP/1.1 200")
@@ -43,6 +45,12 @@ def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_
         assert pod["status"]["qosClass"] == "Guaranteed"
     finally:
         release.uninstall()
+
+
+def _waiting(release: Release) -> float:
+    [gateway] = release.ready("gateway")
+    with release.forwarded(f"pod/{gateway}", 9090) as exporter:
+        return metric(exporter, "percore_in_flight_requests", state="waiting")
 
 
 def test_a_handler_of_your_own_needs_three_lines(install: Install) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import time
 
 import pytest
-import requests
 
 from tests.e2e.conftest import Install
 from tests.e2e.crowd import Crowd
-from tests.e2e.harness import SECONDS, Release, eventually
+from tests.e2e.harness import SECONDS, Release, eventually, metric
 
 PAUSE = os.environ.get("PERCORE_E2E_PAUSE_API_SERVER", "")
 """A command that makes the API server unreachable for as many seconds as its argument says."""
@@ -50,6 +48,4 @@ def test_calls_go_on_while_the_api_server_is_gone_for_a_minute_and_pods_are_foun
 def _idle(release: Release) -> int:
     [gateway] = release.ready("gateway")
     with release.forwarded(f"pod/{gateway}", 9090) as exporter:
-        text = requests.get(exporter + "/metrics", timeout=SECONDS).text
-    found = re.search(r'^percore_gateway_pods\{state="idle"\} (\S+)$', text, re.MULTILINE)
-    return int(float(found[1])) if found else 0
+        return int(metric(exporter, "percore_gateway_pods", state="idle"))
