@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 
@@ -20,7 +21,8 @@ def knows(kind: str) -> bool:
 def of(namespace: str) -> set[str]:
     """Return every object in a namespace, and every cluster-wide one that names it, as ``kind/name``."""
     inside = set(_names("-n", namespace, namespaced=True))
-    return inside | {name for name in _names(namespaced=False) if namespace in name and not name.startswith("namespace/")}
+    named = re.compile(rf"(?<![\w-]){re.escape(namespace)}(?![\w-])")  # and not one whose name only begins so
+    return inside | {name for name in _names(namespaced=False) if named.search(name) and not name.startswith("namespace/")}
 
 
 def settled(namespace: str, wanted: set[str], seconds: float) -> set[str]:
