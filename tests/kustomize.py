@@ -35,6 +35,14 @@ def chart(*values: str, namespace: str) -> dict[Key, Object]:
     return by_key([each for each in objects if "helm.sh/hook" not in each["metadata"].get("annotations", {})])
 
 
+def drift(overlay: str) -> dict[Key, tuple[Object | None, Object | None]]:
+    """Return how what an overlay installs differs from what the chart does with its values, but for the namespace itself."""
+    built = build(KUSTOMIZE / "overlays" / overlay)
+    [namespace] = [name for kind, name in built if kind == "Namespace"]
+    del built["Namespace", namespace]
+    return difference(built, chart(*SAME[overlay], namespace=namespace))
+
+
 def by_key(objects: list[Object]) -> dict[Key, Object]:
     found: dict[Key, Object] = {}
     for each in copy.deepcopy(objects):

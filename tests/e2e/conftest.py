@@ -33,6 +33,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def namespace() -> Iterator[str]:
+    with restricted() as name:
+        yield name
+
+
+@pytest.fixture
+def alone() -> Iterator[str]:
+    """A namespace in which nothing else is installed."""
+    with restricted() as name:
+        yield name
+
+
+@contextlib.contextmanager
+def restricted() -> Iterator[str]:
+    """Make a namespace that enforces Pod Security `restricted`."""
     name = f"percore-e2e-{secrets.token_hex(3)}"
     kubectl("create", "namespace", name)
     kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")

@@ -8,13 +8,9 @@ upgrade replaces every pod, of the gateway too.
 from __future__ import annotations
 
 import json
-import secrets
 import shlex
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.e2e import objects
 from tests.e2e.harness import (
@@ -28,7 +24,6 @@ from tests.e2e.harness import (
     Call,
     Release,
     eventually,
-    kubectl,
     merged,
     run,
     sleeping,
@@ -46,16 +41,6 @@ NOW = {
     "podAnnotations": {"revision": "now"},
     "gateway": {"podAnnotations": {"revision": "now"}},
 }
-
-
-@pytest.fixture
-def alone() -> Iterator[str]:
-    """A namespace in which nothing else is installed."""
-    name = f"percore-e2e-{secrets.token_hex(3)}"
-    kubectl("create", "namespace", name)
-    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
 
 
 def previous(folder: Path) -> Path:
