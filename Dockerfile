@@ -37,18 +37,18 @@ RUN python -m pip --python /opt/venv/bin/python install --quiet --require-hashes
 
 # --- percore itself, compiled: the root of a pod is read-only, so nobody could compile it later ---------------------------------
 FROM builder AS code
-COPY service service
+COPY service/percore percore
 # By content: a copy's date must not decide whether the compiled file is used.
-RUN python -m compileall -q --invalidation-mode unchecked-hash service
+RUN python -m compileall -q --invalidation-mode unchecked-hash percore
 
 # --- inference ------------------------------------------------------------------------------------------------------------------
 FROM base AS inference
 ENV PERCORE_MODEL_REPOSITORY=/models TF_CPP_MIN_LOG_LEVEL=1
 COPY --from=inference-libraries /opt/venv /opt/venv
-COPY --from=code /build/service /opt/venv/lib/python3.11/site-packages/service
+COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
 USER 65532:65532
 EXPOSE 8080 9090
-ENTRYPOINT ["tini", "--", "python", "-m", "service"]
+ENTRYPOINT ["tini", "--", "python", "-m", "percore"]
 
 # --- gateway --------------------------------------------------------------------------------------------------------------------
 FROM base AS gateway
@@ -56,10 +56,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends 'haproxy=2.6.*' \
     && rm -rf /var/lib/apt/lists/* /var/log/*
 COPY --from=gateway-libraries /opt/venv /opt/venv
-COPY --from=code /build/service /opt/venv/lib/python3.11/site-packages/service
+COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
 USER 65532:65532
 EXPOSE 8080 9090
-ENTRYPOINT ["tini", "--", "python", "-m", "service.gateway"]
+ENTRYPOINT ["tini", "--", "python", "-m", "percore.gateway"]
 CMD ["haproxy"]
 
 # --- demo -----------------------------------------------------------------------------------------------------------------------

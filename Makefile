@@ -23,6 +23,8 @@ help: ## What can be done
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@# Compiled here: where Python may not write bytecode, each worker would compile all of TensorFlow at its start.
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements/uv.txt requirements/dev.txt
+	@# This folder itself, so that every process finds the package and the command `percore`.
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .PHONY: haproxy
@@ -41,7 +43,7 @@ models: $(MODELS)/built ## Train and write the demo models (cached)
 .PHONY: run
 run: $(MODELS)/built ## Serve the demo models on this machine, one call per core (HOST, PORT, EXPORTER_PORT)
 	@$(BIN)/python -m demo.try_it http://$(HOST):$(PORT) http://$(HOST):$(EXPORTER_PORT)
-	@PERCORE_MODEL_REPOSITORY=$(MODELS) PERCORE_HOST=$(HOST) PERCORE_PORT=$(PORT) PERCORE_EXPORTER_PORT=$(EXPORTER_PORT) exec $(BIN)/python -m service run
+	@PERCORE_MODEL_REPOSITORY=$(MODELS) PERCORE_HOST=$(HOST) PERCORE_PORT=$(PORT) PERCORE_EXPORTER_PORT=$(EXPORTER_PORT) exec $(BIN)/python -m percore run
 
 # --- checks ------------------------------------------------------------------------------------------------------------------
 

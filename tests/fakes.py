@@ -1,4 +1,4 @@
-"""Models without TensorFlow: what the API calls, as the protocols of ``service.handlers`` have it."""
+"""Models without TensorFlow: what the API calls, as the protocols of ``percore.handlers`` have it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import orjson
 from flask.testing import FlaskClient
-
-from service.api.app import create_app
-from service.catalog import CLASSIFY, DEFAULT_SIGNATURE, REGRESS, Catalog, ModelInfo, Signature, TensorSpec
-from service.errors import BadInput
-from service.handlers import Array, Tensors
+from percore.api.app import create_app
+from percore.catalog import CLASSIFY, DEFAULT_SIGNATURE, REGRESS, Catalog, ModelInfo, Signature, TensorSpec
+from percore.errors import BadInput
+from percore.handlers import Array, Tensors
 
 Predict = Callable[[Tensors], Tensors]
 

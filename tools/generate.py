@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from percore import settings
+from percore.gateway import settings as gateway_settings
+from percore.gateway.telemetry import GatewayTelemetry
+from percore.telemetry import Telemetry
 from prometheus_client import Counter, Gauge, Histogram
 
 from deploy.helm import values_table
 from deploy.kustomize import manifests
 from deploy.monitoring import dashboard
-from service import settings
-from service.gateway import settings as gateway_settings
-from service.gateway.telemetry import GatewayTelemetry
-from service.telemetry import Telemetry
 from tools import blocks, pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +48,10 @@ def settings_page() -> str:
         NOTICE,
         "# Settings",
         "",
-        "Read once from the environment, by `service/settings.py`. A value that breaks its rule, or a `PERCORE_` key that does",
-        "not exist, stops the start with one line that names it. In Kubernetes set `enableServiceLinks: false` on pods:",
-        "a Service named `percore` would otherwise add keys such as `PERCORE_PORT=tcp://...`.",
+        "Read once from the environment, by `service/percore/settings.py`. A value that breaks its rule, or a `PERCORE_`",
+        "key that does not exist, stops the start with one line that names it. In Kubernetes set",
+        "`enableServiceLinks: false` on pods: a Service named `percore` would otherwise add keys such as",
+        "`PERCORE_PORT=tcp://...`.",
     ]
     groups = [*settings.GROUPS.values(), gateway_settings.GatewaySettings]
     for group in groups:
@@ -82,7 +83,7 @@ def metrics_page() -> str:
         NOTICE,
         "# Metrics",
         "",
-        "Seconds and counts, in base units; every label is bounded. Declared in `service/telemetry.py`.",
+        "Seconds and counts, in base units; every label is bounded. Declared in `service/percore/telemetry.py`.",
         "",
         "## Inference service: the exporter's `/metrics`, port 9090",
         "",

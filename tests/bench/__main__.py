@@ -88,7 +88,7 @@ class Bench:
         return bursts.Work("burn", one.steps, one.seconds, best, {"model_repository": folder}, "burn")
 
     def _io(self) -> None:
-        handler: dict[str, str | Path] = {"handler": "service.handlers.echo:Sleep"}
+        handler: dict[str, str | Path] = {"handler": "percore.handlers.echo:Sleep"}
         work = bursts.Work("sleep", self.found.sleep, self.found.sleep, self.found.sleep, handler, "default")
         for setup in self._chosen([setups.percore(self.cores), *self._common()]):
             self.found.io.append(self._burst(setup, work))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import orjson
+from percore.handlers import Array
 
-from service.handlers import Array
 from tests.bench import client, servers
 from tests.bench.bursts import run_seconds
 from tests.bench.machine import cores, pinned
@@ -47,7 +47,7 @@ def measure(megabytes: int = MEGABYTES) -> list[Bulk]:
     """Measure each way, with one worker on one core and the client on another."""
     core, other = cores()[0], cores()[-1]
     tensor = np.random.default_rng(1).normal(size=megabytes << 18).astype(np.float32)
-    limits = {"handler": "service.handlers.echo:Echo", "max_body_bytes": 1 << 30}
+    limits = {"handler": "percore.handlers.echo:Echo", "max_body_bytes": 1 << 30}
     with pinned([core]), servers.percore(1, **limits) as service, pinned([other]):
         return [_row(service.port, way, tensor) for way in ways(tensor)]
 

@@ -25,14 +25,14 @@ from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.http import wsgi
+from percore import settings
+from percore.api.app import create_app
+from percore.catalog import Catalog
+from percore.handlers import custom
+from percore.worker import abandoned, answer, exchange, receive, shared
+from percore.worker.clocks import Guardian
+from percore.worker.report import Reporter
 
-from service import settings
-from service.api.app import create_app
-from service.catalog import Catalog
-from service.handlers import custom
-from service.worker import abandoned, answer, exchange, receive, shared
-from service.worker.clocks import Guardian
-from service.worker.report import Reporter
 from tests.bench import client
 from tests.bench.machine import pinned
 from tests.service.harness import ROOT
@@ -93,8 +93,8 @@ def _exporter(folder: Path) -> Iterator[None]:
 
 
 def _surroundings(reporter: Reporter, listener: socket.socket) -> exchange.Surroundings:
-    read = settings.load({"PERCORE_HANDLER": "service.handlers.echo:Echo"})
-    model = custom.load("service.handlers.echo:Echo", "default")
+    read = settings.load({"PERCORE_HANDLER": "percore.handlers.echo:Echo"})
+    model = custom.load("percore.handlers.echo:Echo", "default")
     app = create_app([model], Catalog((model.info,)), max_body_bytes=read.limits.max_body_bytes)
     guardian = Guardian(on_tick=reporter.tend)
     guardian.start()

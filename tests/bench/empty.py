@@ -62,7 +62,7 @@ def _bare(logs: Path) -> contextlib.AbstractContextManager[int]:
 
 @contextlib.contextmanager
 def _percore(exporter_core: int) -> Iterator[int]:
-    with servers.percore(1, handler="service.handlers.echo:Echo") as service:
+    with servers.percore(1, handler="percore.handlers.echo:Echo") as service:
         for pid in service.pids("exporter"):
             for task in (Path("/proc") / str(pid) / "task").iterdir():
                 os.sched_setaffinity(int(task.name), [exporter_core])

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.gateway.endpoints import Endpoint
+from percore.gateway.endpoints import Endpoint
+
 from tests.bench import client, servers
 from tests.bench.calls import quantile
 from tests.bench.empty import AT_ONCE, BODY
@@ -65,7 +66,7 @@ def measure(seconds: float) -> Added:
 @contextmanager
 def _both() -> Iterator[tuple[Service, Gateway]]:
     core, other = cores()[0], cores()[-1]
-    with pinned([core]), servers.percore(1, pod=True, handler="service.handlers.echo:Echo") as pod, pinned([other]):
+    with pinned([core]), servers.percore(1, pod=True, handler="percore.handlers.echo:Echo") as pod, pinned([other]):
         for pid in pod.pids("exporter"):
             for task in (Path("/proc") / str(pid) / "task").iterdir():
                 os.sched_setaffinity(int(task.name), [other])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from service.cores import usable_cores
+from percore.cores import usable_cores
 
 PACKAGES = ("tensorflow-cpu", "flask", "gunicorn", "gevent")
 

@@ -107,7 +107,7 @@ def main() -> int:
     folder = DOCS if parser.parse_args().write_docs else OUTPUT
     workers = len(machine.cores())
     loads = []
-    with servers.percore(workers, handler="service.handlers.echo:Sleep") as service:
+    with servers.percore(workers, handler="percore.handlers.echo:Sleep") as service:
         for found in _measured(service.port, workers):
             print(found, "expected:", queueing.same(workers, found.load), flush=True)
             loads.append(found)

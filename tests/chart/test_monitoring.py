@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
+from percore.gateway.lines import CODE_LABELS
+from percore.telemetry import DURATION_BUCKETS
 
 from deploy.monitoring import dashboard, queries
-from service.gateway.lines import CODE_LABELS
-from service.telemetry import DURATION_BUCKETS
 from tests.chart.harness import CHART, FIXED, Object, one, refusal, render
 from tests.promql import selectors
 

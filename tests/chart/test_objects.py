@@ -4,9 +4,9 @@ import math
 
 import kubernetes_validate
 import pytest
+from percore import __version__, settings
+from percore.gateway import settings as gateway_settings
 
-from service import __version__, settings
-from service.gateway import settings as gateway_settings
 from tests.chart.harness import (
     CHART,
     FIXED,

@@ -25,7 +25,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy/helm/percore"
 HELM = str(Path(sys.executable).parent / "helm")
-SLEEP = "service.handlers.echo:Sleep"
+SLEEP = "percore.handlers.echo:Sleep"
 CALL = "/v1/models/default:predict"
 DISRUPTIVE = os.environ.get("PERCORE_E2E_DISRUPTIVE") == "1"
 """Whether a test may take away from the cluster what others use too."""

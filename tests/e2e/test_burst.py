@@ -1,4 +1,4 @@
-"""Eleven calls at once on one ready pod. The handler sleeps (`service.handlers.echo:Sleep`): it needs neither TensorFlow
+"""Eleven calls at once on one ready pod. The handler sleeps (`percore.handlers.echo:Sleep`): it needs neither TensorFlow
 nor a core, so a machine with fewer real cores than calls shows the same. Needs the Prometheus operator and prometheus-adapter.
 """
 

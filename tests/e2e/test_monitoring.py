@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from percore.telemetry import DURATION_BUCKETS
 
 from deploy.monitoring import dashboard
-from service.telemetry import DURATION_BUCKETS
 from tests.e2e import prometheus
 from tests.e2e.conftest import releases
 from tests.e2e.harness import CALL, Call, Release, age, documents, eventually, ready_since, sleeping

@@ -4,8 +4,7 @@ import os
 import time
 
 import numpy as np
-
-from service.handlers import Tensors
+from percore.handlers import Tensors
 
 
 class Span:

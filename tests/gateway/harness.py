@@ -20,10 +20,10 @@ from typing import Any, Self
 
 import pytest
 import requests
+from percore.gateway.endpoints import Endpoint, State
+from percore.gateway.runtime import HAProxy
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.gateway.endpoints import Endpoint, State
-from service.gateway.runtime import HAProxy
 from tests.service.harness import ROOT, answer_of, eventually, free_port
 
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy")
@@ -94,12 +94,12 @@ class Gateway:
 
     def _start(self, command: str) -> subprocess.Popen[bytes]:
         with (Path(self.folder.name) / command).open("ab") as log:
-            arguments = [sys.executable, "-m", "service.gateway", command]
+            arguments = [sys.executable, "-m", "percore.gateway", command]
             return subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log)
 
     def run(self, *command: str) -> str:
         """Run a command to its end and return what it printed."""
-        arguments = [sys.executable, "-m", "service.gateway", *command]
+        arguments = [sys.executable, "-m", "percore.gateway", *command]
         ended = subprocess.run(arguments, cwd=ROOT, env=self.environ, timeout=20, check=True, capture_output=True, text=True)
         return ended.stdout
 

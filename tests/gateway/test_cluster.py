@@ -12,11 +12,11 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 from kubernetes.client import ApiClient, Configuration
+from percore.gateway import cluster as module
+from percore.gateway.cluster import COST, Cluster, Refused
+from percore.gateway.endpoints import Endpoints, Publish
+from percore.gateway.settings import load
 
-from service.gateway import cluster as module
-from service.gateway.cluster import COST, Cluster, Refused
-from service.gateway.endpoints import Endpoints, Publish
-from service.gateway.settings import load
 from tests.service.harness import eventually
 
 Event = dict[str, Any] | None

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import requests
+from percore.gateway.endpoints import State
 
-from service.gateway.endpoints import State
 from tests.gateway.harness import PREDICT, Gateway, Pod, needs_haproxy, outcome, outcomes
 from tests.service.harness import ROOT, answer_of, eventually
 
@@ -89,7 +89,7 @@ def test_draining_waits_for_every_call_and_for_a_while_without_any() -> None:
         gateway.know(pod.endpoint())
         calls = [gateway.ask(seconds=1) for _ in range(3)]
         eventually(lambda: gateway.waiting() == 2)
-        command = [sys.executable, "-m", "service.gateway", "drain"]
+        command = [sys.executable, "-m", "percore.gateway", "drain"]
         began = time.monotonic()
         with subprocess.Popen(command, cwd=ROOT, env=gateway.environ) as draining:
             eventually(lambda: gateway.call(seconds=0).headers["Connection"] == "close")

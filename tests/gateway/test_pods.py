@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
+from percore.gateway.endpoints import State
 
-from service.gateway.endpoints import State
 from tests.gateway.harness import Gateway, Pod, needs_haproxy, outcome, outcomes, received, request
 from tests.service.harness import answer_of, eventually
 

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from percore.gateway.endpoints import Endpoint
 
-from service.gateway.endpoints import Endpoint
 from tests.gateway.harness import Gateway, needs_haproxy, outcome, received
 from tests.service.harness import FAULTY, Service, answer_of, eventually
 

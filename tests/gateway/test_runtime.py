@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from percore.gateway.endpoints import Endpoint
+from percore.gateway.plan import Admin, Assign, Drain, Health, Ready, Release, Server, plan
+from percore.gateway.runtime import HAProxy, HAProxyError
 
-from service.gateway.endpoints import Endpoint
-from service.gateway.plan import Admin, Assign, Drain, Health, Ready, Release, Server, plan
-from service.gateway.runtime import HAProxy, HAProxyError
 from tests.gateway.harness import Gateway, Pod, needs_haproxy
 from tests.service.harness import eventually
 

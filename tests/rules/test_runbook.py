@@ -4,9 +4,9 @@ import re
 
 import promql_parser
 import pytest
+from percore.gateway.telemetry import GatewayTelemetry
+from percore.telemetry import Telemetry
 
-from service.gateway.telemetry import GatewayTelemetry
-from service.telemetry import Telemetry
 from tests.chart.harness import ROOT
 from tests.rules.harness import alerts
 

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-from service.handlers import Tensors
+from percore.handlers import Tensors
 
 
 class SlowToLoad:

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODELS = ROOT / "models"
-FAULTY = "service.handlers.faults:Faulty"
+FAULTY = "percore.handlers.faults:Faulty"
 READY_SECONDS = 120.0
 
 
@@ -85,7 +85,7 @@ class Service:
     def start(self) -> None:
         with self.log_path.open("ab") as log:
             for command in self.commands:
-                arguments = [sys.executable, "-m", "service", *command]
+                arguments = [sys.executable, "-m", "percore", *command]
                 self.processes.append(subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log))
 
     def stop(self) -> None:
@@ -171,7 +171,7 @@ class Service:
 
     def pids(self, command: str) -> list[int]:
         """Return the processes of ``command``: ``exporter``, or ``worker``, the arbiter first and then its workers."""
-        found = [pid for pid, line in processes_in(self.mark).items() if f"-m service {command}" in line]
+        found = [pid for pid, line in processes_in(self.mark).items() if f"-m percore {command}" in line]
         return sorted(found, key=lambda pid: (_parent(pid) in found, pid))
 
     @property

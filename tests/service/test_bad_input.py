@@ -181,7 +181,7 @@ def test_a_header_beyond_all_bounds_is_400(served: Service) -> None:
 
 
 def test_a_hundred_megabytes_of_nested_brackets_are_refused_at_once(repository: Any) -> None:
-    with Service(handler="service.handlers.echo:Echo", max_body_bytes=200_000_000).ready(workers=2) as service:
+    with Service(handler="percore.handlers.echo:Echo", max_body_bytes=200_000_000).ready(workers=2) as service:
         before = service.workers
         for body in (b"[" * 100_000_000, b'{"inputs": NaN, "x": ' + b"[" * 100_000_000):
             began = time.monotonic()

@@ -128,7 +128,7 @@ def test_every_call_is_one_line_of_the_log(served: Service) -> None:
 
 def test_tensorflow_computes_a_call_on_as_many_threads_as_it_has_cores(repository: Path) -> None:
     code = (
-        "import tensorflow as tf; from service import settings; from service.repository import load_models;"
+        "import tensorflow as tf; from percore import settings; from percore.repository import load_models;"
         "load_models(settings.load(), threads=3); threading = tf.config.threading;"
         "print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads())"
     )

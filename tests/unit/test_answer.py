@@ -3,10 +3,9 @@ import threading
 import time
 
 import pytest
-
-from service.errors import Busy, NotFound
-from service.worker import answer
-from service.worker.receive import Buffer
+from percore.errors import Busy, NotFound
+from percore.worker import answer
+from percore.worker.receive import Buffer
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -1,8 +1,7 @@
 import socket
 
 import pytest
-
-from service.exporter import backlog
+from percore.exporter import backlog
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

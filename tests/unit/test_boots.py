@@ -1,4 +1,4 @@
-from service.worker.boots import Boots, restart_delay
+from percore.worker.boots import Boots, restart_delay
 
 
 def test_the_first_start_of_each_worker_is_at_once_and_later_ones_wait_longer_and_longer() -> None:

@@ -2,9 +2,8 @@ import math
 import socket
 
 import pytest
-
-from service.worker.abandoned import peer_is_gone, should_end
-from service.worker.clocks import Guardian, Watch
+from percore.worker.abandoned import peer_is_gone, should_end
+from percore.worker.clocks import Guardian, Watch
 
 
 class Clock:

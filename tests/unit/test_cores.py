@@ -3,9 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
-
-from service import cores
-from service.errors import SettingsError
+from percore import cores
+from percore.errors import SettingsError
 
 
 def write(folder: Path, **files: str) -> None:

@@ -9,10 +9,10 @@ import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
+from percore.gateway.telemetry import GatewayTelemetry
+from percore.telemetry import Telemetry
 
 from deploy.monitoring import dashboard
-from service.gateway.telemetry import GatewayTelemetry
-from service.telemetry import Telemetry
 from tests.grafana import queries
 from tests.promql import selectors
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from service.errors import BadInput
-from service.handlers.echo import Echo, Sleep
-from service.handlers.faults import Faulty
+from percore.errors import BadInput
+from percore.handlers.echo import Echo, Sleep
+from percore.handlers.faults import Faulty
 
 
 def ask(**inputs: Any) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def test_memory_is_held_while_the_call_runs() -> None:
 
 @pytest.mark.parametrize(("inputs", "code"), [("exit=np.array(7)", 7), ("signal=np.array(9)", -9)])
 def test_exit_and_signal_end_the_process_at_once(inputs: str, code: int) -> None:
-    program = f"import numpy as np\nfrom service.handlers.faults import Faulty\nFaulty().predict(dict({inputs}))"
+    program = f"import numpy as np\nfrom percore.handlers.faults import Faulty\nFaulty().predict(dict({inputs}))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
 
 

@@ -4,12 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-
-from service import settings as pod_settings
-from service.errors import SettingsError
-from service.gateway import render
-from service.gateway.endpoints import Endpoint, State
-from service.gateway.settings import Settings, load
+from percore import settings as pod_settings
+from percore.errors import SettingsError
+from percore.gateway import render
+from percore.gateway.endpoints import Endpoint, State
+from percore.gateway.settings import Settings, load
 
 
 def configured(**given: str) -> str:

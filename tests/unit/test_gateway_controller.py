@@ -4,13 +4,12 @@ import errno
 from collections.abc import Iterable
 
 import pytest
-
-from service.gateway.app import create_app
-from service.gateway.controller import Controller
-from service.gateway.drain import QUIET_SECONDS, drain
-from service.gateway.endpoints import Endpoint, State
-from service.gateway.plan import Admin, Assign, Command, Drain, Health, Release, Server, Snapshot
-from service.gateway.telemetry import GatewayTelemetry
+from percore.gateway.app import create_app
+from percore.gateway.controller import Controller
+from percore.gateway.drain import QUIET_SECONDS, drain
+from percore.gateway.endpoints import Endpoint, State
+from percore.gateway.plan import Admin, Assign, Command, Drain, Health, Release, Server, Snapshot
+from percore.gateway.telemetry import GatewayTelemetry
 
 A, B = Endpoint("10.0.0.1", 8080, 9090, pod="a"), Endpoint("10.0.0.2", 8080, 9090, pod="b")
 

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from service.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, State, parse
-from service.gateway.slices import endpoints_of
+from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, State, parse
+from percore.gateway.slices import endpoints_of
 
 
 class Enough(Exception):

@@ -4,10 +4,9 @@ import json
 from typing import Any
 
 import pytest
-
-from service.gateway.lines import CODES, parse
-from service.gateway.logs import Journal
-from service.gateway.telemetry import GatewayTelemetry
+from percore.gateway.lines import CODES, parse
+from percore.gateway.logs import Journal
+from percore.gateway.telemetry import GatewayTelemetry
 
 
 def line_of(**fields: Any) -> bytes:

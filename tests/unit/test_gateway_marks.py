@@ -1,8 +1,8 @@
 """Which pods are marked for scaling in, and how often."""
 
-from service.gateway.costs import BURST, BUSY_COST, IDLE_COST, MARKS_A_SECOND, SETTLE_SECONDS, Marks
-from service.gateway.marking import Marking
-from service.gateway.telemetry import GatewayTelemetry
+from percore.gateway.costs import BURST, BUSY_COST, IDLE_COST, MARKS_A_SECOND, SETTLE_SECONDS, Marks
+from percore.gateway.marking import Marking
+from percore.gateway.telemetry import GatewayTelemetry
 
 
 def carry_out(marks: Marks, now: float, pods: list[tuple[str, bool]]) -> list[tuple[str, int]]:

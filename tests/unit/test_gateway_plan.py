@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from service.gateway.endpoints import Endpoint, State
-from service.gateway.plan import (
+from percore.gateway.endpoints import Endpoint, State
+from percore.gateway.plan import (
     Admin,
     Assign,
     Command,

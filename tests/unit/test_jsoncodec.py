@@ -3,9 +3,8 @@ import time
 from typing import Any
 
 import pytest
-
-from service.api.jsoncodec import loads
-from service.errors import BadInput
+from percore.api.jsoncodec import loads
+from percore.errors import BadInput
 
 
 def refusal(body: bytes | memoryview) -> str:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from percore.api import openapi
+from percore.api.app import create_app
+from percore.catalog import Catalog, TensorSpec
+from percore.errors import CallError, call_errors
 from schemathesis import Case
 
-from service.api import openapi
-from service.api.app import create_app
-from service.catalog import Catalog, TensorSpec
-from service.errors import CallError, call_errors
 from tests.fakes import FakeModel, catalog_of, example_model, handler, model, spec
 
 MODELS: list[FakeModel] = [
@@ -106,7 +106,7 @@ def test_an_example_of_each_method_is_accepted_by_its_signature() -> None:
 
 
 def test_nothing_here_needs_numpy() -> None:
-    code = "import sys; import service.api.openapi; print([name for name in ('numpy', 'flask') if name in sys.modules])"
+    code = "import sys; import percore.api.openapi; print([name for name in ('numpy', 'flask') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 

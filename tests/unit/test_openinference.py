@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from percore.api.app import create_app
+from percore.api.tensors import NUMPY
+from percore.catalog import TensorSpec
+from percore.dtypes import BY_NAME, DTYPES
 
-from service.api.app import create_app
-from service.api.tensors import NUMPY
-from service.catalog import TensorSpec
-from service.dtypes import BY_NAME, DTYPES
 from tests.fakes import FakeModel, catalog_of, client_of, example_model, handler, model, spec
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from percore import __version__
+from percore.api import readonly
+from percore.catalog import Catalog, ModelInfo, TensorSpec
 
-from service import __version__
-from service.api import readonly
-from service.catalog import Catalog, ModelInfo, TensorSpec
 from tests.fakes import catalog_of, example_model, handler, model, spec
 
 SERVED = catalog_of(
@@ -34,7 +34,7 @@ def get(path: str) -> Any:
 
 
 def test_nothing_here_needs_numpy() -> None:
-    code = "import sys, service.api.readonly; print([name for name in ('numpy', 'orjson') if name in sys.modules])"
+    code = "import sys, percore.api.readonly; print([name for name in ('numpy', 'orjson') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 

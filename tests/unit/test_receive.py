@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from gunicorn.config import Config
-
-from service.errors import BadRequest, BodyTimeout, BodyTooLarge
-from service.worker import receive
+from percore.errors import BadRequest, BodyTimeout, BodyTooLarge
+from percore.worker import receive
 
 
 @pytest.fixture

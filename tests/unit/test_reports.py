@@ -3,10 +3,10 @@
 import socket
 from pathlib import Path
 
-from service.exporter.inbox import Inbox
-from service.exporter.workers import State, Workers
-from service.telemetry import Telemetry
-from service.worker.report import Reporter
+from percore.exporter.inbox import Inbox
+from percore.exporter.workers import State, Workers
+from percore.telemetry import Telemetry
+from percore.worker.report import Reporter
 
 
 class Exporter:

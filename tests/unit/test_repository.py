@@ -1,10 +1,9 @@
 from pathlib import Path
 
 import pytest
-
-from service import settings
-from service.errors import LoadError
-from service.repository import Labels, load_models, scan
+from percore import settings
+from percore.errors import LoadError
+from percore.repository import Labels, load_models, scan
 
 
 def make(root: Path, *files: str) -> Path:
@@ -36,7 +35,7 @@ def test_stray_files_and_folders_that_are_no_versions_are_ignored_with_a_debug_l
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     strays = ("built", "a/README.md", "a/latest/saved_model.pb", "a/2/notes.txt", ".git/config", "lost+found/x")
-    with caplog.at_level("DEBUG", "service.repository"):
+    with caplog.at_level("DEBUG", "percore.repository"):
         assert found(make(tmp_path, "a/1/saved_model.pb", *strays)) == [("a", 1, "tensorflow_savedmodel", ())]
     for name in ("built", "README.md", "latest", "a/2", ".git", "lost+found"):
         assert any(name in record.message and record.levelname == "DEBUG" for record in caplog.records)
@@ -89,7 +88,7 @@ def test_a_label_for_a_missing_version_stops_the_start(tmp_path: Path, model: st
 
 def test_a_handler_is_loaded_instead_of_the_repository_with_its_name_and_labels(tmp_path: Path) -> None:
     environ = {
-        "PERCORE_HANDLER": "service.handlers.echo:Echo",
+        "PERCORE_HANDLER": "percore.handlers.echo:Echo",
         "PERCORE_MODEL_NAME": "mine",
         "PERCORE_MODEL_LABELS": "mine:stable=1",
         "PERCORE_MODEL_REPOSITORY": str(tmp_path / "nowhere"),
@@ -99,6 +98,6 @@ def test_a_handler_is_loaded_instead_of_the_repository_with_its_name_and_labels(
 
 
 def test_a_label_for_another_version_of_a_handler_stops_the_start() -> None:
-    environ = {"PERCORE_HANDLER": "service.handlers.echo:Echo", "PERCORE_MODEL_LABELS": "default:stable=2"}
+    environ = {"PERCORE_HANDLER": "percore.handlers.echo:Echo", "PERCORE_MODEL_LABELS": "default:stable=2"}
     with pytest.raises(LoadError, match="label 'stable' of model 'default' names version 2, which is not there; versions: 1"):
         load_models(settings.load(environ), threads=1)

@@ -1,9 +1,8 @@
 import dataclasses
 
 import pytest
-
-from service import settings
-from service.errors import SettingsError
+from percore import settings
+from percore.errors import SettingsError
 
 
 def test_defaults_are_read_from_an_empty_environment() -> None:

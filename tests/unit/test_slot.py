@@ -6,8 +6,7 @@ import contextlib
 import socket
 
 import pytest
-
-from service.worker.slot import close_slot, keep_out, open_slot
+from percore.worker.slot import close_slot, keep_out, open_slot
 
 PLACES = [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "127.0.0.1"), ("::", "::1")]
 

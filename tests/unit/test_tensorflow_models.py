@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from percore.catalog import CLASSIFY, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
+from percore.errors import BadInput, LoadError
+from percore.handlers import tensorflow, warmup
+from percore.handlers.examples import feature
 
-from service.catalog import CLASSIFY, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
-from service.errors import BadInput, LoadError
-from service.handlers import tensorflow, warmup
-from service.handlers.examples import feature
 from tests import models
 
 # Keras, when it writes a model: its own conversion of variables to numpy is of the old kind.
@@ -305,7 +305,7 @@ def test_the_threads_of_a_tensorflow_that_computed_already_cannot_be_changed() -
 def test_each_predict_signature_is_warmed_up_with_zeros_and_one_that_refuses_them_only_warns(
     written: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("DEBUG", "service.handlers.tensorflow"):
+    with caplog.at_level("DEBUG", "percore.handlers.tensorflow"):
         load(written / "tf2" / "1")
     tried = {record.message.split("'")[3] for record in caplog.records if "with zeros" in record.message}
     assert tried == {*models.TF2_SIGNATURES}

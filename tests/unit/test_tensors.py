@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from percore.api import jsoncodec
+from percore.api.encoding import dumps, rows, writable
+from percore.api.tensors import NUMPY, decode, infer
+from percore.catalog import TensorSpec
+from percore.dtypes import DTYPES
+from percore.errors import BadInput
 
-from service.api import jsoncodec
-from service.api.encoding import dumps, rows, writable
-from service.api.tensors import NUMPY, decode, infer
-from service.catalog import TensorSpec
-from service.dtypes import DTYPES
-from service.errors import BadInput
 from tests.fakes import spec
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)

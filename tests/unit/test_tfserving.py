@@ -9,11 +9,11 @@ import pytest
 from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from percore.api.facts import ENVIRON_KEY, CallFacts
+from percore.errors import BadInput, HandlerFailed, NotFound
+from percore.handlers import Tensors
 from werkzeug.exceptions import BadRequest
 
-from service.api.facts import ENVIRON_KEY, CallFacts
-from service.errors import BadInput, HandlerFailed, NotFound
-from service.handlers import Tensors
 from tests.fakes import FakeModel, client_of, example_model, handler, model, spec
 
 ONE = [spec("x", "float32", None, 2)]

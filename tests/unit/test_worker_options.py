@@ -1,10 +1,9 @@
 import pytest
 from gunicorn.config import Config
-
-from service import settings
-from service.worker.server import options
-from service.worker.shared import SharedWorker
-from service.worker.slot import SlotWorker
+from percore import settings
+from percore.worker.server import options
+from percore.worker.shared import SharedWorker
+from percore.worker.slot import SlotWorker
 
 READ = settings.load({"PERCORE_BODY_LIMIT": "2", "PERCORE_RUN_LIMIT": "10.5", "PERCORE_DRAIN_LIMIT": "7.5"})
 

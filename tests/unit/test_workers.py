@@ -3,10 +3,9 @@
 from typing import Any
 
 import pytest
+from percore.exporter.workers import State, Workers
+from percore.telemetry import Telemetry
 from prometheus_client import generate_latest
-
-from service.exporter.workers import State, Workers
-from service.telemetry import Telemetry
 
 CATALOG = {
     "models": [

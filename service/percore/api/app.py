@@ -1,0 +1,101 @@
+"""The worker's Flask application: the routes that compute, and the read-only ones beside them.
+
+One call at a time, in the thread that loaded the models. Whoever serves it hands over the whole body at once by
+``wsgi.input.read()``, as bytes, bytearray or memoryview, and sends the chunks of an answer as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, request
+
+from percore.api import binary, examples, openinference, readonly, tfserving
+from percore.api.base import JSON, Answer
+from percore.api.facts import facts_of
+from percore.api.jsoncodec import Body, loads
+from percore.catalog import Catalog
+from percore.errors import BodyTooLarge, UnsupportedMediaType
+from percore.handlers import Model
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+Predict = Callable[[Model, Any], bytes]
+
+_V2_TYPES = re.compile(r"(application/([\w.-]+\+)?json|application/octet-stream)?\s*(;.*)?", re.IGNORECASE)
+
+
+def create_app(models: Sequence[Model], catalog: Catalog, *, max_body_bytes: int) -> Flask:
+    """Return the application that serves ``models``, as ``catalog`` lists them.
+
+    ``max_body_bytes`` bounds a body, and what the context of ``:classify`` and ``:regress`` unfolds into.
+    """
+    app = Flask("percore", static_folder=None)
+    readonly.register(app, lambda: catalog)
+    calls = _Calls(models, catalog, max_body_bytes)
+    verbs: dict[str, Predict] = {
+        "predict": tfserving.predict,
+        "classify": partial(examples.classify, max_body_bytes=max_body_bytes),
+        "regress": partial(examples.regress, max_body_bytes=max_body_bytes),
+    }
+    for place in ("", "/versions/<version:version>", "/labels/<label:label>"):
+        for verb, function in verbs.items():
+            _post(app, f"/v1/models/<model:model>{place}:{verb}", partial(calls.tfserving, function))
+    for place in ("", "/versions/<version:version>"):
+        _post(app, f"/v2/models/<model:model>{place}/infer", calls.openinference)
+    return app
+
+
+def _post(app: Flask, rule: str, view: Callable[..., Answer]) -> None:
+    app.add_url_rule(rule, f"POST {rule}", view, methods=["POST"])
+
+
+class _Calls:
+    """The views that compute."""
+
+    def __init__(self, models: Sequence[Model], catalog: Catalog, max_body_bytes: int) -> None:
+        self._models = {(model.info.name, model.info.version): model for model in models}
+        self._catalog = catalog
+        self._max_body_bytes = max_body_bytes
+
+    def tfserving(self, function: Predict, model: str, version: int | None = None, label: str | None = None) -> Answer:
+        """Answer one of TensorFlow Serving's verbs. Any content type is JSON, as there: ``curl -d`` sends a form type."""
+        environ = request.environ
+        served = self._find(environ, model, version, label)
+        return Answer([function(served, loads(self._body(environ)))])
+
+    def openinference(self, model: str, version: int | None = None) -> Answer:
+        """Answer ``infer``."""
+        environ = request.environ
+        served = self._find(environ, model, version)
+        _check_content_type(environ.get("CONTENT_TYPE", ""))
+        answer = openinference.infer(served, self._body(environ), environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
+        if answer.header_length is None:
+            return Answer(answer.chunks)
+        return Answer(answer.chunks, 200, openinference.BINARY, **{binary.HEADER: str(answer.header_length)})
+
+    def _find(self, environ: WSGIEnvironment, name: str, version: int | None, label: str | None = None) -> Model:
+        info = self._catalog.find(name, version, label)
+        facts = facts_of(environ)
+        facts.model, facts.version = info.name, info.version
+        return self._models[info.name, info.version]
+
+    def _body(self, environ: WSGIEnvironment) -> Body:
+        coding = environ.get("HTTP_CONTENT_ENCODING", "")
+        if coding.lower() not in ("", "identity"):
+            raise UnsupportedMediaType(f"Content-Encoding: expected identity, got {coding!r}; send the body as it is")
+        body: Body = environ["wsgi.input"].read()
+        if len(body) > self._max_body_bytes:
+            raise BodyTooLarge(f"body: expected at most {self._max_body_bytes} bytes, got {len(body)}")
+        return body
+
+
+def _check_content_type(value: str) -> None:
+    if _V2_TYPES.fullmatch(value) is None:
+        raise UnsupportedMediaType(
+            f"Content-Type: expected {JSON} or {openinference.BINARY}, got {value!r}; with curl add -H 'Content-Type: {JSON}'"
+        )

@@ -1,0 +1,65 @@
+"""Examples for the OpenAPI document: bodies of zeros that the models served now accept. Read by ``openapi`` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from percore.catalog import DEFAULT_SIGNATURE, Catalog, ModelInfo, Signature, TensorSpec
+from percore.dtypes import BY_NAME
+
+Json = dict[str, Any]
+
+MAX_EXAMPLE_VALUES = 1024
+"""Larger inputs get no example: the document would grow with them."""
+
+
+def _callable(catalog: Catalog) -> Iterable[tuple[ModelInfo, Signature]]:
+    """Yield the newest version of each model with its default signature, where an example of it stays small."""
+    for versions in catalog.by_name.values():
+        signature = versions[0].signatures.get(DEFAULT_SIGNATURE)
+        if signature and sum(math.prod(_sizes(spec)) for spec in signature.inputs) <= MAX_EXAMPLE_VALUES:
+            yield versions[0], signature
+
+
+def _sizes(spec: TensorSpec) -> list[int]:
+    return [1 if size is None else size for size in spec.shape or ()]
+
+
+def _zeros(spec: TensorSpec, sizes: Sequence[int]) -> Any:
+    if sizes:
+        return [_zeros(spec, sizes[1:]) for _ in range(sizes[0])]
+    return {"bool": False, "bytes": ""}.get(spec.dtype, 0)
+
+
+def predict_examples(catalog: Catalog) -> Json:
+    """Return a body of zeros for each model, in the column form, which every signature has."""
+    return {
+        info.name: {"value": {"inputs": {spec.name: _zeros(spec, _sizes(spec)) for spec in signature.inputs}}}
+        for info, signature in _callable(catalog)
+    }
+
+
+def inference_examples(catalog: Catalog) -> Json:
+    """Return a body of zeros for each model, as the Open Inference Protocol has it."""
+    return {
+        info.name: {"value": {"inputs": [_inference_input(spec) for spec in signature.inputs]}}
+        for info, signature in _callable(catalog)
+    }
+
+
+def _inference_input(spec: TensorSpec) -> Json:
+    sizes = _sizes(spec)
+    data = _zeros(spec, [math.prod(sizes)])
+    return {"name": spec.name, "datatype": BY_NAME[spec.dtype].openinference, "shape": sizes, "data": data}
+
+
+def example_requests(catalog: Catalog, method: str) -> Json:
+    """Return a body without features for each signature of the method; which features it needs is in its graph alone."""
+    return {
+        f"{info.name}-{info.version}-{name}": {"value": {"signature_name": name, "examples": [{}]}}
+        for info in catalog
+        for name, signature in info.signatures.items()
+        if signature.method == method
+    }

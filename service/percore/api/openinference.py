@@ -1,0 +1,183 @@
+"""The Open Inference Protocol, version 2, REST: ``infer``.
+
+Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol. One extension of our own: the
+request's ``parameters.signature_name`` chooses a signature other than the default. Bytes that are not UTF-8 are
+``{"b64": "..."}`` in JSON, for which the protocol has nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from percore.api import binary
+from percore.api.base import Chunk
+from percore.api.calling import check_names, choose, run, signature_name
+from percore.api.encoding import dtype_name, dumps, writable
+from percore.api.jsoncodec import Body, loads
+from percore.api.tensors import MAX_DIMENSIONS, NUMPY, fitted, from_values, unfold
+from percore.api.wording import described, names, shape_text, shorten
+from percore.catalog import Signature
+from percore.dtypes import BY_NAME, BY_OPENINFERENCE
+from percore.errors import BadInput
+from percore.handlers import Array, Model, Tensors
+
+BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An answer: its chunks, and how many bytes of JSON they begin with where tensors follow as raw bytes."""
+
+    chunks: list[Chunk]
+    header_length: int | None
+
+
+def infer(model: Model, body: Body, header: str | None) -> Inference:
+    """Answer ``infer``. ``header`` is the request's ``Inference-Header-Content-Length``, where it has one."""
+    text, data = binary.split(body, header)
+    request = _object(loads(text), "body")
+    if "id" in request:
+        _string(request["id"], "id")
+    parameters = _object(request.get("parameters", {}), "parameters")
+    name = signature_name(parameters, "parameters.signature_name")
+    signature = choose(model.info, name)
+    wanted = _wanted(request.get("outputs", []), signature)
+    all_binary = _flag(parameters, "binary_data_output", False)
+    inputs = _inputs(_list(request.get("inputs"), "inputs"), binary.Reader(data), signature)
+    outputs = _chosen(run(model, name, inputs), wanted)
+    raw = {name for name in outputs if wanted.get(name, {}).get("binary_data", all_binary)}
+    return _answer(model, request, outputs, raw)
+
+
+def _object(value: Any, field: str) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise BadInput(f"{field}: expected an object, got {described(value)}")
+    return value
+
+
+def _list(value: Any, field: str) -> list[Any]:
+    if type(value) is not list:
+        raise BadInput(f"{field}: expected a list, got {described(value)}")
+    return value
+
+
+def _string(value: Any, field: str) -> str:
+    if type(value) is not str:
+        raise BadInput(f"{field}: expected a string, got {described(value)}")
+    return value
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise BadInput(f"parameters.{name}: expected a boolean, got {described(value)}")
+    return value
+
+
+def _inputs(entries: list[Any], reader: binary.Reader, signature: Signature | None) -> dict[str, Array]:
+    """Return the tensors of a request; with a signature they are exactly its inputs."""
+    named: dict[str, dict[str, Any]] = {}
+    for index, entry in enumerate(entries):
+        name = _string(_object(entry, f"inputs[{index}]").get("name"), f"inputs[{index}].name")
+        if name in named:
+            raise BadInput(f"inputs[{index}].name: expected each input once, got {shorten(name)} again")
+        named[name] = entry
+    if signature is not None:
+        check_names((spec.name for spec in signature.inputs), named, "inputs")
+    arrays = {name: _tensor(entry, reader, signature, f"input {shorten(name)}") for name, entry in named.items()}
+    reader.finish()
+    return arrays
+
+
+def _tensor(entry: Mapping[str, Any], reader: binary.Reader, signature: Signature | None, field: str) -> Array:
+    dtype = _dtype(entry.get("datatype"), field)
+    shape = _shape(entry.get("shape"), dtype, field)
+    for spec in signature.inputs if signature else ():
+        if spec.name == entry["name"]:
+            if spec.dtype != dtype:
+                expected = BY_NAME[spec.dtype].openinference
+                raise BadInput(f"{field}: expected the datatype {expected}, got {entry['datatype']}")
+            shape = fitted(shape, spec, field)
+    parameters = _object(entry.get("parameters", {}), f"{field}: parameters")
+    size = parameters.get("binary_data_size")
+    if ("data" in entry) == (size is not None):
+        found = "both" if "data" in entry else "neither"
+        raise BadInput(f"{field}: expected either 'data' or the parameter 'binary_data_size', got {found}")
+    if size is not None:
+        return binary.to_array(reader.take(size, field), dtype, shape, field)
+    return _from_json(entry["data"], dtype, shape, field)
+
+
+def _dtype(datatype: Any, field: str) -> str:
+    known = BY_OPENINFERENCE.get(datatype) if type(datatype) is str else None
+    if known is None:
+        raise BadInput(f"{field}: datatype: expected one of {', '.join(BY_OPENINFERENCE)}, got {described(datatype)}")
+    return known.name
+
+
+def _shape(shape: Any, dtype: str, field: str) -> tuple[int, ...]:
+    """Return a shape that numpy can have: sizes from 0 up, and no more bytes than a machine can address."""
+    if type(shape) is not list or len(shape) > MAX_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
+        rule = f"a list of at most {MAX_DIMENSIONS} whole numbers from 0 up"
+        raise BadInput(f"{field}: shape: expected {rule}, got {described(shape)}")
+    if math.prod(size or 1 for size in shape) * NUMPY[dtype].itemsize >= 2**63:
+        raise BadInput(f"{field}: shape: expected fewer than 2**63 bytes, got {shorten(shape)}")
+    return tuple(shape)
+
+
+def _from_json(data: Any, dtype: str, shape: tuple[int, ...], field: str) -> Array:
+    """Return a tensor from JSON: flat in row-major order, or nested as the shape says."""
+    values = unfold(data, f"{field}: data")
+    nested = values.shape
+    whole = (*nested, *shape[len(nested) :]) if 0 in nested else nested
+    if whole != shape and nested != (math.prod(shape),):
+        raise BadInput(
+            f"{field}: data: expected {math.prod(shape)} values, flat or nested as the shape {shape_text(shape)}, "
+            f"got lists of shape {shape_text(nested)}"
+        )
+    return from_values(values, dtype, f"{field}: data").reshape(shape)
+
+
+def _wanted(entries: Any, signature: Signature | None) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each output that a request asks for; empty where it asks for none, so for all."""
+    wanted: dict[str, dict[str, Any]] = {}
+    for index, entry in enumerate(_list(entries, "outputs")):
+        name = _string(_object(entry, f"outputs[{index}]").get("name"), f"outputs[{index}].name")
+        wanted[name] = _object(entry.get("parameters", {}), f"outputs[{index}].parameters")
+        _flag(wanted[name], "binary_data", False)  # here, because a wrong one must not be found after computing
+    if signature is not None:
+        _check_outputs(wanted, [spec.name for spec in signature.outputs])
+    return wanted
+
+
+def _check_outputs(wanted: Mapping[str, Any], known: list[str]) -> None:
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise BadInput(f"outputs: expected some of {names(known)}, got {names(unknown)}")
+
+
+def _chosen(outputs: Tensors, wanted: Mapping[str, Any]) -> Tensors:
+    if not wanted:
+        return outputs
+    _check_outputs(wanted, list(outputs))
+    return {name: outputs[name] for name in wanted}
+
+
+def _answer(model: Model, request: Mapping[str, Any], outputs: Tensors, raw: set[str]) -> Inference:
+    chunks = {name: binary.to_chunk(array) for name, array in outputs.items() if name in raw}
+    document = {"model_name": model.info.name, "model_version": str(model.info.version)}
+    if "id" in request:
+        document["id"] = request["id"]
+    listed = [_output(name, array, chunks.get(name)) for name, array in outputs.items()]
+    text = dumps({**document, "outputs": listed})
+    return Inference([text, *chunks.values()], len(text) if chunks else None)
+
+
+def _output(name: str, array: Array, chunk: Chunk | None) -> dict[str, Any]:
+    head = {"name": name, "datatype": BY_NAME[dtype_name(array)].openinference, "shape": list(array.shape)}
+    if chunk is None:
+        return {**head, "data": writable(array.reshape(-1), "")}
+    return {**head, "parameters": {"binary_data_size": len(chunk)}}

@@ -1,0 +1,204 @@
+"""JSON values to numpy arrays: strict, and at C speed for numbers.
+
+numpy's own conversion is lenient where a caller should be told: it takes "1" and true for numbers, and mixed strings unfold
+into a table as wide as the longest. So lists are flattened level by level here, by iterators that run in C, and the kinds
+of the values are checked before numpy sees them.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from percore.api.wording import described, kind, shape_text, shorten
+from percore.catalog import TensorSpec
+from percore.dtypes import DTYPES
+from percore.errors import BadInput
+from percore.handlers import Array
+
+NUMPY: dict[str, np.dtype[Any]] = {
+    dtype.name: np.dtype(dtype.name) for dtype in DTYPES if dtype.name not in {"bfloat16", "bytes"}
+}
+"""numpy's type by the names of ``percore.dtypes``; strings are objects."""
+NUMPY["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+NUMPY["bytes"] = np.dtype(object)
+
+NAMES = {dtype: name for name, dtype in NUMPY.items()}
+"""The way back. A dictionary, because ``dtype.name`` is computed anew each time, in Python."""
+
+MAX_DIMENSIONS = 64
+"""numpy's limit."""
+
+_BOOLEANS, _INTEGERS, _NUMBERS, _STRINGS = {bool}, {int}, {int, float}, {str, dict}
+_ACCEPTED = {
+    name: _BOOLEANS if name == "bool" else _STRINGS if name == "bytes" else _NUMBERS if "float" in name else _INTEGERS
+    for name in NUMPY
+}
+
+
+def decode(value: Any, spec: TensorSpec, field: str) -> Array:
+    """Return a JSON value as the array that ``spec`` describes, C-contiguous.
+
+    ``field`` is what messages call it. Raises BadInput where kind, shape or range is another than the spec's.
+    """
+    values = unfold(value, field)
+    shape = fitted(values.shape, spec, field)
+    return from_values(values, spec.dtype, field).reshape(shape)
+
+
+def infer(value: Any, field: str) -> Array:
+    """Return a JSON value as an array of the kind it has: bool, int64, uint64 where that is too small, float64 or bytes."""
+    values = unfold(value, field)
+    if not values.flat:
+        return np.zeros(values.shape)
+    dtype = next((name for name in ("int64", "float64", "bool", "bytes") if values.kinds <= _ACCEPTED[name]), None)
+    if dtype is None:
+        found = ", ".join(sorted(set(map(kind, values.flat))))
+        raise BadInput(f"{field}: expected numbers alone, booleans alone or strings alone, got values of the kinds {found}")
+    if dtype == "int64" and max(values.flat) > np.iinfo(np.int64).max:
+        dtype = "uint64"
+    return from_values(values, dtype, field).reshape(values.shape)
+
+
+class Values(NamedTuple):
+    """What nested lists hold."""
+
+    flat: list[Any]
+    shape: tuple[int, ...]
+    kinds: set[type]
+    """The types of the values, found on the way."""
+
+
+def unfold(value: Any, field: str) -> Values:
+    """Return what nested lists hold, in one list, with their shape; raise BadInput where rows differ in length."""
+    level: list[Any] = [value]
+    shape: tuple[int, ...] = ()
+    while True:
+        kinds = set(map(type, level))
+        if list not in kinds:
+            return Values(level, shape, kinds)
+        if len(shape) == MAX_DIMENSIONS:
+            raise BadInput(f"{field}: expected at most {MAX_DIMENSIONS} dimensions, got lists nested deeper")
+        if len(kinds) > 1 or len(set(map(len, level))) > 1:
+            raise _ragged(level, shape, field)
+        shape = (*shape, len(level[0]))
+        level = list(chain.from_iterable(level))
+
+
+def _ragged(level: Sequence[Any], shape: tuple[int, ...], field: str) -> BadInput:
+    """Say which row is the first that differs from the one before all others."""
+    sizes = [_size(row) for row in level]
+    first = next(index for index, size in enumerate(sizes) if size != sizes[0])
+    return BadInput(
+        f"{field}: expected rows of one length; row {_place(first, shape)} {sizes[first]}, row {_place(0, shape)} {sizes[0]}"
+    )
+
+
+def _size(row: Any) -> str:
+    return f"has {len(row)} values" if isinstance(row, list) else f"is {described(row)}"
+
+
+def _place(index: int, shape: tuple[int, ...]) -> str:
+    """Return an element's place in nested lists: ``1``, or ``[0, 3]`` where they are nested."""
+    if len(shape) < 2:
+        return str(index)
+    return str([int(each) for each in np.unravel_index(index, shape)])
+
+
+def fitted(shape: tuple[int, ...], spec: TensorSpec, field: str) -> tuple[int, ...]:
+    """Return the shape that a value has under ``spec``; raise BadInput where it cannot be one.
+
+    An empty list does not tell the dimensions inside it: those are taken from the spec, 0 where it leaves them open.
+    """
+    expected = spec.shape
+    if expected is None:
+        return shape
+    whole = shape
+    if 0 in shape and len(shape) < len(expected):
+        whole = (*shape, *(size or 0 for size in expected[len(shape) :]))
+    if len(whole) != len(expected) or any(want not in (None, got) for want, got in zip(expected, whole, strict=True)):
+        raise BadInput(f"{field}: expected shape {shape_text(expected)}, got {shape_text(shape)}")
+    return whole
+
+
+def from_values(values: Values, dtype: str, field: str) -> Array:
+    """Return values as a one-dimensional array; raise BadInput where one is of another kind, or out of range."""
+    flat, shape, kinds = values
+    accepted = _ACCEPTED[dtype]
+    if not kinds <= accepted:
+        raise _wrong_kind(flat, dtype, shape, field)
+    if accepted is _STRINGS:
+        return _strings(flat, shape, field)
+    try:
+        if accepted is _NUMBERS:
+            return _floats(flat, NUMPY[dtype])
+        return np.fromiter(flat, NUMPY[dtype], len(flat))
+    except OverflowError:
+        raise _out_of_range(flat, dtype, shape, field) from None
+
+
+def _floats(flat: list[Any], dtype: np.dtype[Any]) -> Array:
+    array = np.fromiter(flat, np.float64, len(flat))
+    if dtype == np.float64:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    if not np.isfinite(narrow).all() and np.isinf(narrow).sum() != np.isinf(array).sum():
+        raise OverflowError
+    return narrow
+
+
+def _strings(flat: list[Any], shape: tuple[int, ...], field: str) -> Array:
+    array = np.empty(len(flat), object)
+    array[:] = [
+        each.encode() if type(each) is str else from_base64(each, _at(index, shape, field)) for index, each in enumerate(flat)
+    ]
+    return array
+
+
+def is_base64(value: Any) -> bool:
+    """Tell ``{"b64": "..."}``, TensorFlow Serving's form of bytes, from other objects."""
+    return type(value) is dict and len(value) == 1 and type(value.get("b64")) is str
+
+
+def from_base64(value: Any, field: str) -> bytes:
+    """Return the bytes that ``{"b64": "..."}`` holds; raise BadInput where it is another object, or not base64."""
+    if not is_base64(value):
+        raise BadInput(f'{field}: expected a string or {{"b64": "..."}}, got {described(value)}')
+    try:
+        return binascii.a2b_base64(value["b64"], strict_mode=True)
+    except ValueError as error:  # binascii.Error is one; so is text that is not ASCII
+        raise BadInput(f"{field}: expected base64 in 'b64', got {shorten(value['b64'])}: {error}") from None
+
+
+def _at(index: int, shape: tuple[int, ...], field: str) -> str:
+    return f"{field} at {_place(index, shape)}" if shape else field
+
+
+def _wrong_kind(flat: list[Any], dtype: str, shape: tuple[int, ...], field: str) -> BadInput:
+    accepted = _ACCEPTED[dtype]
+    index = next(index for index, each in enumerate(flat) if type(each) not in accepted)
+    value = flat[index]
+    if accepted is _INTEGERS and type(value) is float and value.is_integer() and abs(value) >= 2**63:
+        return _out_of_range([*flat[:index], int(value)], dtype, shape, field)  # orjson reads such integers as floats
+    return BadInput(f"{_at(index, shape, field)}: expected {dtype}, got {described(value)}")
+
+
+def _out_of_range(flat: list[Any], dtype: str, shape: tuple[int, ...], field: str) -> BadInput:
+    low, high = _range(dtype)
+    index = next(index for index, each in enumerate(flat) if abs(each) != float("inf") and not low <= each <= high)
+    return BadInput(
+        f"{_at(index, shape, field)}: expected {dtype}, from {low} to {high}, got {shorten(flat[index])}, which is out of range"
+    )
+
+
+def _range(dtype: str) -> tuple[float, float]:
+    if _ACCEPTED[dtype] is _INTEGERS:
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    info: Any = ml_dtypes.finfo(NUMPY[dtype])  # type: ignore[no-untyped-call]
+    return float(info.min), float(info.max)

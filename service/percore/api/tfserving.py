@@ -1,0 +1,127 @@
+"""TensorFlow Serving's REST, ``:predict``: the row form and the column form.
+
+Source: https://www.tensorflow.org/tfx/serving/api_rest and the server's ``json_tensor.cc``. Like there, unknown keys at the
+top of a request are ignored, and bytes are ``{"b64": "..."}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any
+
+from percore.api.calling import UNNAMED, check_names, choose, run, signature_name
+from percore.api.encoding import dumps, rows, writable
+from percore.api.tensors import decode, infer, is_base64
+from percore.api.wording import described, kind, names, shape_text
+from percore.catalog import Signature
+from percore.errors import BadInput
+from percore.handlers import Array, Model, Tensors
+
+
+def predict(model: Model, document: Any) -> bytes:
+    """Answer ``:predict``: JSON with ``predictions`` for the row form, ``outputs`` for the column form."""
+    request = as_object(document)
+    name = signature_name(request)
+    signature = choose(model.info, name)
+    if ("instances" in request) == ("inputs" in request):
+        found = "both" if "inputs" in request else "neither"
+        raise BadInput(f"body: expected either 'instances' (row form) or 'inputs' (column form), got {found}")
+    if "inputs" in request:
+        return _columns_answer(run(model, name, _tensors(_columns(request["inputs"], signature), signature)))
+    columns = _rows_to_columns(request["instances"], signature)
+    _refuse_unbatched(signature)
+    return _rows_answer(run(model, name, _tensors(columns, signature)))
+
+
+def as_object(document: Any) -> dict[str, Any]:
+    """Return the request's top, which is an object; raise BadInput where it is not."""
+    if type(document) is not dict:
+        raise BadInput(f"body: expected an object, got {described(document)}")
+    return document
+
+
+def _tensors(columns: Mapping[str, Any], signature: Signature | None) -> dict[str, Array]:
+    if signature is None:
+        return {name: infer(value, f"input {name!r}") for name, value in columns.items()}
+    return {spec.name: decode(columns[spec.name], spec, f"input {spec.name!r}") for spec in signature.inputs}
+
+
+def _is_named(value: Any) -> bool:
+    return type(value) is dict and not is_base64(value)
+
+
+def _only_input(signature: Signature | None, value: Any, field: str) -> str:
+    """Return the name of the input that a value without a name is for."""
+    if signature is None:
+        return UNNAMED
+    if len(signature.inputs) == 1:
+        return signature.inputs[0].name
+    expected = names(spec.name for spec in signature.inputs)
+    raise BadInput(f"{field}: expected an object with the inputs {expected}, got {described(value)}")
+
+
+def _columns(value: Any, signature: Signature | None) -> Mapping[str, Any]:
+    if not _is_named(value):
+        return {_only_input(signature, value, "inputs"): value}
+    if signature is not None:
+        check_names((spec.name for spec in signature.inputs), value, "inputs")
+    columns: dict[str, Any] = value
+    return columns
+
+
+def _rows_to_columns(instances: Any, signature: Signature | None) -> Mapping[str, Any]:
+    if type(instances) is not list:
+        raise BadInput(f"instances: expected a list, got {described(instances)}")
+    if not instances:
+        raise BadInput("instances: expected at least one, got an empty list")
+    if dict not in set(map(type, instances)) or not _all_named(instances):
+        return {_only_input(signature, instances[0], "instances[0]"): instances}
+    expected = instances[0].keys() if signature is None else {spec.name for spec in signature.inputs}
+    for index, instance in enumerate(instances):
+        if instance.keys() != expected:
+            check_names(expected, instance, f"instances[{index}]")
+    return {name: list(map(itemgetter(name), instances)) for name in expected}
+
+
+def _all_named(instances: list[Any]) -> bool:
+    """Tell whether the instances are objects by input name; raise BadInput where some are and some are not."""
+    named = list(map(_is_named, instances))
+    if any(named) and not all(named):
+        index = named.index(not named[0])
+        first, other = kind(instances[0]), kind(instances[index])
+        raise BadInput(
+            f"instances: expected all objects by input name, or all plain values; instance 0 is of the kind {first}, "
+            f"instance {index} {other}"
+        )
+    return named[0]
+
+
+def _refuse_unbatched(signature: Signature | None) -> None:
+    """Refuse before computing what cannot be answered afterwards."""
+    for spec in signature.outputs if signature else ():
+        if spec.shape == ():
+            raise _unbatched(spec.name, ())
+
+
+def _unbatched(name: str, shape: tuple[int, ...]) -> BadInput:
+    return BadInput(
+        f"instances: expected outputs with one batch dimension, as the row form needs, got {name!r} of shape "
+        f"{shape_text(shape)}; use 'inputs'"
+    )
+
+
+def _columns_answer(outputs: Tensors) -> bytes:
+    columns = {name: writable(array, name) for name, array in outputs.items()}
+    return dumps({"outputs": next(iter(columns.values())) if len(columns) == 1 else columns})
+
+
+def _rows_answer(outputs: Tensors) -> bytes:
+    size = next(iter(outputs.values())).shape[:1] if outputs else ()
+    for name, array in outputs.items():
+        if not array.ndim or array.shape[:1] != size:
+            raise _unbatched(name, array.shape)
+    if len(outputs) == 1:
+        return dumps({"predictions": next(writable(array, name) for name, array in outputs.items())})
+    columns = [rows(array, name) for name, array in outputs.items()]
+    return dumps({"predictions": [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]})

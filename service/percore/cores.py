@@ -1,0 +1,110 @@
+"""Which cores this process may use, and how each worker gets its own.
+
+Cores come from the cpuset (``sched_getaffinity``) and from the CPU quota of every cgroup that the process is in, version 1
+and 2. A worker claims its cores by a file lock, which the kernel releases whenever the worker ends, however it ends: so the
+worker that replaces a dead one takes the dead one's cores, and never a core on which somebody still computes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from percore.errors import SettingsError
+
+RETRY_SECONDS = 0.05
+Cores = tuple[int, ...]
+
+
+def _folders(root: Path, path: str) -> Iterator[Path]:
+    """Yield a cgroup's folder and those above it; in a container ``path`` may name folders that are not mounted."""
+    folder = root / path.lstrip("/")
+    while True:
+        yield folder
+        if folder in (root, folder.parent):
+            return
+        folder = folder.parent
+
+
+def _quota(folder: Path) -> float:
+    """Return the CPUs that one cgroup allows; infinity where it sets no bound."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
+
+def cpu_quota(cgroup_file: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return how many CPUs' worth of time the cgroups allow, e.g. 1.5; infinity for no bound."""
+    quotas = [math.inf]
+    try:
+        lines = cgroup_file.read_text().splitlines()
+    except OSError:
+        return math.inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = mount / controllers if controllers else mount
+        root = root if root.exists() else mount / "cpu"
+        quotas += [_quota(folder) for folder in _folders(root, path)]
+    return min(quotas)
+
+
+def usable_cores(affinity: Sequence[int] | None = None, quota: float | None = None) -> Cores:
+    """Return the cores to compute on: those of the cpuset, and no more of them than the quota has whole CPUs for."""
+    cores = sorted(os.sched_getaffinity(0)) if affinity is None else sorted(affinity)
+    quota = cpu_quota() if quota is None else quota
+    return tuple(cores[: max(1, math.floor(min(quota, len(cores))))])
+
+
+def deal(cores: Sequence[int], per_call: int) -> tuple[Cores, ...]:
+    """Deal cores out in groups of ``per_call``, a group a worker; raise SettingsError where not even one is complete."""
+    groups = tuple(tuple(cores[start : start + per_call]) for start in range(0, len(cores) - per_call + 1, per_call))
+    if not groups:
+        raise SettingsError(
+            f"PERCORE_CORES_PER_CALL={per_call}: must be at most the number of cores this process may use, {len(cores)}"
+        )
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Cores that are this process's for as long as it lives; ``fd`` holds the lock."""
+
+    cores: Cores
+    fd: int
+
+
+def try_claim(folder: Path, groups: Sequence[Cores]) -> Claim | None:
+    """Claim the first group nobody holds; return None where all are held."""
+    for cores in groups:
+        fd = os.open(folder / f"core-{cores[0]}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        return Claim(cores, fd)
+    return None
+
+
+def claim(folder: Path, groups: Sequence[Cores], sleep: Callable[[float], None] = time.sleep) -> Claim:
+    """Claim a group of cores, waiting while other processes hold them all."""
+    while (claimed := try_claim(folder, groups)) is None:
+        sleep(RETRY_SECONDS)
+    return claimed
+
+
+def pin(cores: Sequence[int]) -> None:
+    """Let this process, and every thread it starts from now on, run on ``cores`` only."""
+    os.sched_setaffinity(0, cores)

@@ -1,0 +1,102 @@
+"""The unix socket that workers report to: one thread, lines in, events out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from percore.exporter.workers import Workers
+
+log = logging.getLogger("percore.exporter")
+LARGEST_LINE = 1 << 24
+
+
+@dataclass(slots=True)
+class _Connection:
+    socket: socket.socket
+    partial: bytearray = field(default_factory=bytearray)
+
+
+class Inbox:
+    """Listens for workers and hands their events to ``Workers``."""
+
+    def __init__(self, path: Path, workers: Workers) -> None:
+        self._workers = workers
+        self._selector = selectors.DefaultSelector()
+        self._listener = self._bind(path)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+
+    @staticmethod
+    def _bind(path: Path) -> socket.socket:
+        # The socket file of an exporter that was killed is still there.
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(128)
+        listener.setblocking(False)
+        return listener
+
+    def start(self) -> None:
+        """Start the thread; a daemon."""
+        threading.Thread(target=self._run, name="inbox", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self.receive()
+
+    def receive(self, seconds: float | None = None) -> None:
+        """Take in whatever is there, waiting up to ``seconds`` for something."""
+        for key, _ in self._selector.select(seconds):
+            if key.data is None:
+                self._accept()
+            else:
+                self._read(key.fd, key.data)
+
+    def close(self) -> None:
+        """Close the listening socket and every connection."""
+        for key in list(self._selector.get_map().values()):
+            (self._listener if key.data is None else key.data.socket).close()
+        self._selector.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = self._listener.accept()
+            connection.setblocking(False)
+            self._workers.joined(connection.fileno())
+            self._selector.register(connection, selectors.EVENT_READ, _Connection(connection))
+
+    def _read(self, fd: int, connection: _Connection) -> None:
+        try:
+            data = connection.socket.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(fd, connection)
+            return
+        connection.partial += data
+        *lines, rest = connection.partial.split(b"\n")
+        connection.partial = rest
+        try:
+            for line in lines:
+                self._workers.tell(fd, orjson.loads(line))
+            if len(rest) > LARGEST_LINE:
+                raise ValueError(f"a line of more than {LARGEST_LINE} bytes")
+        except (ValueError, KeyError, TypeError):
+            log.exception("a worker's report makes no sense; its connection is closed")
+            self._close(fd, connection)
+
+    def _close(self, fd: int, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        self._workers.left(fd)
+        connection.socket.close()

@@ -1,0 +1,127 @@
+"""What the exporter knows of the workers, from their events alone. Pure: no sockets, no clock."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from percore.catalog import Catalog
+from percore.telemetry import ABANDONED, LOST, Telemetry
+
+log = logging.getLogger("percore.exporter")
+
+
+class State(StrEnum):
+    """What a worker does."""
+
+    LOADING = "loading"
+    FREE = "free"
+    BUSY = "busy"
+
+
+@dataclass(slots=True)
+class Worker:
+    """One connected worker."""
+
+    pid: int = 0
+    state: State = State.LOADING
+    gateway: str = ""
+    """Which gateway's call it computes, where it is busy and the gateway said its name."""
+    ending: str = ""
+    """Why it said it would end."""
+
+
+class Workers:
+    """Every connected worker; a connection's end is a worker's end, so nothing can be left behind.
+
+    The thread of the unix socket writes, the threads of HTTP read: each under the lock.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._lock = threading.Lock()
+        self._workers: dict[int, Worker] = {}
+        self._catalog: Catalog | None = None
+
+    def joined(self, connection: int) -> None:
+        """Take in a new connection; what it is, its first event tells."""
+        with self._lock:
+            self._workers[connection] = Worker()
+
+    def left(self, connection: int) -> None:
+        """Forget a worker, and count how it ended where it should not have ended."""
+        with self._lock:
+            worker = self._workers.pop(connection)
+        if worker.pid == 0 or worker.ending == "stopped":
+            return
+        self._telemetry.restarts.labels(worker.ending or "crashed").inc()
+        if not worker.ending:
+            log.error("worker %d died without a word", worker.pid)
+            if worker.state is State.BUSY:
+                self._telemetry.calls.labels("", LOST).inc()
+
+    def tell(self, connection: int, event: Mapping[str, Any]) -> None:
+        """Take in one event of a worker."""
+        with self._lock:
+            worker = self._workers[connection]
+            match event["event"]:
+                case "hello":
+                    self._hello(worker, event)
+                case "started":
+                    worker.state, worker.gateway = State.BUSY, event["gateway"]
+                case "finished":
+                    worker.state, worker.gateway = State.FREE, ""
+                    self._finished(event)
+                case "abandoned":
+                    self._telemetry.abandoned.labels(event["state"]).inc()
+                case "turned-away":
+                    self._telemetry.turned_away.inc()
+                case "ending":
+                    worker.ending = event["reason"]
+
+    def _hello(self, worker: Worker, event: Mapping[str, Any]) -> None:
+        worker.pid = event["worker"]
+        if "catalog" not in event:
+            return
+        worker.state = State.FREE
+        self._catalog = Catalog.from_document(event["catalog"])
+        for model in self._catalog:
+            self._telemetry.load.labels(model.name, model.version).set(model.load_seconds)
+            self._telemetry.model_info.labels(model.name, model.version, model.platform).set(1)
+
+    def _finished(self, event: Mapping[str, Any]) -> None:
+        self._telemetry.calls.labels(event["model"], event["code"]).inc()
+        if event["run"] is not None and event["code"] != ABANDONED:
+            self._telemetry.duration.labels(event["model"]).observe(event["run"])
+        if event["wait"] is not None:
+            self._telemetry.wait.observe(event["wait"])
+
+    def catalog(self) -> Catalog | None:
+        """Return what is served; None before the first worker has loaded it."""
+        return self._catalog
+
+    def ready(self) -> bool:
+        """Tell whether any worker can take calls, now or when it is free: busy is ready, loading is not."""
+        with self._lock:
+            return any(worker.state is not State.LOADING for worker in self._workers.values())
+
+    def slot_is_open(self, gateway: str) -> bool:
+        """Tell whether a call sent by ``gateway`` may find a free worker.
+
+        A gateway knows its own calls, so a worker that is busy with one of them counts as open to it.
+        """
+        with self._lock:
+            return any(
+                worker.state is State.FREE or (worker.state is State.BUSY and gateway and worker.gateway == gateway)
+                for worker in self._workers.values()
+            )
+
+    def states(self) -> Counter[State]:
+        """Return how many workers do what."""
+        with self._lock:
+            return Counter(worker.state for worker in self._workers.values() if worker.pid)

@@ -1,0 +1,58 @@
+"""What computes. The protocols that the API calls and that every kind of model fulfils.
+
+A *handler* is what a user writes; a *model* is what the API calls: a loaded TensorFlow model, or a handler in an adapter.
+Both are loaded in the worker's main thread and called in that same thread, never anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from percore.catalog import ModelInfo
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+"""Tensors by name; strings are object arrays of ``bytes``."""
+
+
+class Handler(Protocol):
+    """A user's own code, named by ``PERCORE_HANDLER=module:Class``.
+
+    It may also declare ``signature``, a ``percore.catalog.Signature``: then inputs are checked and converted to it before
+    ``predict`` is called, and described in the metadata. Without one any input is taken as numpy reads it from JSON; input
+    that has no name in the request is named ``inputs``.
+    """
+
+    def load(self) -> None:
+        """Prepare whatever ``predict`` needs; called once."""
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        """Answer one call. Raise ``percore.errors.BadInput`` to answer 400; anything else answers 500."""
+
+
+class Model(Protocol):
+    """One loaded version of a model."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the read-only routes tell of it."""
+
+    def predict(self, signature: str, inputs: Tensors) -> Tensors:
+        """Run one signature.
+
+        ``inputs`` are checked against the signature already: every name, dtype and shape is right, and every array is
+        C-contiguous, though it may be read-only (a view of the request's bytes). Raises BadInput where the model itself
+        finds the values wrong; any other exception is the model's failure.
+        """
+
+    def encode_examples(self, examples: Sequence[Mapping[str, Any]]) -> Array:
+        """Serialise features as ``tf.Example``, shape (len(examples),), for classify and regress.
+
+        Each feature is a scalar or a list of ints, floats, booleans or bytes. Raises BadInput naming the feature.
+        """
+
+
+__all__ = ["Array", "Handler", "Model", "Tensors"]

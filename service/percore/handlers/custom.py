@@ -1,0 +1,130 @@
+"""A user's own code as a model: finds the class that ``PERCORE_HANDLER`` names, and checks what it answers.
+
+Imported by ``percore.repository`` only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from percore.catalog import DEFAULT_SIGNATURE, ModelInfo, Signature
+from percore.dtypes import BY_NAME
+from percore.errors import BadInput, LoadError
+from percore.handlers import Array, Handler, Tensors
+
+PLATFORM = "percore_handler"
+VERSION = 1
+
+
+class CustomModel:
+    """Fulfils ``percore.handlers.Model`` with a handler."""
+
+    def __init__(self, handler: Handler, info: ModelInfo) -> None:
+        self.info = info
+        self._handler = handler
+
+    def predict(self, signature: str, inputs: Tensors) -> Tensors:  # noqa: ARG002 (a handler has but one)
+        """Call the handler; raise TypeError where it does not answer with arrays by name."""
+        outputs: object = self._handler.predict(inputs)
+        if not isinstance(outputs, Mapping):
+            raise TypeError(f"predict must return a mapping of names to arrays; it returned {type(outputs).__name__}")
+        return {_name(name): _array(name, value) for name, value in outputs.items()}
+
+    def encode_examples(self, examples: Sequence[Mapping[str, Any]]) -> Array:  # noqa: ARG002
+        """Refuse: ``tf.Example`` is TensorFlow's, and a handler may run without it."""
+        raise BadInput(f"examples: model {self.info.name!r} is a handler, which takes tensors by :predict")
+
+
+def load(target: str, name: str, labels: tuple[str, ...] = ()) -> CustomModel:
+    """Import, construct and load the handler ``target``, as ``module:Class``, and serve it as version 1 of ``name``.
+
+    Raises LoadError with one sentence that says what is missing, or what raised.
+    """
+    began = time.perf_counter()
+    handler = _constructed(target)
+    signature = getattr(handler, "signature", None)
+    if not isinstance(signature, Signature | None):
+        raise LoadError(f"handler {target}: signature must be a percore.catalog.Signature; it is {signature!r}")
+    signatures = {} if signature is None else {DEFAULT_SIGNATURE: signature}
+    seconds = round(time.perf_counter() - began, 3)
+    return CustomModel(handler, ModelInfo(name, VERSION, PLATFORM, signatures, labels, seconds))
+
+
+def _constructed(target: str) -> Handler:
+    """Return a loaded instance of the class that ``target`` names."""
+    found = _class(target)
+    try:
+        handler: Handler = found()
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"handler {target}: its constructor raised {_told(error)}") from error
+    try:
+        handler.load()
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"handler {target}: load() raised {_told(error)}") from error
+    return handler
+
+
+def _class(target: str) -> Any:
+    module, _, name = target.partition(":")
+    found = getattr(_module(target, module), name, None)
+    if not isinstance(found, type):
+        raise LoadError(f"handler {target}: module {module!r} has no class {name!r}")
+    for method in ("load", "predict"):
+        if not callable(getattr(found, method, None)):
+            raise LoadError(f"handler {target}: class {name!r} has no method {method!r}")
+    return found
+
+
+def _module(target: str, module: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:  # Gunicorn and Flask find a user's module there too
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise LoadError(f"handler {target}: there is no module {error.name!r} in {here} or installed") from error
+        raise LoadError(f"handler {target}: module {module!r} imports {error.name!r}, which is not installed") from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"handler {target}: importing module {module!r} raised {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"predict must name its outputs by str; it used {name!r}")
+    return name
+
+
+def _array(name: str, value: object) -> Array:
+    """Return ``value`` as an array of a type that can be answered; strings become objects of bytes."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"predict returned {name!r} as {type(value).__name__}, which numpy cannot convert: {error}") from error
+    if array.dtype.kind in "OSU":
+        # Again, as objects: numpy's own strings lose the zero bytes at their ends.
+        return _strings(name, np.asarray(value, object))
+    if array.dtype.name not in BY_NAME:
+        raise TypeError(f"predict returned {name!r} with dtype {array.dtype.name}; known: {', '.join(BY_NAME)}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _strings(name: str, array: Array) -> Array:
+    strings = np.empty(array.shape, object)
+    for index, each in np.ndenumerate(array):
+        if not isinstance(each, str | bytes):
+            raise TypeError(f"predict returned {name!r} with a {type(each).__name__} among its strings")
+        strings[index] = each.encode() if isinstance(each, str) else bytes(each)
+    return strings

@@ -1,0 +1,36 @@
+"""Handlers that compute nothing: what is left of a call's time is percore's own. For benches and tests."""
+
+from __future__ import annotations
+
+import time
+
+from percore.catalog import Signature, TensorSpec
+from percore.handlers import Tensors
+
+
+class Echo:
+    """Answers with its inputs, whatever they are."""
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        """Return ``inputs``."""
+        return inputs
+
+
+class Sleep:
+    """Waits without computing, as a call does that is bound by a disk or a network."""
+
+    signature = Signature(
+        inputs=(TensorSpec("seconds", "float64", (None,)),),
+        outputs=(TensorSpec("seconds", "float64", (None,)),),
+    )
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        """Sleep for the largest of ``seconds``, shape (any,); return ``seconds``."""
+        time.sleep(max(0.0, *inputs["seconds"].tolist(), 0.0))
+        return inputs

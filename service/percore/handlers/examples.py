@@ -1,0 +1,50 @@
+"""Features of a ``tf.Example`` from plain Python values: which list of the message they belong to.
+
+Apart from ``tensorflow.py`` so that the rule is tested without TensorFlow. Imported by ``percore.handlers.tensorflow`` only.
+Source: tensorflow/core/example/feature.proto, and TensorFlow Serving's rules for JSON in classify and regress requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from percore.errors import BadInput
+
+Kind = Literal["int64_list", "float_list", "bytes_list"]
+Feature = tuple[Kind, list[Any]] | None
+"""None for an empty list: a feature without values has no kind, so that the model's default for it applies."""
+
+INT64 = range(-(2**63), 2**63)
+
+
+def features(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Feature]]:
+    """Return the features of each example; raise BadInput naming ``examples[i].feature``."""
+    return [
+        {name: feature(value, f"examples[{index}].{name}") for name, value in example.items()}
+        for index, example in enumerate(examples)
+    ]
+
+
+def feature(value: Any, where: str) -> Feature:
+    """Return the list of the message that holds ``value``, a scalar or a list; raise BadInput naming ``where``.
+
+    Booleans are whole numbers there, and whole numbers among floats are floats.
+    """
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not values:
+        return None
+    if all(isinstance(each, bytes) for each in values):
+        return "bytes_list", values
+    if not all(isinstance(each, int | float) for each in values):
+        raise BadInput(f"{where}: must be numbers, booleans or bytes, or a flat list of one kind; got {_names(values)}")
+    for each in values:
+        if isinstance(each, int) and each not in INT64:
+            raise BadInput(f"{where}: a whole number must fit 64 bits; got {each}")
+    if any(isinstance(each, float) for each in values):
+        return "float_list", [float(each) for each in values]
+    return "int64_list", [int(each) for each in values]
+
+
+def _names(values: Sequence[Any]) -> str:
+    return ", ".join(sorted({type(each).__name__ for each in values}))

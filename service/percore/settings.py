@@ -1,0 +1,195 @@
+"""The environment, read once, into frozen settings.
+
+Each field says which key it is read from, its default and the rule a value must keep; the docstring under it says what it
+means and why. ``docs/settings.md`` is generated from this file. A bad value raises SettingsError naming key, value and rule.
+Anyone may import this module; it imports only ``percore.errors``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from percore.errors import SettingsError
+
+T = TypeVar("T")
+Parser = Callable[[str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a value is read: ``parse`` raises ValueError where the value breaks the rule that ``text`` states."""
+
+    text: str
+    parse: Parser
+
+
+NAME_PATTERN = r"(?=[^:=]*[^.:=])[\w.-]{1,128}"
+LONGEST_FOLDER = 90
+"""Bytes: the kernel allows 107 for a unix socket's path, its name included."""
+
+
+def setting(key: str, default: str, rule: Rule) -> Any:
+    """Declare a field that is read from the environment's ``key``."""
+    return field(metadata={"key": key, "default": default, "rule": rule})
+
+
+def _checked(convert: Callable[[str], T], accepts: Callable[[T], bool]) -> Parser:
+    def parse(text: str) -> T:
+        value = convert(text)
+        if not accepts(value):
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _within(low: int, high: int) -> Rule:
+    return Rule(f"a whole number from {low} to {high}", _checked(int, lambda value: low <= value <= high))
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule("one of " + ", ".join(f"`{choice}`" for choice in choices), _checked(str, lambda text: text in choices))
+
+
+def _labels(text: str) -> dict[str, dict[str, int]]:
+    labels: dict[str, dict[str, int]] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(rf"({NAME_PATTERN}):({NAME_PATTERN})=(\d+)", entry)
+        if not match or match[2] in labels.get(match[1], {}):
+            raise ValueError
+        labels.setdefault(match[1], {})[match[2]] = int(match[3])
+    return labels
+
+
+def _socket_folder(text: str) -> Path:
+    if len(os.fsencode(text)) > LONGEST_FOLDER:
+        raise ValueError
+    return Path(text)
+
+
+WEEK_SECONDS = 7 * 24 * 3600
+SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", _checked(float, lambda value: 0 < value <= WEEK_SECONDS))
+PORT = _within(1, 65535)
+HANDLER = Rule("empty, or `module:Class`", _checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
+NAME = Rule(
+    "1 to 128 letters, digits, `.`, `_` or `-`, not all of them dots",
+    _checked(str, lambda text: re.fullmatch(NAME_PATTERN, text) is not None),
+)
+LABELS = Rule("empty, or `MODEL:LABEL=VERSION` entries with commas between them, each label of a model once", _labels)
+TEXT = Rule("any text", str)
+PATH = Rule("a path", Path)
+SOCKET_FOLDER = Rule(f"a path of at most {LONGEST_FOLDER} bytes", _socket_folder)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What is served."""
+
+    repository: Path = setting("PERCORE_MODEL_REPOSITORY", "models", PATH)
+    """Folder that holds `NAME/VERSION/saved_model.pb` or `NAME/VERSION/model.keras`. Not read where a handler is set."""
+    handler: str = setting("PERCORE_HANDLER", "", HANDLER)
+    """Your own code instead of a repository: a class with `load(self)` and `predict(self, inputs)`."""
+    name: str = setting("PERCORE_MODEL_NAME", "default", NAME)
+    """The name under which your own handler is called, as version 1."""
+    labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)
+    """Names for versions, as `digits:stable=1,digits:canary=2`; called by `/v1/models/digits/labels/stable:predict`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where it listens."""
+
+    host: str = setting("PERCORE_HOST", "127.0.0.1", TEXT)
+    """Address of both ports. The default keeps a service without authentication to this machine; images set `0.0.0.0`."""
+    port: int = setting("PERCORE_PORT", "8080", PORT)
+    """Calls."""
+    exporter_port: int = setting("PERCORE_EXPORTER_PORT", "9090", PORT)
+    """Probes, metrics and everything that is read only: answered while every worker computes."""
+    run_dir: Path = setting("PERCORE_RUN_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
+    """Folder for the workers' unix socket and the locks of cores. Two services on one machine need one each, and cores of their
+    own (`taskset`): neither sees the other's locks."""
+    log_level: str = setting("PERCORE_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
+    """The least severe line that is logged. Lines are JSON, on standard error; the line of each call is `info`."""
+
+    @property
+    def reports(self) -> Path:
+        """The unix socket by which workers report to the exporter."""
+        return self.run_dir / "exporter.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """How a machine's cores are dealt out."""
+
+    per_call: int = setting("PERCORE_CORES_PER_CALL", "1", _within(1, 1024))
+    """Cores that one call computes on. On one machine there are `cores / this` workers, rounded down."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """One clock for each phase of a call, and bounds on what it may send."""
+
+    load: float = setting("PERCORE_LOAD_LIMIT", "600", SECONDS)
+    """Importing TensorFlow, loading and warming up every model. A load that takes longer ends the process."""
+    body: float = setting("PERCORE_BODY_LIMIT", "60", SECONDS)
+    """Receiving a request, and likewise sending its answer. A slower client gets 408, or loses the connection."""
+    wait: float = setting("PERCORE_WAIT_LIMIT", "7200", SECONDS)
+    """Waiting for a free worker, since the request's last byte. A call that waited longer gets 503 and never runs."""
+    run: float = setting("PERCORE_RUN_LIMIT", "3600", SECONDS)
+    """Computing one call. A call that computes longer gets 504, and its worker is replaced."""
+    drain: float = setting("PERCORE_DRAIN_LIMIT", "3600", SECONDS)
+    """After SIGTERM: how long running calls may still take before they are killed."""
+    max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", _within(1, 2**40))
+    """Largest request body, in bytes; a larger one gets 413. JSON unfolds to many times its size in memory."""
+    backlog: int = setting("PERCORE_QUEUE_MAX", "1024", _within(1, 65535))
+    """One machine: calls that may wait. The kernel caps it at `net.core.somaxconn`; beyond it clients cannot connect."""
+    abandoned: str = setting("PERCORE_ABANDONED", "end", _one_of("end", "end-if-worthwhile", "finish"))
+    """When the client goes away while its call computes: `end` the worker at once; end it only where what is left of the
+    run limit exceeds the time a load takes; or `finish` the call for nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting, by group."""
+
+    models: ModelSettings
+    server: ServerSettings
+    cores: CoreSettings
+    limits: LimitSettings
+
+
+GROUPS: dict[str, type[Any]] = {
+    "models": ModelSettings,
+    "server": ServerSettings,
+    "cores": CoreSettings,
+    "limits": LimitSettings,
+}
+
+
+def _read(environ: Mapping[str, str], declared: Field[Any]) -> Any:
+    key, rule = declared.metadata["key"], declared.metadata["rule"]
+    text = environ.get(key, "") or declared.metadata["default"]
+    try:
+        return rule.parse(text)
+    except (ValueError, OverflowError):
+        raise SettingsError(f"{key}={text!r}: must be {rule.text}") from None
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read every setting from ``environ`` (the process's own by default).
+
+    An empty value counts as unset. A ``PERCORE_`` key that nobody reads is most likely misspelt, so it is refused too.
+    """
+    environ = os.environ if environ is None else environ
+    declared = {name: fields(group) for name, group in GROUPS.items()}
+    known = {each.metadata["key"] for group in declared.values() for each in group}
+    for key in environ:
+        if key.startswith("PERCORE_") and key not in known:
+            raise SettingsError(f"{key}={environ[key]!r}: no such setting; known: {', '.join(sorted(known))}")
+    groups = {name: GROUPS[name](**{each.name: _read(environ, each) for each in group}) for name, group in declared.items()}
+    return Settings(**groups)

@@ -1,0 +1,149 @@
+"""What both kinds of worker share: how they are born, load, serve one connection, and end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from gunicorn.workers.sync import SyncWorker
+
+from percore import cores
+from percore.catalog import Catalog
+from percore.errors import START_FAILED, LoadError
+from percore.orphans import die_with_parent
+from percore.settings import Settings
+from percore.worker.answer import wait_for_helpers
+from percore.worker.clocks import Guardian, Watch
+from percore.worker.exchange import Exchange, Surroundings
+from percore.worker.report import Reporter
+
+GOODBYE_SECONDS = 3.0
+LOAD_FAILED = 1
+
+
+class CallWorker(SyncWorker):  # type: ignore[misc]
+    """A Gunicorn sync worker whose models are loaded and called in its main thread, one connection at a time."""
+
+    pins = False
+    """Whether this worker pins itself to cores; in a pod the kubelet does."""
+    settings: Settings
+    surroundings: Surroundings
+    claim: cores.Claim | None = None
+    client: socket.socket | None = None
+
+    def init_process(self) -> None:
+        """Set up what lives as long as the process, then load and run as Gunicorn does."""
+        die_with_parent(self.ppid)
+        os.setpgid(0, 0)  # what a handler starts is in this group, and ends with it
+        self.settings = self.app.settings
+        self.reporter = Reporter(self.settings.server.reports)
+        self.guardian = Guardian(on_tick=self.reporter.tend)
+        os.register_at_fork(after_in_child=self._let_go)
+        super().init_process()
+
+    def _let_go(self) -> None:
+        """In a process that a handler forks: hold nothing whose end must be this worker's end."""
+        if self.claim is not None:
+            os.close(self.claim.fd)
+        self.reporter.close()
+        for each in (*self.sockets, self.client):
+            if each is not None:
+                each.close()
+
+    def load_wsgi(self) -> None:
+        """Claim cores, then load the models, here and now: after the fork, in the thread that will call them."""
+        time.sleep(self.app.boots.begin())
+        self.claim = cores.claim(self.settings.server.run_dir, self.app.groups)
+        if self.pins:
+            cores.pin(self.claim.cores)
+        self.reporter.tend()
+        self.guardian.start()
+        self.guardian.arm(Watch(self.settings.limits.load, on_expired=self._load_expired))
+        began = time.monotonic()
+        try:
+            catalog = self._load(threads=len(self.claim.cores))
+        except LoadError as error:
+            self.log.critical("cannot start: %s", error)
+            self.log.debug("why it cannot start", exc_info=error.__cause__)
+            self._end_unloaded()
+        self.guardian.disarm()
+        self.surroundings.load_seconds = time.monotonic() - began
+        self.app.boots.succeed()
+        self.reporter.loaded(catalog.document())
+        self.log.info("ready after %.1f s, %d threads a call", self.surroundings.load_seconds, len(self.claim.cores))
+
+    def _load(self, threads: int) -> Catalog:
+        # Imported here, after the fork: the arbiter stays small, and TensorFlow never sees a fork.
+        from percore.api.app import create_app  # noqa: PLC0415
+        from percore.repository import load_models  # noqa: PLC0415
+
+        models = load_models(self.settings, threads)
+        catalog = Catalog(tuple(model.info for model in models))
+        self.wsgi = create_app(models, catalog, max_body_bytes=self.settings.limits.max_body_bytes)
+        self.surroundings = Surroundings(
+            application=self.wsgi.wsgi_app,
+            config=self.cfg,
+            limits=self.settings.limits,
+            guardian=self.guardian,
+            reporter=self.reporter,
+            server=self.sockets[0].getsockname(),
+            load_seconds=0.0,
+            timed_out=lambda: bool(self.aborted),
+            freed=self.freed,
+        )
+        return catalog
+
+    def _load_expired(self) -> None:
+        limit = self.settings.limits.load
+        self.log.critical("cannot start: the models were not loaded within PERCORE_LOAD_LIMIT, %g s", limit)
+        self._end_unloaded()
+
+    def _end_unloaded(self) -> NoReturn:
+        """End the service where it never served, and otherwise this worker alone."""
+        os._exit(LOAD_FAILED if self.app.boots.ever_ready else START_FAILED)
+
+    def handle(self, _listener: Any, client: socket.socket, address: Any) -> None:
+        """Serve one connection; called by Gunicorn after accept."""
+        self.client = client
+        Exchange(self.surroundings, client, address, self.waited(client)).serve()
+        self.client = None
+
+    def freed(self) -> None:
+        """Let the next call come in, where none could until now."""
+
+    def waited(self, _client: socket.socket) -> float | None:
+        """Return how long the connection waited to be accepted, in seconds; None where somebody else knows."""
+        return None
+
+    def run(self) -> None:
+        """Serve until told to stop; what was turned away meanwhile still gets its answer."""
+        self.serve_calls()
+        reason = "stopped" if os.getppid() == self.ppid else "arbiter-lost"
+        self.reporter.counted("ending", reason=reason)
+        wait_for_helpers(GOODBYE_SECONDS)
+        # Not by way of Python's own end, which waits for every thread that a handler left behind.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(0)
+
+    def serve_calls(self) -> None:
+        """Serve until told to stop; the kinds of worker differ in how a connection comes to them."""
+        super().run()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """On SIGTERM finish the running call; while loading there is none, so end at once."""
+        if not self.booted:
+            self.reporter.counted("ending", reason="stopped")
+            os._exit(0)
+        super().handle_exit(sig, frame)
+
+    def handle_abort(self, _sig: int, _frame: Any) -> None:
+        """On SIGABRT, the backstop behind the guardian: end the call, which is answered 504, and then the worker."""
+        self.alive = False
+        self.aborted = True
+        sys.exit(1)

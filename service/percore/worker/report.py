@@ -1,0 +1,110 @@
+"""What a worker tells the exporter: events, one JSON object a line, over a unix socket that lives as long as the worker.
+
+End-of-file is how the exporter learns that a worker died, so nothing phantom can stay behind. Reporting never blocks and
+never fails a call: without an exporter events are dropped, and a later one learns the present state from ``hello``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from percore.worker.abandoned import peer_is_gone
+
+MOST_UNSENT_BYTES = 1 << 20
+
+
+class Reporter:
+    """The worker's end of the socket; safe to use from the main thread and from the guardian."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+        self._lock = threading.RLock()  # a signal handler may report while the main thread does
+        self._socket: socket.socket | None = None
+        self._unsent = bytearray()
+        self._restate = False
+        self._hello: dict[str, Any] = {"event": "hello", "worker": os.getpid()}
+        self._started: dict[str, Any] | None = None
+
+    def tend(self) -> None:
+        """Connect if there is no connection, or no more, and send what an exporter that was slow has not taken yet."""
+        with self._lock:
+            if self._socket is not None and peer_is_gone(self._socket):
+                self._drop()
+            if self._socket is None:
+                self._connect()
+            self._flush()
+
+    def loaded(self, catalog: dict[str, Any]) -> None:
+        """Tell that the models are loaded, and which."""
+        self._hello["catalog"] = catalog
+        self._send(self._hello)
+
+    def started(self, gateway: str) -> None:
+        """Tell that a call holds this worker now, and which gateway sent it."""
+        self._started = {"event": "started", "gateway": gateway}
+        self._send(self._started)
+
+    def finished(self, model: str, code: str, run: float | None, wait: float | None) -> None:
+        """Tell that the call ended, with its run and wait times in seconds where they are known."""
+        self._started = None
+        self._send({"event": "finished", "model": model, "code": code, "run": run, "wait": wait})
+
+    def counted(self, event: str, **fields: Any) -> None:
+        """Tell of something that is only counted: ``abandoned``, ``turned-away``, or ``ending`` with its reason."""
+        self._send({"event": event, **fields})
+
+    def close(self) -> None:
+        """Close the connection, as the end of the process does."""
+        self._drop()
+
+    def _connect(self) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            connection.connect(self._path)
+        except OSError:  # no exporter at present
+            connection.close()
+            return
+        self._socket = connection
+        self._unsent = self._state()
+
+    def _state(self) -> bytearray:
+        events = [self._hello] if self._started is None else [self._hello, self._started]
+        return bytearray(b"".join(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE) for event in events))
+
+    def _send(self, event: dict[str, Any]) -> None:
+        line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+        with self._lock:
+            if self._socket is None:
+                return
+            if len(self._unsent) < MOST_UNSENT_BYTES:
+                self._unsent += line
+            else:  # an exporter that stands still: it will be told the state anew, once it moves
+                self._restate = True
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what the socket takes; forget the connection where the exporter has gone."""
+        if self._socket is None or not self._unsent:
+            return
+        try:
+            del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop()
+            return
+        if self._restate and not self._unsent:
+            self._restate = False
+            self._unsent = self._state()
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
