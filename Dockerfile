@@ -1,12 +1,12 @@
 # Three images from one file; deploy/README.md says how to add a model of your own.
 #   docker build --target inference .    percore with TensorFlow and no model
-#   docker build --target gateway .      HAProxy and the controller, no TensorFlow
+#   docker build --target gateway .      the gateway: one Python process, no TensorFlow
 #   docker build --target demo .         inference with the demo models; the default
 ARG BASE=python:3.11-slim-bookworm
 
-# --- what both services run on: a folder for the unix sockets, nothing written beside the code ------------------------------
+# --- what every image has: a folder for unix sockets; no compiled files are written beside the code ------------------------------
 FROM ${BASE} AS base
-# The kernel withholds SIGTERM from a process 1 that has no handler: HAProxy never has one, Python not while it starts.
+# The kernel drops a SIGTERM to process 1 unless that process has a handler, and Python has none while it starts.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends 'tini=0.19.*' \
     && rm -rf /var/lib/apt/lists/* /var/log/*
@@ -52,15 +52,14 @@ ENTRYPOINT ["tini", "--", "python", "-m", "percore"]
 
 # --- gateway --------------------------------------------------------------------------------------------------------------------
 FROM base AS gateway
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends 'haproxy=2.6.*' \
-    && rm -rf /var/lib/apt/lists/* /var/log/*
+# Bodies of queued calls lie here; the chart mounts a volume over it. The mode lets any numeric user write.
+RUN mkdir -m 1777 /var/spool/percore
 COPY --from=gateway-libraries /opt/venv /opt/venv
 COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
 USER 65532:65532
 EXPOSE 8080 9090
-ENTRYPOINT ["tini", "--", "python", "-m", "percore.gateway"]
-CMD ["haproxy"]
+ENTRYPOINT ["tini", "--", "python", "-m", "percore"]
+CMD ["gateway"]
 
 # --- demo -----------------------------------------------------------------------------------------------------------------------
 FROM inference-libraries AS demo-models

@@ -27,10 +27,6 @@ help: ## What can be done
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: haproxy
-haproxy:
-	@haproxy -v >/dev/null 2>&1 || tools/install-system-packages haproxy
-
 $(MODELS)/built: .venv/installed $(wildcard demo/*.py)
 	$(BIN)/python -m demo.models $(MODELS)
 	@touch $@
@@ -79,7 +75,7 @@ service-test: $(MODELS)/built ## Tests of the running service: real processes, r
 	$(BIN)/pytest tests/service
 
 .PHONY: gateway-test
-gateway-test: .venv/installed haproxy ## Tests of the gateway: a real HAProxy, fake and real pods, real faults
+gateway-test: .venv/installed ## Tests of the gateway: fake and real pods, real sockets, real faults
 	$(BIN)/pytest tests/gateway
 
 .PHONY: chart-test
@@ -96,7 +92,7 @@ e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: whi
 	images=$$(tests/e2e/images) && eval "$$images" && tests/e2e/run $(BIN)/pytest $(E2E)
 
 .PHONY: bench
-bench: $(MODELS)/built haproxy ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
+bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
 	$(BIN)/python -m tests.bench
 
 .PHONY: lock

@@ -15,7 +15,7 @@ from deploy.monitoring.rows import autoscaling, calls, gateway, headline, pods, 
 ROWS = {
     "Headline": headline.panels,
     "Calls": calls.panels,
-    "Wait against run": waits.panels,
+    "Queue time and run time": waits.panels,
     "Autoscaling": autoscaling.panels,
     "Pods": pods.panels,
     "Gateway": gateway.panels,
@@ -25,7 +25,7 @@ ROWS = {
 def build() -> Dashboard:
     """Return the dashboard; panels are numbered in their order."""
     to = dashboard.Dashboard("percore").uid("percore").tags(["percore"]).timezone("browser")
-    to = to.description("One call, one core: whether calls wait, why, and what they get.")
+    to = to.description("One call, one core: whether calls are queued, why, and how they end.")
     to = to.time("now-1h", "now").refresh("30s").tooltip(DashboardCursorSync.CROSSHAIR).editable()
     for variable in (variables.datasource(), variables.namespace(), variables.release(), variables.full()):
         to = to.with_variable(variable)

@@ -7,8 +7,8 @@ from grafana_foundation_sdk.models.dashboard import VariableHide, VariableRefres
 
 from deploy.monitoring.queries import SOURCE
 
-SEEN = "percore_gateway_haproxy_up"
-"""Every gateway has it, whatever else is wrong."""
+SEEN = "percore_gateway_connections_limit"
+"""Every gateway exports it, whatever else is wrong."""
 
 
 def datasource() -> DatasourceVariable:

@@ -17,6 +17,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     worker = commands.add_parser("worker", help="the arbiter and its workers alone; a pod's one worker without --fd")
     worker.add_argument("--fd", type=int, help="a listening socket that the workers share")
     commands.add_parser("exporter", help="the exporter alone")
+    commands.add_parser("gateway", help="one queue in front of all pods")
     return parser.parse_args(given)
 
 
@@ -24,6 +25,8 @@ def main(given: list[str] | None = None) -> int:
     """Run one command and return its exit status; a setting that breaks its rule is one line on standard error."""
     arguments = _arguments(given)
     try:
+        if arguments.command == "gateway":
+            return _gateway()
         read = settings.load()
         # Imported only where needed: each process loads what it uses and nothing else.
         if arguments.command == "worker":
@@ -42,6 +45,13 @@ def main(given: list[str] | None = None) -> int:
         sys.stderr.write(f"percore: cannot start: {error}\n")
         return START_FAILED
     return 0
+
+
+def _gateway() -> int:
+    from percore.gateway import process  # noqa: PLC0415 - as above
+    from percore.gateway.settings import load  # noqa: PLC0415
+
+    return process.serve(load())
 
 
 if __name__ == "__main__":

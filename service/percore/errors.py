@@ -14,10 +14,12 @@
         ├── BodyTimeout           408 body-timeout
         ├── BodyTooLarge          413 body-too-large
         ├── UnsupportedMediaType  415 unsupported-media-type
+        ├── QueueFull             429 queue-full: never ran
         ├── HandlerFailed         500 handler-failed
-        ├── Busy                  503 busy: turned away before it ran; safe to send again
-        ├── WaitTimeout           503 wait-timeout: waited longer than the wait limit
+        ├── PodLost               502 pod-lost: ended together with its pod
         ├── NotReady              503 not-ready: no model is loaded yet
+        ├── Overloaded            503 overloaded: no room to receive the call; never ran
+        ├── QueueTimeout          503 queue-timeout: queued longer than the limit; never ran
         └── RunTimeout            504 run-timeout
 
 Anyone may import this module; it imports nothing of percore.
@@ -121,19 +123,34 @@ class HandlerFailed(CallError):
         super().__init__(message)
 
 
-class Busy(CallError):
-    """The only worker computes for another caller; this call was turned away and never ran."""
+class PodLost(CallError):
+    """The pod went away while it computed the call; the call is not sent to another pod."""
+
+    status = 502
+    code = "pod-lost"
+
+
+class QueueFull(CallError):
+    """As many calls are queued as may be; this one never ran."""
+
+    status = 429
+    code = "queue-full"
+    retry_after = 10
+
+
+class Overloaded(CallError):
+    """There is no room to receive the call now, and it never ran."""
 
     status = 503
-    code = "busy"
-    retry_after = 1
+    code = "overloaded"
+    retry_after = 5
 
 
-class WaitTimeout(CallError):
-    """The call waited longer than the wait limit, and never ran."""
+class QueueTimeout(CallError):
+    """The call was queued longer than the limit, and never ran."""
 
     status = 503
-    code = "wait-timeout"
+    code = "queue-timeout"
     retry_after = 10
 
 

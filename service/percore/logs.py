@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -61,3 +64,63 @@ def write_call(fields: dict[str, Any]) -> None:
         os.write(FD_STANDARD_ERROR, orjson.dumps({**line, **fields}, option=orjson.OPT_APPEND_NEWLINE))
     except OSError:
         return
+
+
+class BackgroundWriter(logging.Handler):
+    """Writes lines to standard error in a thread of its own, so that a reader of the log that stalls holds up no call.
+
+    Lines beyond ``most`` that nobody has read yet are dropped and counted by ``lost``.
+    """
+
+    def __init__(self, lost: Callable[[], None] = lambda: None, most: int = 10_000) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self._lost = lost
+        self._most = most
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take in one record of the logging module."""
+        self._put(self.format(record).encode() + b"\n")
+
+    def write_call(self, fields: dict[str, Any]) -> None:
+        """Take in the line of one call."""
+        line = {
+            "time": timestamp(time.time()),
+            "level": "info",
+            "logger": "percore.call",
+            "message": "call",
+            "pid": os.getpid(),
+        }
+        self._put(orjson.dumps({**line, **fields}, option=orjson.OPT_APPEND_NEWLINE))
+
+    def close(self) -> None:
+        """Write what is left, for a second at most."""
+        self._lines.put(None)
+        self._thread.join(1.0)
+        super().close()
+
+    def _put(self, line: bytes) -> None:
+        if self._lines.qsize() >= self._most:
+            self._lost()
+        else:
+            self._lines.put(line)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            view = memoryview(line)
+            try:
+                while view:
+                    view = view[os.write(FD_STANDARD_ERROR, view) :]
+            except OSError:
+                self._lost()
+
+
+def configure_background(level: str, lost: Callable[[], None]) -> BackgroundWriter:
+    """Send every log record at or above ``level`` to standard error as JSON, from a thread of its own."""
+    writer = BackgroundWriter(lost)
+    logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
+    logging.captureWarnings(capture=True)
+    return writer

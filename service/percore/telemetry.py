@@ -19,7 +19,7 @@ DURATION_BUCKETS = (
 ABANDONED = "abandoned"
 LOST = "lost"
 RESTART_REASONS = ("crashed", "run-timeout", "abandoned", "arbiter-lost")
-ABANDONED_STATES = ("waiting", "executing")
+ABANDONED_STATES = ("queued", "executing")
 
 
 @dataclass(slots=True)
@@ -41,8 +41,6 @@ class Telemetry:
     """Consumer: alerts on crash loops; each restart costs a load."""
     abandoned: Counter = field(init=False)
     """Consumer: the dashboard; many of them mean that clients time out before their answer."""
-    turned_away: Counter = field(init=False)
-    """Consumer: checks of the gateway; these calls never ran and are sent elsewhere."""
     load: Gauge = field(init=False)
     """Consumer: sizing of `PERCORE_LOAD_LIMIT` and startup probes."""
     model_info: Gauge = field(init=False)
@@ -53,7 +51,7 @@ class Telemetry:
     def __post_init__(self) -> None:
         to = self.registry
         self.in_flight = Gauge(
-            "percore_in_flight_requests", "Calls that hold a worker, and calls that wait for one.", ["state"], registry=to
+            "percore_in_flight_requests", "Calls that hold a worker, and calls that are queued for one.", ["state"], registry=to
         )
         self.calls = Counter("percore_calls", "Calls that ended, by model and status.", ["model", "code"], registry=to)
         self.duration = Histogram(
@@ -69,9 +67,6 @@ class Telemetry:
         self.restarts = Counter("percore_worker_restarts", "Workers that ended and were replaced.", ["reason"], registry=to)
         self.abandoned = Counter(
             "percore_abandoned_calls", "Calls whose client went away before the answer.", ["state"], registry=to
-        )
-        self.turned_away = Counter(
-            "percore_turned_away_calls", "Calls that reached a busy worker and were refused unrun.", registry=to
         )
         self.load = Gauge("percore_model_load_seconds", "How long the latest load took.", ["model", "version"], registry=to)
         self.model_info = Gauge("percore_model_info", "A model that is served.", ["model", "version", "platform"], registry=to)

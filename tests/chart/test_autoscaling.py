@@ -120,4 +120,4 @@ def test_what_keda_cannot_use_is_refused(value: str) -> None:
 def test_the_notes_do_not_ask_for_prometheus_adapter_where_keda_scales() -> None:
     assert "prometheus-adapter" in notes()
     assert "prometheus-adapter" not in notes(KEDA)
-    assert "while there is none, calls wait" in notes("autoscaling.minReplicas=0")
+    assert "while there is none, calls are queued" in notes("autoscaling.minReplicas=0")

@@ -22,13 +22,13 @@ def pods(component: str, *values: str, more: tuple[str, ...] = ()) -> dict[str, 
 
 
 def test_grace_periods_are_what_the_page_on_nodes_says() -> None:
-    limits = ("limits.run=700", "limits.body=11", "limits.wait=5000")
+    limits = ("limits.run=700", "limits.body=11", "limits.wait=5000", "gateway.shutdownDelaySeconds=7")
     pod = pods("-inference", *limits)["spec"]["terminationGracePeriodSeconds"]
     gateway = pods("-gateway", *limits)["spec"]["terminationGracePeriodSeconds"]
     assert "`limits.run` + 2 x `limits.body` + 45 seconds" in NODES
     assert pod == 700 + 2 * 11 + 45
-    assert "longer by `limits.wait` + 45 seconds" in NODES
-    assert gateway == pod + 5000 + 45
+    assert "longer by `limits.wait` + `gateway.shutdownDelaySeconds` + 45 seconds" in NODES
+    assert gateway == pod + 5000 + 7 + 45
 
 
 @pytest.mark.parametrize("block", VALUES)

@@ -25,16 +25,27 @@ def test_the_gateway_has_no_tensorflow_and_the_same_versions_as_the_service() ->
     gateway, runtime = pins("gateway.txt"), pins("runtime.txt")
     assert not gateway.keys() & {"tensorflow-cpu", "tensorflow", "keras", "numpy", "gunicorn"}
     shared = gateway.keys() & runtime.keys()
-    assert {"flask", "waitress", "prometheus-client", "orjson"} <= shared
+    assert {"prometheus-client", "orjson"} <= shared
     assert {name: gateway[name] for name in shared} == {name: runtime[name] for name in shared}
 
 
+def test_the_gateway_is_one_python_process_behind_an_init_that_passes_signals_on() -> None:
+    gateway = stages()["gateway"]
+    assert 'ENTRYPOINT ["tini", "--", "python", "-m", "percore"]' in gateway
+    assert 'CMD ["gateway"]' in gateway
+    assert "apt-get" not in gateway, "it needs no package beyond those of the base"
+
+
+def stages() -> dict[str, str]:
+    """Return the text of each stage of the Dockerfile, by its name."""
+    texts = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return {text.splitlines()[0].split(" AS ")[1]: text for text in texts}
+
+
 def test_every_image_that_runs_is_without_a_name_for_its_user_and_without_root() -> None:
-    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
-    ends = {stage.splitlines()[0].split(" AS ")[1]: stage for stage in stages}
     for target in ("inference", "gateway"):
-        assert "USER 65532:65532" in ends[target]
-    assert "USER" not in ends["demo"], "it keeps that of inference"
+        assert "USER 65532:65532" in stages()[target]
+    assert "USER" not in stages()["demo"], "it keeps that of inference"
 
 
 def test_the_three_lines_of_the_readme_are_those_that_are_tried() -> None:

@@ -84,7 +84,7 @@ def test_no_pod_is_given_settings_by_service_links_or_a_token_that_it_does_not_n
         assert spec["enableServiceLinks"] is False
         assert spec["automountServiceAccountToken"] is False
         holders = [each["name"] for each in containers(spec) if "token" in _mounts(each)]
-        assert holders in ([], ["controller"])
+        assert holders in ([], ["gateway"])
     for account in (each for each in objects if each["kind"] == "ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
@@ -104,11 +104,62 @@ def test_an_inference_pod_is_guaranteed_and_its_worker_has_whole_cpus(cpu: int) 
     assert environment(worker)["PERCORE_CORES_PER_CALL"] == str(cpu)
 
 
-def test_the_exporter_and_the_controller_outlive_what_they_serve() -> None:
-    objects = render()
-    for component, sidecar in (("inference", "exporter"), ("gateway", "controller")):
-        [container] = _spec(objects, component)["initContainers"]
-        assert (container["name"], container["restartPolicy"]) == (sidecar, "Always")
+def test_the_status_server_outlives_the_worker() -> None:
+    [sidecar] = _spec(render(), "inference")["initContainers"]
+    assert (sidecar["name"], sidecar["restartPolicy"]) == ("exporter", "Always")
+
+
+def test_the_gateway_is_one_container_that_serves_calls_and_metrics() -> None:
+    gateway = _gateway()
+    assert gateway["args"] == ["gateway"]
+    assert {port["name"]: port["containerPort"] for port in gateway["ports"]} == {"calls": 8080, "metrics": 9090}
+    assert "lifecycle" not in gateway, "SIGTERM is enough: the gateway itself delays the close of its port"
+
+
+def test_the_gateway_is_restarted_only_when_its_process_says_that_it_hangs() -> None:
+    """A restart loses the queue, so a slow probe must not cause it: the process fails /livez after 60 s without a tick."""
+    gateway = _gateway()
+    assert gateway["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+    liveness = gateway["livenessProbe"]
+    assert liveness["httpGet"] == {"path": "/livez", "port": "metrics"}
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 60
+
+
+def _gateway(*values: str) -> Object:
+    spec = _spec(render(*values), "gateway")
+    assert "initContainers" not in spec
+    [container] = spec["containers"]
+    assert container["name"] == "gateway"
+    return dict(container)
+
+
+@pytest.mark.parametrize("spool", [2147483648, 3, 1099511627776])
+def test_the_spool_is_a_volume_on_disk_that_is_a_quarter_larger_than_what_the_gateway_writes(spool: int) -> None:
+    values = (f"gateway.spool.bytes={spool}", "limits.bodyBytes=1")
+    spec = _spec(render(*values), "gateway")
+    [container] = spec["containers"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    given = environment(container)
+    assert given["PERCORE_GATEWAY_SPOOL_BYTES"] == str(spool)
+    size = math.ceil(spool * 1.25)
+    volume = volumes[mounts[given["PERCORE_GATEWAY_SPOOL_DIR"]]]
+    assert volume["emptyDir"] == {"sizeLimit": str(size)}
+    assert container["resources"]["requests"]["ephemeral-storage"] == str(size)
+
+
+def test_large_numbers_of_values_arrive_as_whole_numbers() -> None:
+    """Helm reads the numbers of values.yaml as floats, which it would print as 2.147483648e+09."""
+    for values in ((), ("gateway.spool.memoryBytes=4294967296", "limits.bodyBytes=2147483648")):
+        for each in render(*values, "handler=a:B"):
+            if each["kind"] in ("Deployment", "Pod"):
+                spec = each["spec"]["template"]["spec"] if each["kind"] == "Deployment" else each["spec"]
+                for container in containers(spec):
+                    assert not [value for value in environment(container).values() if "e+" in value]
+    given = environment(_gateway("gateway.spool.memoryBytes=4294967296", "limits.bodyBytes=2147483648"))
+    assert given["PERCORE_GATEWAY_SPOOL_MEMORY_BYTES"] == "4294967296"
+    assert given["PERCORE_MAX_BODY_BYTES"] == "2147483648"
+    assert environment(_gateway())["PERCORE_GATEWAY_SPOOL_BYTES"] == "2147483648"
 
 
 def test_no_probe_can_end_a_call_that_runs_and_the_models_have_their_load_limit() -> None:
@@ -117,11 +168,12 @@ def test_no_probe_can_end_a_call_that_runs_and_the_models_have_their_load_limit(
     assert "livenessProbe" not in worker
     assert worker["startupProbe"]["periodSeconds"] * worker["startupProbe"]["failureThreshold"] > 900
     assert worker["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 9090}
-    [haproxy] = _spec(objects, "gateway")["containers"]
-    assert "livenessProbe" not in haproxy
 
 
-@pytest.mark.parametrize("values", [(), ("limits.run=604800",), ("limits.run=36000", "limits.wait=10", "limits.body=5")])
+@pytest.mark.parametrize(
+    "values",
+    [(), ("limits.run=604800",), ("limits.run=36000", "limits.wait=10", "limits.body=5", "gateway.shutdownDelaySeconds=90")],
+)
 def test_a_pod_that_is_told_to_go_has_time_to_finish(values: tuple[str, ...]) -> None:
     objects = render(*values)
     inference, gateway = _spec(objects, "inference"), _spec(objects, "gateway")
@@ -129,9 +181,9 @@ def test_a_pod_that_is_told_to_go_has_time_to_finish(values: tuple[str, ...]) ->
     call = limits.run + limits.body
     assert limits.drain >= min(call, settings.WEEK_SECONDS)
     assert inference["terminationGracePeriodSeconds"] > min(call, settings.WEEK_SECONDS) + 5
-    assert gateway["terminationGracePeriodSeconds"] > limits.wait + call
-    for spec in (inference, gateway):
-        assert "preStop" in spec["containers"][0]["lifecycle"]
+    delay = int(environment(gateway["containers"][0])["PERCORE_GATEWAY_SHUTDOWN_DELAY"])
+    assert gateway["terminationGracePeriodSeconds"] > delay + limits.wait + call
+    assert "preStop" in inference["containers"][0]["lifecycle"]
 
 
 def test_the_settings_that_containers_get_are_settings_and_both_sides_have_the_same_limits() -> None:
@@ -147,6 +199,13 @@ def test_the_settings_that_containers_get_are_settings_and_both_sides_have_the_s
         assert read_gateway.gateway.service == "first-percore-inference"
         assert read_gateway.gateway.namespace == "here"
         assert read_gateway.gateway.priority_header == "X-Priority"
+
+
+def test_the_values_of_the_gateway_arrive_as_its_settings() -> None:
+    given = {"connections": 5, "uploads": 6, "idleTimeoutSeconds": 7, "shutdownDelaySeconds": 8, "spool.memoryBytes": 9}
+    found = environment(_gateway(*(f"gateway.{name}={value}" for name, value in given.items())))
+    keys = ("CONNECTIONS", "UPLOADS", "IDLE_TIMEOUT", "SHUTDOWN_DELAY", "SPOOL_MEMORY_BYTES")
+    assert [int(found[f"PERCORE_GATEWAY_{key}"]) for key in keys] == list(given.values())
 
 
 def test_rolling_updates_take_no_pod_away_before_its_successor_is_ready() -> None:
@@ -230,11 +289,11 @@ def test_a_service_monitor_takes_one_service_so_that_no_gateway_is_counted_twice
 @pytest.mark.parametrize(
     ("value", "rules"),
     [
-        ("true", [("discovery.k8s.io", "endpointslices", ["list", "watch"]), ("", "pods", ["patch"])]),
+        ("true", [("discovery.k8s.io", "endpointslices", ["list", "watch"]), ("", "pods", ["list", "patch"])]),
         ("false", [("discovery.k8s.io", "endpointslices", ["list", "watch"])]),
     ],
 )
-def test_the_controller_may_do_what_it_does_and_nothing_else(value: str, rules: list[tuple[str, str, list[str]]]) -> None:
+def test_the_gateway_may_do_what_it_does_and_nothing_else(value: str, rules: list[tuple[str, str, list[str]]]) -> None:
     objects = render(f"gateway.deletionCosts.enabled={value}")
     role = one(objects, "Role")
     found = [
@@ -248,14 +307,48 @@ def test_the_controller_may_do_what_it_does_and_nothing_else(value: str, rules: 
     assert len(policies) == (1 if value == "true" else 0)
 
 
-def test_pods_are_reached_from_gateways_alone_and_reach_nobody() -> None:
-    objects = render()
-    policy = one(objects, "NetworkPolicy", "inference")["spec"]
+SCRAPER = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+NAMED = "networkPolicy.scrapers[0].namespaceSelector.matchLabels.name=monitoring"
+CALLER = "networkPolicy.callers[0].namespaceSelector.matchLabels.name=callers"
+
+
+def _peers(component: str, port: int, *values: str) -> list[Object] | None:
+    """Return who may connect to a port of a component; None where everyone may."""
+    rules = one(render(*values), "NetworkPolicy", f"-{component}")["spec"]["ingress"]
+    for_port = [rule for rule in rules if {"port": port} in rule["ports"]]
+    assert for_port
+    return [peer for rule in for_port for peer in rule["from"]] if all("from" in rule for rule in for_port) else None
+
+
+def test_inference_pods_take_calls_from_gateways_alone_and_reach_nobody() -> None:
+    policy = one(render(), "NetworkPolicy", "inference")["spec"]
     assert policy["egress"] == []
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
-    calls = [rule for rule in policy["ingress"] if {"port": 8080} in rule["ports"]]
-    [source] = [peer for rule in calls for peer in rule["from"]]
+    [source] = _peers("inference", 8080) or []
     assert source["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
+
+
+def test_status_servers_answer_gateways_and_the_scrapers_that_are_named() -> None:
+    gateway, scraper = _peers("inference", 9090, NAMED, CALLER) or []
+    assert gateway["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
+    assert scraper == SCRAPER
+
+
+def test_metrics_of_gateways_are_for_the_scrapers_that_are_named_and_not_for_callers() -> None:
+    assert _peers("gateway", 9090, NAMED, CALLER) == [SCRAPER]
+
+
+def test_everyone_may_call_and_read_metrics_while_nobody_is_named() -> None:
+    assert _peers("gateway", 8080) is None
+    assert _peers("gateway", 9090) is None
+
+
+def test_the_gateway_reaches_its_pods_and_the_api_server() -> None:
+    pods, api_server = one(render(), "NetworkPolicy", "-gateway")["spec"]["egress"]
+    [peer] = pods["to"]
+    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "inference"
+    assert pods["ports"] == [{"port": 8080}, {"port": 9090}]
+    assert api_server == {"ports": [{"port": 443}, {"port": 6443}]}
 
 
 @pytest.mark.parametrize(
@@ -352,13 +445,16 @@ def test_images_are_of_the_version_of_the_chart_unless_told_otherwise() -> None:
     assert f"version: {__version__}" in (CHART / "Chart.yaml").read_text()
 
 
-def test_more_calls_that_may_wait_get_more_memory() -> None:
-    def memory(*values: str) -> int:
-        [haproxy] = _spec(render(*values), "gateway")["containers"]
-        return int(haproxy["resources"]["limits"]["memory"].removesuffix("Mi"))
+def test_the_memory_of_the_gateway_grows_with_its_queue_and_with_what_it_keeps_of_bodies() -> None:
+    def memory(*values: str) -> str:
+        resources = _gateway(*values)["resources"]
+        assert resources["requests"]["memory"] == resources["limits"]["memory"]
+        return str(resources["limits"]["memory"])
 
-    assert memory() == 255
-    assert memory("queue.max=10000") > 2 * memory()
+    assert memory() == "408Mi"
+    assert memory("queue.max=9000") == "595Mi", "9000 x 24 KiB are 210.9 MiB, rounded up"
+    assert memory("gateway.spool.memoryBytes=1073741824") == "1368Mi"
+    assert memory("gateway.memory=1Gi", "queue.max=9000") == "1Gi"
 
 
 def _spec(objects: list[Object], component: str) -> Object:

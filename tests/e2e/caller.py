@@ -1,8 +1,9 @@
 """Callers inside the cluster: make many calls, as a plan says, and print what came of them. Needs nothing but Python.
 
 ``python caller.py PLAN`` with JSON: ``url``; ``count`` calls, called PREFIX-0, PREFIX-1, ...; each begins ``every`` seconds
-after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or just so where ``exact``; of ``leaving``, a
-share, the callers go away meanwhile.
+after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or just so where ``exact``; ``sizes`` are
+pairs: a share of the calls, and the bytes of their bodies; of ``leaving``, a share, the callers leave within ``patience``
+seconds.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from urllib.parse import urlsplit
 SECONDS = 900.0
 
 
-async def call(url: str, name: str, seconds: float, leave: float | None) -> dict[str, Any]:
-    """Make one call and return what came of it; the caller goes away ``leave`` seconds after it has asked."""
+async def call(url: str, name: str, seconds: float, size: int, leave: float | None) -> dict[str, Any]:
+    """Make one call and return what came of it; the caller leaves ``leave`` seconds after it has begun to send."""
     target = urlsplit(url)
-    body = json.dumps({"inputs": {"seconds": [seconds]}})
+    body = json.dumps({"inputs": {"seconds": [seconds]}}).ljust(size)
     head = f"POST {target.path} HTTP/1.1\r\nHost: {target.netloc}\r\nConnection: close\r\nX-Request-ID: {name}\r\n"
     began, writer = time.time(), None
     outcome: dict[str, Any] = {"id": name, "status": "left", "leaving": leave is not None, "began": began}
@@ -56,15 +57,18 @@ async def calls(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """Make every call of a plan, and return what came of each."""
     dice, places, tasks = random.Random(plan["prefix"]), asyncio.Semaphore(plan["at_once"]), []
 
-    async def one(number: int, seconds: float, leave: float | None) -> dict[str, Any]:
+    shares, sizes = zip(*plan["sizes"], strict=True)
+
+    async def one(number: int, seconds: float, size: int, leave: float | None) -> dict[str, Any]:
         async with places:
-            return await call(plan["url"], f"{plan['prefix']}-{number}", seconds, leave)
+            return await call(plan["url"], f"{plan['prefix']}-{number}", seconds, size, leave)
 
     for number in range(plan["count"]):
         seconds = plan["seconds"] * (1 if plan["exact"] else dice.random())
-        leave = max(0.001, dice.random() * seconds) if dice.random() < plan["leaving"] else None
+        [size] = dice.choices(sizes, shares)
+        leave = max(0.001, dice.random() * plan["patience"]) if dice.random() < plan["leaving"] else None
         async with places:  # none is begun before there is a place for it
-            tasks.append(asyncio.create_task(one(number, seconds, leave)))
+            tasks.append(asyncio.create_task(one(number, seconds, size, leave)))
         await asyncio.sleep(plan["every"])
     return await asyncio.gather(*tasks)
 

@@ -23,7 +23,9 @@ class Crowd:
     seconds: float = 0.0
     exact: bool = False
     every: float = 0.0
+    sizes: tuple[tuple[float, int], ...] = ((1.0, 0),)
     leaving: float = 0.0
+    patience: float = 0.1
     host: str = ""
     """Whom they call; empty: the release's Service."""
 
@@ -59,7 +61,9 @@ class Crowd:
             "seconds": self.seconds,
             "exact": self.exact,
             "every": self.every,
+            "sizes": self.sizes,
             "leaving": self.leaving,
+            "patience": self.patience,
         }
         restricted = {
             "allowPrivilegeEscalation": False,

@@ -200,6 +200,10 @@ class Release:
             finally:
                 forwarding.kill()
 
+    def kill(self, pod: str, container: str, script: str) -> None:
+        """Run a script that kills processes of a container. Its process 1 is tini, and percore is that one's child."""
+        kubectl("-n", self.namespace, "exec", pod, "-c", container, "--", "sh", "-c", script)
+
     def lines(self, pod: str, container: str = "inference") -> list[dict[str, Any]]:
         """Return a container's log, but for what is not JSON."""
         text = kubectl("-n", self.namespace, "logs", pod, "-c", container)

@@ -77,8 +77,8 @@ def test_eleven_calls_on_one_ready_pod_get_eleven_pods_in_one_step_and_none_shar
     assert overlaps(runs) == []
     assert len({each.pod for each in runs}) == CALLS, "a call waited behind another, though there was a pod for it"
     assert max(call.timing("run") for call in calls) < RUN_SECONDS + 1
-    # Whoever is sent to a busy pod would wait there, unseen by the gateway's `wait` and by the pod's `run`.
-    assert max(call.ended - call.began - call.timing("wait") - call.timing("run") for call in calls) < 2
+    # Time at a busy pod would be in neither `queue` of the gateway nor `run` of the pod.
+    assert max(call.ended - call.began - call.timing("queue") - call.timing("run") for call in calls) < 2
     # How soon is measured, and drawn, and no reason to fail: it depends on what else the machine does.
 
 
@@ -93,7 +93,7 @@ def _report(burst: int, began: float, calls: list[Call], steps: list[Step], read
         "wanted": [(round(at, 2), count) for at, count in steps],
         "ready": sorted(round(at, 2) for at in ready.values()),
         "runs": sorted((round(each.began - began, 2), round(each.ended - began, 2), each.pod) for each in runs),
-        "waits": sorted(round(call.timing("wait"), 2) for call in calls if call.status == 200),
+        "waits": sorted(round(call.timing("queue"), 2) for call in calls if call.status == 200),
     }
     (REPORT / f"burst-{burst}.json").write_text(json.dumps(measured, indent=1) + "\n")
     (REPORT / f"burst-{burst}.svg").write_text(drawn(measured))
@@ -115,7 +115,7 @@ def test_scaling_in_takes_idle_pods_and_the_calls_that_run_finish(autoscaled: Re
     assert len(most) == CALLS
     # From the gateway's log: the pods themselves may be gone by now.
     [gateway_pod] = autoscaled.ready("gateway")
-    lines = [line for line in autoscaled.lines(gateway_pod, "controller") if line["logger"] == "percore.gateway.call"]
+    lines = [line for line in autoscaled.lines(gateway_pod, "gateway") if line["logger"] == "percore.gateway.call"]
     ran = {line["pod"] for line in lines if line["run_seconds"] and line["run_seconds"] > 95}
     assert ran == kept, "a busy pod was told to go, though there were idle ones"
 
@@ -136,7 +136,7 @@ def test_prometheus_gone_for_two_minutes_changes_nothing(autoscaled: Release) ->
     eventually(lambda: len(autoscaled.ready()) == 1, seconds=300, every=1)
 
 
-def test_calls_that_wait_run_on_pods_that_did_not_exist_when_they_came(install: Install) -> None:
+def test_queued_calls_run_on_pods_that_did_not_exist_when_they_came(install: Install) -> None:
     release = install("later", replicas=0)
     with release.forwarded() as gateway:
         calls = [Call(gateway + CALL, sleeping(3), seconds=120).start() for _ in range(3)]

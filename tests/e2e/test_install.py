@@ -14,7 +14,7 @@ from tests.e2e.harness import CALL, FIXED, HELM, SECONDS, Release, eventually, i
 
 
 def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_answered(namespace: str) -> None:
-    """With the demo model, on TensorFlow. There is no pod until the call waits, so that it surely comes first."""
+    """With the demo model, on TensorFlow. There is no pod until the call is queued, so the call surely comes first."""
     release = Release("first", namespace, merged({**FIXED, "replicas": 0}, images("demo")))
     try:
         notes = release.install()
@@ -32,7 +32,7 @@ def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_
                 assert port
                 line = curl[1].replace("127.0.0.1:8080", f"127.0.0.1:{port[1]}")
                 with subprocess.Popen([*shlex.split(line), "--silent"], stdout=subprocess.PIPE, text=True) as calling:
-                    eventually(lambda: _waiting(release) == 1)
+                    eventually(lambda: _queued(release) == 1)
                     release.upgrade({"replicas": 1})
                     head, body = calling.communicate(timeout=SECONDS)[0].split("\n\n", 1)
             finally:
@@ -47,10 +47,10 @@ def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_
         release.uninstall()
 
 
-def _waiting(release: Release) -> float:
+def _queued(release: Release) -> float:
     [gateway] = release.ready("gateway")
     with release.forwarded(f"pod/{gateway}", 9090) as exporter:
-        return metric(exporter, "percore_in_flight_requests", state="waiting")
+        return metric(exporter, "percore_in_flight_requests", state="queued")
 
 
 def test_a_handler_of_your_own_needs_three_lines(install: Install) -> None:
@@ -84,12 +84,12 @@ def test_service_accounts_may_do_no_more_than_they_need(install: Install) -> Non
 
     everyone = may("default", release.namespace)
     assert may("rights-percore-inference", release.namespace) - everyone == set()
-    needed = {("endpointslices.discovery.k8s.io", "[list watch]"), ("pods", "[patch]")}
+    needed = {("endpointslices.discovery.k8s.io", "[list watch]"), ("pods", "[list patch]")}
     assert may("rights-percore-gateway", release.namespace) - everyone == needed
     assert may("rights-percore-gateway", "kube-system") - may("default", "kube-system") == set()
 
 
-def test_the_controller_can_change_nothing_of_a_pod_but_its_deletion_cost(install: Install) -> None:
+def test_the_gateway_can_change_nothing_of_a_pod_but_its_deletion_cost(install: Install) -> None:
     """RBAC cannot say so; the ValidatingAdmissionPolicy does."""
     release = install("marks")
     [pod] = release.wait(1)
@@ -120,4 +120,5 @@ def test_the_controller_can_change_nothing_of_a_pod_but_its_deletion_cost(instal
         finally:
             proxy.kill()
     [document] = release.pods("inference")
-    assert document["metadata"]["annotations"][cost] in {"7", "0"}
+    # The gateway itself may have put it right meanwhile.
+    assert document["metadata"].get("annotations", {}).get(cost, "0") in {"7", "0"}

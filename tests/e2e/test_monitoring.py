@@ -65,13 +65,13 @@ def watched(namespace: str, request: pytest.FixtureRequest) -> Iterator[Watched]
 
 def _headline_at_the_most(seen: Watched) -> dict[str, list[float]]:
     """Return the headline once every pod that there may be computes, and nothing before."""
-    said = {panel: seen.ask(panel) for panel in ("Executing", "Waiting", "Ready pods", "Wanted pods")}
+    said = {panel: seen.ask(panel) for panel in ("Executing", "Queued", "Ready pods", "Wanted pods")}
     return said if said["Executing"] == [float(MOST)] and said["Ready pods"] == [float(MOST)] else {}
 
 
 def test_the_headline_says_what_the_calls_do(watched: Watched) -> None:
     counts = {panel: int(value) for panel, [value] in watched.during.items()}
-    assert counts == {"Executing": MOST, "Waiting": CALLS - MOST, "Ready pods": MOST, "Wanted pods": MOST}
+    assert counts == {"Executing": MOST, "Queued": CALLS - MOST, "Ready pods": MOST, "Wanted pods": MOST}
     assert [call.status for call in watched.calls] == [200] * CALLS + [500]
 
 
@@ -79,14 +79,14 @@ def test_what_has_ended_is_counted_to_the_call(watched: Watched) -> None:
     eventually(lambda: watched.ask("Executing") == [0.0], seconds=30)
     service = f'namespace="{watched.release.namespace}",service="{watched.release.full_name}-gateway"'
     for code, count in (("200", CALLS), ("500", 1), ("503", 0)):
-        series = f'sum(percore_gateway_call_duration_seconds_count{{{service},code="{code}"}})'
+        series = f'sum(percore_gateway_call_seconds_count{{{service},code="{code}"}})'
         assert prometheus.query(series) == [float(count)]
     [ratio] = watched.ask("Success ratio")
     assert ratio == pytest.approx(CALLS / (CALLS + 1), abs=0.02)
-    [said] = watched.ask("Wait, p95")
-    longest = max(call.timing("wait") for call in watched.calls)
+    [said] = watched.ask("Queue time, p95")
+    longest = max(call.timing("queue") for call in watched.calls)
     assert longest > 10
-    assert _bucket(said) == _bucket(longest), "of six waits the longest is what p95 tells, to its bucket"
+    assert _bucket(said) == _bucket(longest), "of six queue times the longest is what p95 tells, to its bucket"
 
 
 def test_from_wanted_to_ready_is_what_the_pods_themselves_say(watched: Watched) -> None:
@@ -140,7 +140,7 @@ def test_grafana_s_sidecar_would_find_the_dashboard(watched: Watched) -> None:
 
 
 def _bucket(seconds: float) -> float:
-    """Return the bound of the bucket that counts such a wait."""
+    """Return the bound of the bucket that counts such a queue time."""
     return min(bound for bound in DURATION_BUCKETS if seconds <= bound)
 
 

@@ -1,8 +1,8 @@
-"""From one revision of the chart to the next and back, with calls running and waiting; and what is left in the end: nothing.
+"""From one revision of the chart to the next and back, with calls running and queued; and what is left in the end: nothing.
 
-No chart has been released yet. So the revision before this one is the chart before its last change in the history, where there
-is a history, and otherwise the chart itself; with another version, another image, other limits and another pod template: an
-upgrade replaces every pod, of the gateway too.
+No chart has been released yet. So the revision before this one is the chart before its last change in the history. It must fit
+the images under test: if its gateway was still HAProxy, or if there is no history, the chart itself takes its place. It gets
+another version, another image, other limits and another pod template, so an upgrade replaces every pod, of the gateway too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from tests.e2e.harness import (
     sleeping,
 )
 
+GATEWAY = "args: [gateway]"
+"""How a chart starts the gateway of the images under test."""
 BEFORE = {
     "image": {"repository": "percore/own"},
     "limits": {"run": 100, "wait": 200},
@@ -44,11 +46,13 @@ NOW = {
 
 
 def previous(folder: Path) -> Path:
-    """Return the chart as it was before the templates last changed; as it is, where nobody knows."""
+    """Return the chart as it was before the templates last changed; as it is, if the images under test do not fit that one."""
     chart = str(CHART.relative_to(ROOT))
     known = run("git", "-C", str(ROOT), "log", "-2", "--format=%H", "--", f"{chart}/templates").split()
-    if len(known) < 2:
+    if len(known) < 2 or GATEWAY not in run("git", "-C", str(ROOT), "show", f"{known[1]}:{chart}/templates/gateway.yaml"):
+        print("upgrades from this chart to itself: there is no earlier one for these images")
         return CHART
+    print(f"upgrades from the chart of {known[1]}")
     run("sh", "-c", f"git -C {shlex.quote(str(ROOT))} archive {known[1]} {chart} | tar -x -C {shlex.quote(str(folder))}")
     return folder / chart
 
@@ -59,16 +63,16 @@ def packaged(version: str, folder: Path) -> str:
 
 
 class Traffic:
-    """A call that runs and one that waits, on the only pod; both are under way when something changes."""
+    """A call that runs on the only pod, and one that is queued for it; both are under way when something changes."""
 
     def __init__(self, gateway: str) -> None:
         self.running = Call(gateway + CALL, sleeping(30), seconds=150).start()
         time.sleep(2)
-        self.waiting = Call(gateway + CALL, sleeping(5), seconds=150).start()
+        self.queued = Call(gateway + CALL, sleeping(5), seconds=150).start()
         time.sleep(1)
 
     def statuses(self) -> list[int]:
-        return [call.done().status for call in (self.running, self.waiting)]
+        return [call.done().status for call in (self.running, self.queued)]
 
 
 def test_an_upgrade_and_a_rollback_cut_no_call(alone: str, tmp_path: Path) -> None:
@@ -110,7 +114,7 @@ def _call_a_successor_of(release: Release, gateway: str) -> Call:
 
 
 def test_uninstalling_leaves_nothing_behind(alone: str) -> None:
-    """Not even after calls, marks on pods and recorded series; and without anybody's force."""
+    """Not even after calls, deletion costs of pods and recorded series; and without anybody's force."""
     before = objects.of(alone)
     scaled = objects.knows("servicemonitors.monitoring.coreos.com")
     values = {"monitoring": {"enabled": scaled}, "autoscaling": {"enabled": scaled, "buffer": 1}}

@@ -1,327 +1,419 @@
-"""Runs the real gateway, HAProxy and controller, in front of pods: real ones, or small ones that do as they are told."""
+"""Runs the real gateway in front of pods: real ones, or workers in this process that do as a test says."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
-import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 import requests
-from percore.gateway.endpoints import Endpoint, State
-from percore.gateway.runtime import HAProxy
+from percore.gateway.endpoints import Endpoint
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.harness import ROOT, answer_of, eventually, free_port
+from tests.exchanges import RESERVED
+from tests.service.harness import ROOT, Service, eventually, free_port
 
-needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy")
 PREDICT = "/v1/models/default:predict"
+RESET = struct.pack("ii", 1, 0)
+MOST_IN_BUFFERS = 8 << 20
+"""More than the kernel holds of a call that its worker does not read."""
+BIG = 12 << 20
+"""A body that does not fit into the kernel's buffers, so that a worker can be lost in the middle of it."""
 
 
 class Gateway:
-    """HAProxy and its controller, with endpoints from a file."""
+    """The gateway's process, with endpoints from a file. Without ``known`` the file is missing at first."""
 
-    def __init__(self, **settings: str | float) -> None:
+    def __init__(self, *endpoints: Endpoint, known: bool = True, **settings: str | float) -> None:
         self.port, self.exporter_port = free_port(), free_port()
-        self.folder = tempfile.TemporaryDirectory(prefix="percore-gateway-")
-        self.run_dir = Path(self.folder.name) / "run"
-        self.run_dir.mkdir(mode=0o700)
-        self.endpoints_file = Path(self.folder.name) / "endpoints"
-        self.endpoints_file.touch()
+        self._folder = tempfile.TemporaryDirectory(prefix="percore-gateway-")
+        folder = Path(self._folder.name)
+        self.log_path, self.endpoints_file = folder / "log", folder / "endpoints"
+        if known:
+            self.know(*endpoints)
         given = {f"PERCORE_{name.upper()}": str(value) for name, value in settings.items()}
         self.environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PERCORE_")},
             "PERCORE_PORT": str(self.port),
             "PERCORE_EXPORTER_PORT": str(self.exporter_port),
-            "PERCORE_RUN_DIR": str(self.run_dir),
+            "PERCORE_RUN_DIR": str(folder / "run"),
             "PERCORE_GATEWAY_ENDPOINTS_FILE": str(self.endpoints_file),
-            "PERCORE_GATEWAY_SLOTS": "20",
-            "PERCORE_GATEWAY_INTERVAL": "0.5",
-            "PERCORE_GATEWAY_CHECK_INTERVAL": "0.5",
             **given,
         }
-        self.haproxy: subprocess.Popen[bytes] | None = None
-        self.controller: subprocess.Popen[bytes] | None = None
-        self.runtime = HAProxy(self.run_dir / "admin.sock")
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start_controller()
-        self.start_haproxy()
-        return self.ready()
-
-    def __exit__(self, *_: object) -> None:
-        for process in (self.controller, self.haproxy):
-            if process is not None:
-                process.kill()
-                process.wait(5)
-        self.folder.cleanup()
-
-    def ready(self) -> Self:
-        """Wait until calls would wait."""
+        arguments = [sys.executable, "-m", "percore", "gateway"]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log)
         try:
-            eventually(lambda: self.status_of_readyz() == 200)
+            eventually(lambda: self.is_live() or self._ended(), 20)
+            assert not self._ended(), "it ended"
         except AssertionError as error:
-            raise AssertionError(f"{error}; its logs:\n{self.log_of('haproxy')}\n{self.log_of('controller')}") from None
+            text = self.log_path.read_text()
+            self.__exit__()
+            raise AssertionError(f"{error}; its log:\n{text}") from None
         return self
 
-    def start_haproxy(self) -> None:
-        self.haproxy = self._start("haproxy")
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(5)
+        if os.environ.get("KEEP_LOG"):
+            print(self.log_path.read_text()[-3000:], self.process and self.process.returncode)
+        self._folder.cleanup()
 
-    def restart_haproxy_with(self, text: str, instead: str) -> None:
-        """Start HAProxy anew, with one thing in its configuration changed."""
-        self.kill("haproxy")
-        config = self.run_dir / "haproxy.cfg"
-        before = config.read_text()
-        assert text in before
-        config.write_text(before.replace(text, instead))
-        with (Path(self.folder.name) / "haproxy").open("ab") as log:
-            self.haproxy = subprocess.Popen(["haproxy", "-db", "-f", self.run_dir / "haproxy.cfg"], stderr=log, stdout=log)
-
-    def start_controller(self) -> None:
-        self.controller = self._start("controller")
-
-    def _start(self, command: str) -> subprocess.Popen[bytes]:
-        with (Path(self.folder.name) / command).open("ab") as log:
-            arguments = [sys.executable, "-m", "percore.gateway", command]
-            return subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log)
-
-    def run(self, *command: str) -> str:
-        """Run a command to its end and return what it printed."""
-        arguments = [sys.executable, "-m", "percore.gateway", *command]
-        ended = subprocess.run(arguments, cwd=ROOT, env=self.environ, timeout=20, check=True, capture_output=True, text=True)
-        return ended.stdout
-
-    def kill(self, command: str) -> None:
-        """End a process as a crash does."""
-        process = self.haproxy if command == "haproxy" else self.controller
-        assert process is not None
-        process.send_signal(signal.SIGKILL)
-        process.wait(5)
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def know(self, *endpoints: Endpoint) -> None:
-        """Say which pods there are."""
+        """Replace the list of pods."""
+        lines = [f"{each.address}:{each.port}/{each.exporter_port}={each.state}\n" for each in endpoints]
         new = self.endpoints_file.with_suffix(".new")
-        new.write_text("\n".join(f"{each.address}:{each.port}/{each.exporter_port}={each.state}" for each in endpoints))
+        new.write_text("".join(lines))
         new.rename(self.endpoints_file)
 
-    # --- as a client ---------------------------------------------------------------------------------------------------------
+    # --- as a client
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def call(self, timeout: float = 60.0, headers: dict[str, str] | None = None, **inputs: Any) -> requests.Response:
-        return requests.post(self.url(PREDICT), json={"inputs": inputs}, timeout=timeout, headers=headers)
+    def get(self, path: str, **more: Any) -> requests.Response:
+        return requests.get(self.url(path), timeout=10, **more)
 
-    def get(self, path: str) -> requests.Response:
-        return requests.get(self.url(path), timeout=10)
+    def post(self, body: bytes = b"{}", path: str = PREDICT, **more: Any) -> requests.Response:
+        return requests.post(self.url(path), data=body, timeout=30, **more)
 
-    def connect(self, timeout: float = 60.0) -> socket.socket:
+    def connect(self, timeout: float = 15.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
 
-    def ask(self, *headers: str, timeout: float = 60.0, **inputs: Any) -> socket.socket:
-        """Send a call and return the connection, without waiting for the answer."""
-        connection = self.connect(timeout)
-        connection.sendall(request(json.dumps({"inputs": inputs}).encode(), *headers))
+    def send(self, data: bytes) -> socket.socket:
+        """Send bytes on a connection of their own, and return it."""
+        connection = self.connect()
+        try:
+            connection.sendall(data)
+        except OSError:
+            connection.close()
+            raise
         return connection
 
-    def ask_when_it_listens(self) -> socket.socket:
-        """Send a call as soon as anybody listens."""
-        ends = time.monotonic() + 10
-        while True:
-            try:
-                return self.ask()
-            except ConnectionRefusedError:
-                assert time.monotonic() < ends, "nobody listens"
+    def ask(self, body: bytes = b"{}", *headers: str) -> socket.socket:
+        """Send a call on a connection of its own, and return that without waiting for the answer."""
+        return self.send(call(body, *headers))
 
-    def answers(self) -> bool:
-        with contextlib.suppress(requests.ConnectionError):
-            return self.call(timeout=5).status_code == 200
+    # --- as an operator
+
+    def is_live(self) -> bool:
+        """Whether calls are taken in and the metrics are served."""
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            return self.operator("/livez").status_code == 200
         return False
 
-    # --- as an operator ------------------------------------------------------------------------------------------------------
-
-    def status_of_readyz(self) -> int:
-        with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"http://127.0.0.1:{self.exporter_port}/readyz", timeout=5).status_code
-        return 0
-
-    def metrics(self) -> str:
-        return requests.get(f"http://127.0.0.1:{self.exporter_port}/metrics", timeout=5).text
+    def operator(self, path: str) -> requests.Response:
+        return requests.get(f"http://127.0.0.1:{self.exporter_port}{path}", timeout=5)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of ``name`` that carry ``labels``."""
         return sum(
             sample.value
-            for family in text_string_to_metric_families(self.metrics())
+            for family in text_string_to_metric_families(self.operator("/metrics").text)
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
-    def waiting(self) -> int:
-        return self.runtime.snapshot().waiting
+    def queued(self) -> int:
+        return int(self.metric("percore_in_flight_requests", state="queued"))
 
     def executing(self) -> int:
-        return self.runtime.snapshot().executing
+        return int(self.metric("percore_in_flight_requests", state="executing"))
 
-    def pods(self, state: str) -> int:
-        return int(self.metric("percore_gateway_pods", state=state))
+    def spooled(self) -> int:
+        return int(self.metric("percore_gateway_spool_bytes"))
 
-    def log_of(self, command: str) -> str:
-        return (Path(self.folder.name) / command).read_text()
+    def descriptors(self) -> int:
+        """Return how many files and sockets the gateway has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
-    def haproxy_says(self, text: str) -> bool:
-        return text in self.log_of("haproxy")
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
 
-    def access_log(self) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log_of("controller").splitlines() if line.startswith("{")]
-        return [line for line in lines if line["logger"] == "percore.gateway.call"]
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Return the exit status."""
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return every line of the log; fails where one is no JSON."""
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+    def call_log(self) -> list[dict[str, Any]]:
+        return [line for line in self.log() if line["logger"] == "percore.gateway.call"]
 
 
-def request(body: bytes, *headers: str, path: str = PREDICT) -> bytes:
+# --- a client's bytes
+
+
+def call(body: bytes = b"{}", *headers: str, method: str = "POST", version: str = "1.1") -> bytes:
     """Return a call as bytes."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
+    lines = [f"{method} {PREDICT} HTTP/{version}", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
+def chunked(*pieces: bytes, trailer: str = "", headers: Iterable[str] = ()) -> bytes:
+    """Return a call whose body comes in chunks."""
+    lines = [f"POST {PREDICT} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", *headers, "", ""]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return "\r\n".join(lines).encode() + chunks + b"0\r\n" + (trailer + "\r\n" if trailer else "").encode() + b"\r\n"
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection so that the other side gets RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    connection.close()
+
+
+def everything(connection: socket.socket) -> bytes:
+    """Return what comes until the connection ends, in whichever way, and close it."""
+    data = bytearray()
+    with connection, contextlib.suppress(ConnectionResetError):
+        while more := connection.recv(1 << 20):
+            data += more
+    return bytes(data)
+
+
+def parsed(data: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Return an answer's status, headers in lower case, and the rest as it came."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    assert end, data
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+    return int(first.split()[1]), headers, body
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Read one answer with a Content-Length; the connection stays open."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(1 << 16)
+        assert more, data
+        data += more
+    status, headers, body = parsed(data)
+    while len(body) < int(headers.get("content-length", "0")):
+        more = connection.recv(1 << 20)
+        assert more, "the answer is cut"
+        body += more
+    return status, headers, body
+
+
 def outcome(connection: socket.socket) -> tuple[int, str]:
-    """Return an answer's status and its error code, empty where there is none."""
-    status, _, body = answer_of(connection)
+    """Read an answer and close: its status, and our error's code or an empty string."""
+    with connection:
+        status, headers, body = read_answer(connection)
+    if status == 200:
+        return status, ""
+    assert headers["content-type"] == "application/json"
     document = json.loads(body)
-    return status, document.get("code", "")
+    assert set(document) == {"error", "code"}, document
+    return status, document["code"]
 
 
-class Pod:
-    """A pod of threads: a slot, and an exporter. It computes as long as ``seconds`` in the call says, and keeps what came."""
+# --- a worker that misbehaves
 
-    def __init__(self, *, listening: bool = True) -> None:
-        self.port, self.exporter_port = free_port(), free_port()
-        self.calls: list[bytes] = []
-        self.slot_status = 200
-        self.asked_by: list[str] = []
-        self._listener: socket.socket | None = None
-        self._running: set[socket.socket] = set()
-        self.open_exporter()
-        if listening:
-            self.open()
+
+class Exchange:
+    """One connection of a gateway to a worker, from the worker's side."""
+
+    def __init__(self, worker: Worker, connection: socket.socket) -> None:
+        self.worker = worker
+        self.connection = connection
+        self.head = b""
+        self._data = bytearray()
+
+    def _fill(self) -> None:
+        more = self.connection.recv(1 << 18)
+        if not more:
+            raise EOFError
+        self._data += more
+
+    def _until(self, mark: bytes) -> bytes:
+        while mark not in self._data:
+            self._fill()
+        return self.take(self._data.index(mark) + len(mark))
+
+    def take(self, size: int) -> bytes:
+        """Read exactly so many bytes; raise EOFError at the end of the connection."""
+        while len(self._data) < size:
+            self._fill()
+        taken = bytes(self._data[:size])
+        del self._data[:size]
+        return taken
+
+    def read_reservation(self) -> None:
+        head = self._until(b"\r\n\r\n")
+        assert head.startswith(b"OPTIONS * HTTP/1.1\r\n"), head
+        self.worker.reservations.append(head)
+
+    def reserve(self) -> None:
+        """Read the reservation and say that the worker is free."""
+        self.read_reservation()
+        self.connection.sendall(RESERVED)
+
+    def read_head(self) -> bytes:
+        self.head = self._until(b"\r\n\r\n")
+        return self.head
+
+    def receive(self) -> bytes:
+        """Read the call to its last byte, and count it as a run."""
+        lines = self.read_head().lower().split(b"\r\n")
+        lengths = [int(line.partition(b":")[2]) for line in lines if line.startswith(b"content-length:")]
+        body = self.take(lengths[0]) if lengths else b"".join(self._chunks())
+        self.worker.runs.append((self.head, body))
+        return body
+
+    def _chunks(self) -> Iterator[bytes]:
+        while size := int(self._until(b"\r\n"), 16):
+            yield self.take(size)
+            self.take(2)
+        assert self._until(b"\r\n") == b"\r\n", "a trailer came"
+
+    def answer(self, body: bytes = b"{}", status: str = "200 OK", *headers: str, length: bool = True) -> None:
+        """Send an answer as a worker does: it closes afterwards."""
+        lines = [f"HTTP/1.1 {status}", "Connection: close", *headers]
+        if length:
+            lines.append(f"Content-Length: {len(body)}")
+        self.connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+
+    def drain(self) -> None:
+        """End the answer, and read until the gateway closes."""
+        self.connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            while self.connection.recv(1 << 18):
+                pass
+
+    def reset(self) -> None:
+        reset(self.connection)
+
+
+Behaviour = Callable[[Exchange], None]
+
+
+def serve(exchange: Exchange) -> None:
+    """Do as a healthy worker does, with an echo."""
+    exchange.reserve()
+    exchange.answer(exchange.receive())
+
+
+class Worker:
+    """A worker with one thread: it takes one connection at a time. Each connection gets the next behaviour, later ones the last.
+
+    ``runs`` has head and body of every call that it received to its last byte.
+    """
+
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self._behaviours = deque(behaviours or (serve,))
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(512)
+        self.port = self._listener.getsockname()[1]
+        self.reservations: list[bytes] = []
+        self.runs: list[tuple[bytes, bytes]] = []
+        self.faults: list[BaseException] = []
+        self.connections = 0
+        self._current: socket.socket | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.die()
-        self.close_exporter()
-
-    def open_exporter(self) -> None:
-        self._exporter = socket.create_server(("127.0.0.1", self.exporter_port))
-        threading.Thread(target=self._serve_exporter, daemon=True).start()
-
-    def close_exporter(self) -> None:
-        shut(self._exporter)
-
-    def endpoint(self, state: State = State.READY) -> Endpoint:
-        return Endpoint("127.0.0.1", self.port, self.exporter_port, state)
-
-    def numbers(self) -> list[int]:
-        """Return the calls' own numbers, in the order in which it took them."""
-        return [json.loads(call.partition(b"\r\n\r\n")[2])["inputs"]["number"] for call in self.calls]
-
-    def open(self) -> None:
-        """Take calls, one at a time."""
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+        self.close()
+        assert not self.faults, self.faults
 
     def close(self) -> None:
-        """Refuse calls."""
-        if self._listener is not None:
-            shut(self._listener)
-            self._listener = None
-
-    def die(self) -> None:
-        """Refuse calls, and cut those that run."""
-        self.close()
-        for connection in list(self._running):
-            shut(connection)
-
-    def _serve(self, listener: socket.socket) -> None:
+        """Go away, as a pod that ends does."""
+        self._closed = True
         with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                self._running.add(connection)
-                with contextlib.suppress(OSError):
-                    self._answer(connection)
-                shut(connection)
-                self._running.discard(connection)
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        if self._current is not None:
+            with contextlib.suppress(OSError):
+                self._current.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
 
-    def _answer(self, connection: socket.socket) -> None:
-        data = received(connection)
-        if not data:
-            return
-        self.calls.append(data)
-        seconds = re.search(rb'"seconds": ?([\d.]+)', data)
-        time.sleep(float(seconds[1]) if seconds else 0)
-        self.answer(connection, data)
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint("127.0.0.1", self.port, 1)
 
-    def answer(self, connection: socket.socket, data: bytes) -> None:
-        head, _, body = data.partition(b"\r\n\r\n")
-        answered = json.dumps({"head": head.decode(), "size": len(body)}).encode()
-        timing = "Server-Timing: run;dur=1.500"
-        connection.sendall(
-            f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n{timing}\r\n"
-            f"Content-Length: {len(answered)}\r\n\r\n".encode()
-            + answered
-        )
+    @property
+    def bodies(self) -> list[bytes]:
+        return [body for _, body in self.runs]
 
-    def _serve_exporter(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._exporter.accept()
-                threading.Thread(target=self._answer_exporter, args=(connection,), daemon=True).start()
-
-    def _answer_exporter(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            head = connection.recv(65536).decode()
-            slot = head.startswith("GET /slot ")
-            if slot:
-                self.asked_by.append("".join(re.findall(r"(?i)x-percore-gateway: (\S+)", head)))
-            status = self.slot_status if slot else 200
-            body = json.dumps({"exporter": self.exporter_port, "line": head.splitlines()[0]})
-            lines = [f"HTTP/1.1 {status} x", "Connection: close", f"Content-Length: {len(body)}", "", body]
-            connection.sendall("\r\n".join(lines).encode())
+    def _work(self) -> None:
+        while not self._closed:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            connection.settimeout(30)
+            self._current = connection
+            behaviour = self._behaviours.popleft() if len(self._behaviours) > 1 else self._behaviours[0]
+            try:
+                behaviour(Exchange(self, connection))
+            except (EOFError, OSError):
+                pass  # the gateway left: a reservation that it no longer needs, or a call whose caller left
+            except BaseException as error:  # noqa: BLE001 - the test fails with it
+                self.faults.append(error)
+            finally:
+                connection.close()
 
 
-def received(connection: socket.socket) -> bytes:
-    """Return a whole request with a Content-Length, or what came of it."""
-    data = b""
-    while True:
-        head, end, body = data.partition(b"\r\n\r\n")
-        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-        if end and len(body) >= (int(length[1]) if length else 0):
-            return data
-        chunk = connection.recv(1 << 16)
-        if not chunk:
-            return data
-        data += chunk
+def holding(release: threading.Event, seconds: float = 30.0) -> Behaviour:
+    """Return a healthy worker's behaviour whose run lasts until ``release`` is set."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.reserve()
+        body = exchange.receive()
+        release.wait(seconds)
+        exchange.answer(body)
+
+    return behave
 
 
-def shut(connection: socket.socket) -> None:
-    """Close a socket that another thread may be reading."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
+def running(seconds: float) -> Behaviour:
+    """Return a healthy worker's behaviour whose run lasts so long."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.reserve()
+        body = exchange.receive()
+        time.sleep(seconds)
+        exchange.answer(body)
+
+    return behave
 
 
-def outcomes(connections: Iterable[socket.socket]) -> list[tuple[int, str]]:
-    """Return the outcome of each, in turn."""
-    return [outcome(connection) for connection in connections]
+def endpoint_of(pod: Service) -> Endpoint:
+    """Return where a real pod is."""
+    return Endpoint("127.0.0.1", pod.port, pod.exporter_port)

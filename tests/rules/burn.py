@@ -1,4 +1,4 @@
-"""Calls that fail and calls that wait long, at the defaults: 99.5 % succeed, 95 % wait no longer than 60 s."""
+"""Calls that fail and calls that are queued long, at the defaults: 99.5 % succeed, 95 % are queued no longer than 60 s."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from tests.rules.harness import Case, gateway
 
-CALLS, WAITS = "percore_gateway_call_duration_seconds_count", "percore_gateway_wait_seconds"
+CALLS, QUEUED = "percore_gateway_call_seconds_count", "percore_call_queue_seconds"
 ERROR, WAIT = "PercoreErrorBudgetBurn", "PercoreWaitBudgetBurn"
 FAILED = "{} of the calls of the last {} failed; the objective is that 99.5% succeed."
-WAITED = "{} of the calls of the last {} waited longer than 60s for a pod; the objective is that 95% do not."
+QUEUED_LONG = "{} of the calls of the last {} were queued longer than 60s; the objective is that 95% are not."
 
 
 def failing(of_thousand: int, code: str = "502", steps: int = 240) -> Mapping[str, str]:
@@ -20,12 +20,12 @@ def failing(of_thousand: int, code: str = "502", steps: int = 240) -> Mapping[st
     }
 
 
-def waiting(of_hundred: int, bound: str = "60.0") -> Mapping[str, str]:
-    """A hundred calls every half minute, some of which wait long."""
+def queued(of_hundred: int, bound: str = "60.0") -> Mapping[str, str]:
+    """A hundred calls every half minute, some of which are queued long."""
     return {
-        gateway(f"{WAITS}_count", code="200"): "0+100x240",
-        gateway(f"{WAITS}_bucket", code="200", le=bound): f"0+{100 - of_hundred}x240",
-        gateway(f"{WAITS}_bucket", code="200", le="+Inf"): "0+100x240",
+        gateway(f"{QUEUED}_count", code="200"): "0+100x240",
+        gateway(f"{QUEUED}_bucket", code="200", le=bound): f"0+{100 - of_hundred}x240",
+        gateway(f"{QUEUED}_bucket", code="200", le="+Inf"): "0+100x240",
     }
 
 
@@ -42,7 +42,7 @@ OVER = {
     gateway(CALLS, code="502"): "0+20x60 1200x60",
 }
 """A fifth failed for half an hour, and none for the next."""
-LEFT = {gateway(CALLS, code="abandoned"): "0+100x240", gateway(CALLS, code="400"): "0+100x240"}
+LEFT = {gateway(CALLS, code="disconnected"): "0+100x240", gateway(CALLS, code="400"): "0+100x240"}
 FAST, SLOW, TICKET = "1h", "6h", "3d"
 SEVERITY = {FAST: "critical", SLOW: "critical", TICKET: "warning"}
 
@@ -53,7 +53,7 @@ def silent(long: str, what: str, series: Mapping[str, str], alert: str = ERROR) 
 
 def fires(long: str, what: str, series: Mapping[str, str], said: str, alert: str = ERROR) -> Case:
     labels = {"namespace": "here", "service": "first-percore-gateway"}
-    says = (FAILED if alert == ERROR else WAITED).format(said, long)
+    says = (FAILED if alert == ERROR else QUEUED_LONG).format(said, long)
     return Case(alert, what, series, 60 if long == FAST else 120, says, SEVERITY[long], long, labels)
 
 
@@ -65,16 +65,16 @@ CASES = [
     silent(FAST, "a fifth, but none since half an hour", OVER),
     silent(FAST, "two of ten calls", few(2)),
     fires(FAST, "three of ten calls", few(3), "30%"),
-    silent(FAST, "callers that err or leave", {**failing(0), **LEFT}),
+    silent(FAST, "callers that err or disconnect", {**failing(0), **LEFT}),
     silent(SLOW, "2.9 % for hours", failing(29)),
     fires(SLOW, "3.1 % for hours", failing(31), "3.1%"),
     silent(TICKET, "0.4 % for days", failing(4)),
     fires(TICKET, "0.6 % for days", failing(6), "0.6%"),
-    silent(FAST, "71 % for an hour", waiting(71), WAIT),
-    fires(FAST, "73 % for an hour", waiting(73), "73%", WAIT),
-    fires(FAST, "a bucket's bound without a fraction", waiting(73, "60"), "73%", WAIT),
-    silent(SLOW, "29 % for hours", waiting(29), WAIT),
-    fires(SLOW, "31 % for hours", waiting(31), "31%", WAIT),
-    silent(TICKET, "4 % for days", waiting(4), WAIT),
-    fires(TICKET, "6 % for days", waiting(6), "6%", WAIT),
+    silent(FAST, "71 % for an hour", queued(71), WAIT),
+    fires(FAST, "73 % for an hour", queued(73), "73%", WAIT),
+    fires(FAST, "a bucket's bound without a fraction", queued(73, "60"), "73%", WAIT),
+    silent(SLOW, "29 % for hours", queued(29), WAIT),
+    fires(SLOW, "31 % for hours", queued(31), "31%", WAIT),
+    silent(TICKET, "4 % for days", queued(4), WAIT),
+    fires(TICKET, "6 % for days", queued(6), "6%", WAIT),
 ]

@@ -1,4 +1,4 @@
-"""The gateways: whether they take calls, know the pods, and tell what they did."""
+"""The gateways: whether they take calls, know the pods, have room, and tell what they did."""
 
 from __future__ import annotations
 
@@ -6,77 +6,128 @@ from collections.abc import Mapping
 
 from tests.rules.harness import Case, gateway, kubernetes
 
-NONE_READY, MISSING, DOWN = "PercoreNoGatewayReady", "PercoreMetricMissing", "PercoreHAProxyDown"
-STALE, UNPLACED = "PercoreEndpointsStale", "PercorePodsUnplaced"
-ABANDONED, LOST = "PercoreCallsAbandoned", "PercoreLogLinesLost"
-CALLS = "percore_gateway_call_duration_seconds_count"
+NONE_READY, MISSING, DOWN = "PercoreNoGatewayReady", "PercoreMetricMissing", "PercoreGatewayDown"
+LAG, SPOOL, REJECTED = "PercoreGatewayLoopLag", "PercoreGatewaySpoolFull", "PercoreCallsRejected"
+STALE, UNREACHABLE = "PercoreEndpointsStale", "PercorePodsUnreachable"
+DISCONNECT, LOST = "PercoreClientsDisconnect", "PercoreLogLinesLost"
+CALLS = "percore_gateway_call_seconds_count"
 POD = {"pod": "first-gateway-1"}
 
 
 def up(value: int) -> Mapping[str, str]:
-    return {gateway("percore_gateway_haproxy_up"): f"{value}x240"}
+    return {gateway("up"): f"{value}x240"}
 
 
 def ready(value: int) -> Mapping[str, str]:
     return {kubernetes("kube_deployment_status_replicas_ready", deployment="first-percore-gateway"): f"{value}x240"}
 
 
-def gauge(name: str, value: int) -> Mapping[str, str]:
-    return {gateway(f"percore_gateway_{name}"): f"{value}x240"}
+def gauge(name: str, value: float, **labels: str) -> Mapping[str, str]:
+    return {gateway(f"percore_{name}", **labels): f"{value}x240"}
+
+
+def spool(filled: int, place: str) -> Mapping[str, str]:
+    """Bytes in one place of the spool, of a thousand that it may hold."""
+    return {
+        **gauge("gateway_spool_bytes", filled, place=place),
+        **gauge("gateway_spool_limit_bytes", 1000, place=place),
+    }
+
+
+def rejected(values: str, reason: str = "queue-full") -> Mapping[str, str]:
+    return {gateway("percore_gateway_rejected_calls_total", reason=reason): values}
+
+
+def pods(unknown: int, queued: int) -> Mapping[str, str]:
+    return {
+        **gauge("gateway_pods", unknown, state="unknown"),
+        **gauge("gateway_pods", 5, state="waiting"),
+        **gauge("in_flight_requests", queued, state="queued"),
+    }
 
 
 def left(of_hundred: int) -> Mapping[str, str]:
-    """A hundred calls every half minute, some of whose callers leave."""
+    """A hundred calls every half minute; the clients of some disconnect."""
     return {
         gateway(CALLS, code="200"): f"0+{100 - of_hundred}x240",
-        gateway(CALLS, code="abandoned"): f"0+{of_hundred}x240",
-        gateway("percore_gateway_abandoned_calls_total", state="waiting"): f"0+{of_hundred}x240",
+        gateway(CALLS, code="disconnected"): f"0+{of_hundred}x240",
     }
 
 
 def few_left(count: int) -> Mapping[str, str]:
-    """Ten calls within an hour, of which so many were given up."""
+    """Ten calls within an hour; the clients of so many disconnect."""
     return {
         gateway(CALLS, code="200"): f"0x10 0+1x{10 - count} {10 - count}x220",
-        gateway(CALLS, code="abandoned"): f"0x10 0+1x{count} {count}x220",
-        gateway("percore_gateway_abandoned_calls_total", state="executing"): f"0x10 0+1x{count} {count}x220",
+        gateway(CALLS, code="disconnected"): f"0x10 0+1x{count} {count}x220",
     }
 
 
-IN_FLIGHT = {gateway("percore_in_flight_requests", state="waiting"): "0x240"}
-REFUSED = "No gateway of the release is ready; every caller is refused."
+IN_FLIGHT = {gateway("percore_in_flight_requests", state="queued"): "0x240"}
+STEADY = "0+1x240"
+"""A rejection every half minute."""
+BURST = "0x10 0+100x8 800x220"
+"""Four minutes with a hundred rejections every half minute, and then none."""
+REFUSED = "No gateway of the release is ready. Every caller is refused."
 BLIND = (
     "percore_in_flight_requests has been missing for five minutes. Autoscaling stands still, "
     "and no other alert on calls can fire."
 )
-SILENT = "HAProxy in pod first-gateway-1 has not answered its controller for a minute."
-OLD = "The API server last confirmed the endpoints to pod first-gateway-1 3m 1s ago; pods that start meanwhile get no calls."
-HOMELESS = "Ready pods that have no slot in a gateway: 1."
-GIVEN_UP = "{} of the calls of the last hour were given up by their callers."
-GAPS = (
-    "Lines of HAProxy's log that did not reach the controller of pod first-gateway-1 within an hour: 1. "
-    "Their calls are in no histogram."
+SILENT = "Gateway pod first-gateway-1 has not answered Prometheus for a minute."
+DELAYED = (
+    "The event loop of gateway pod first-gateway-1 was delayed by 1.1s within a minute, and this has gone on for five minutes. "
+    "Every caller of this gateway is delayed."
 )
+FILLED = "The spool of gateway pod first-gateway-1 is 90.1% full. When it is full, calls are answered 503."
+TURNED = "Calls that were rejected within five minutes with the reason {}: 10. This has gone on for ten minutes."
+OLD = (
+    "The API server last confirmed the endpoints to gateway pod first-gateway-1 3m 1s ago. "
+    "This gateway gives no calls to pods that started since."
+)
+NO_CONNECTION = "Pods to which gateway pod first-gateway-1 has had no connection for ten minutes, although calls are queued: 1."
+GIVEN_UP = "In {} of the calls of the last hour the client disconnected before the answer."
+GAPS = "Lines that gateway pod first-gateway-1 could not write to its log within an hour: 1."
 
 CASES = [
     Case(NONE_READY, "one is ready", {**ready(1), **up(1)}, 10, severity="critical"),
+    Case(NONE_READY, "one is ready that Prometheus cannot reach", {**ready(1), **up(0)}, 10, severity="critical"),
     Case(NONE_READY, "none is ready", {**ready(0), **up(1)}, 1, REFUSED, "critical"),
-    Case(NONE_READY, "no HAProxy answers, and nobody knows of deployments", up(0), 1, REFUSED, "critical"),
+    Case(NONE_READY, "none answers, and nobody knows of deployments", up(0), 1, REFUSED, "critical"),
     Case(MISSING, "it is there", {**IN_FLIGHT, **up(1)}, 10, severity="critical"),
-    Case(MISSING, "it is missing because HAProxy is down", {**up(0), **ready(1)}, 10, severity="critical"),
+    Case(MISSING, "it is missing because no gateway answers", up(0), 10, severity="critical"),
     Case(MISSING, "it is missing because no gateway is there", ready(0), 10, severity="critical"),
     Case(MISSING, "nothing is scraped", {}, 5, BLIND, "critical"),
     Case(MISSING, "nothing is scraped though a gateway is ready", ready(1), 5, BLIND, "critical"),
+    Case(MISSING, "a gateway is ready and its scrape fails", {**ready(1), **up(0)}, 5, BLIND, "critical"),
     Case(DOWN, "it answers", up(1), 10),
     Case(DOWN, "it does not answer", up(0), 1, SILENT, labels=POD),
-    Case(STALE, "confirmed 180 s ago", gauge("endpoints_age_seconds", 180), 10),
-    Case(STALE, "confirmed 181 s ago", gauge("endpoints_age_seconds", 181), 2, OLD, labels=POD),
-    Case(UNPLACED, "every pod has a slot", gauge("unplaced_pods", 0), 10),
-    Case(UNPLACED, "a pod has none", gauge("unplaced_pods", 1), 5, HOMELESS),
-    Case(ABANDONED, "9 %", left(9), 60),
-    Case(ABANDONED, "11 %", left(11), 5.5, GIVEN_UP.format("11%")),
-    Case(ABANDONED, "two of ten calls", few_left(2), 60),
-    Case(ABANDONED, "three of ten calls", few_left(3), 12, GIVEN_UP.format("30%")),
-    Case(LOST, "none", gauge("log_lines_lost_total", 0), 60),
+    Case(LAG, "0.9 s", gauge("gateway_loop_lag_seconds", 0.9), 30),
+    Case(LAG, "3 s once", {gateway("percore_gateway_loop_lag_seconds"): "0x10 3 3 0x200"}, 8),
+    Case(LAG, "1.1 s", gauge("gateway_loop_lag_seconds", 1.1), 5, DELAYED, labels=POD),
+    Case(SPOOL, "90 % of the disk", spool(900, "disk"), 30),
+    Case(SPOOL, "all of the memory", {**spool(1000, "memory"), **spool(10, "disk")}, 30),
+    Case(SPOOL, "90.1 % of the disk", spool(901, "disk"), 5, FILLED, labels=POD),
+    Case(REJECTED, "errors of callers", rejected(STEADY, "bad-request"), 30),
+    Case(REJECTED, "a burst, while it lasts", rejected(BURST), 9),
+    Case(REJECTED, "a burst, after it", rejected(BURST), 16),
+    Case(REJECTED, "two in all", rejected("0x10 1x10 2x220"), 12),
+    Case(REJECTED, "the queue is full", rejected(STEADY), 11.5, TURNED.format("queue-full"), labels={"reason": "queue-full"}),
+    Case(
+        REJECTED,
+        "overloaded",
+        rejected(STEADY, "overloaded"),
+        11.5,
+        TURNED.format("overloaded"),
+        labels={"reason": "overloaded"},
+    ),
+    Case(STALE, "confirmed 180 s ago", gauge("gateway_endpoints_age_seconds", 180), 10),
+    Case(STALE, "confirmed 181 s ago", gauge("gateway_endpoints_age_seconds", 181), 2, OLD, labels=POD),
+    Case(UNREACHABLE, "no call is queued", pods(unknown=3, queued=0), 30),
+    Case(UNREACHABLE, "every pod has a connection", pods(unknown=0, queued=3), 30),
+    Case(UNREACHABLE, "one has none", pods(unknown=1, queued=3), 10, NO_CONNECTION, labels=POD),
+    Case(DISCONNECT, "9 %", left(9), 60),
+    Case(DISCONNECT, "11 %", left(11), 5.5, GIVEN_UP.format("11%")),
+    Case(DISCONNECT, "two of ten calls", few_left(2), 60),
+    Case(DISCONNECT, "three of ten calls", few_left(3), 12, GIVEN_UP.format("30%")),
+    Case(LOST, "none", gauge("gateway_log_lines_lost_total", 0), 60),
     Case(LOST, "one", {gateway("percore_gateway_log_lines_lost_total"): "0x10 1x230"}, 60, GAPS, labels=POD),
 ]

@@ -88,12 +88,12 @@ def check(case: Case, minute: float, fires: bool, folder: Path) -> None:
 
 
 def gateway(name: str, **labels: str) -> str:
-    """Return a series of a gateway's controller, as Prometheus has it."""
+    """Return a series of a gateway, as Prometheus has it."""
     return _series(name, namespace="here", service="first-percore-gateway", pod="first-gateway-1", **labels)
 
 
 def exporter(name: str, **labels: str) -> str:
-    """Return a series of a pod's exporter."""
+    """Return a series of a pod's status server."""
     return _series(name, namespace="here", service="first-percore-inference", pod="first-inference-1", **labels)
 
 

@@ -14,7 +14,7 @@ HOUR = 60.0
 
 
 def queue(calls: int) -> Mapping[str, str]:
-    return {gateway("percore_in_flight_requests", state="waiting"): f"{calls}x240"}
+    return {gateway("percore_in_flight_requests", state="queued"): f"{calls}x240"}
 
 
 def autoscaler(desired: int) -> Mapping[str, str]:
@@ -51,32 +51,35 @@ DIED = "Workers that died within an hour: 3. Each cost its call, and the time to
 LATE = "Wanted pods that have not been ready for 900s: 1."
 OTHER = "first-percore-inference-b-percore-gateway-6d4f9c7b8-x2v4k"
 """A pod of the release `first-percore-inference-b`, whose name begins with those of this one."""
-WAITED = "Calls that wait: 3. The autoscaler already wants as many pods as it may."
-STUCK = "The autoscaler has not been able to scale for five minutes; the number of pods stays as it is, whatever comes."
+WAITED = "Queued calls: 3. The autoscaler already wants as many pods as it may."
+STUCK = (
+    "The autoscaler has not been able to scale for five minutes. The number of pods stays as it is, however many calls come."
+)
 UNHEARD = (
-    "Calls that wait: 3. For five minutes the autoscaler has wanted fewer pods than there are calls, though it may want more."
+    "Queued calls: 3. For five minutes the autoscaler has wanted fewer pods than there are calls, "
+    "although it is below its maximum."
 )
 
 CASES = [
-    Case(AT_MAXIMUM, "calls wait, and one more pod may come", {**queue(3), **autoscaler(10)}, 30),
-    Case(AT_MAXIMUM, "no call waits at the maximum", {**queue(0), **autoscaler(11)}, 30),
-    Case(AT_MAXIMUM, "calls wait at the maximum", {**queue(3), **autoscaler(11)}, 10, WAITED),
+    Case(AT_MAXIMUM, "calls are queued, and one more pod may come", {**queue(3), **autoscaler(10)}, 30),
+    Case(AT_MAXIMUM, "no call is queued at the maximum", {**queue(0), **autoscaler(11)}, 30),
+    Case(AT_MAXIMUM, "calls are queued at the maximum", {**queue(3), **autoscaler(11)}, 10, WAITED),
     Case(BLIND, "the autoscaler is active", {**inactive(0), **deployment(1, 1)}, 30),
     Case(BLIND, "it rests, because there are no pods", {**inactive(1), **deployment(0, 0)}, 30),
     Case(BLIND, "it cannot scale", {**inactive(1), **deployment(1, 1)}, 5, STUCK),
     Case(BLIND, "it wants a pod for each call", {**queue(3), **autoscaler(3)}, 30, severity="critical"),
     Case(BLIND, "it wants as many as it may", {**queue(13), **autoscaler(11)}, 30, severity="critical"),
-    Case(BLIND, "calls wait, and it wants fewer pods than calls", {**queue(3), **autoscaler(2)}, 5, UNHEARD, "critical"),
-    Case(BLIND, "calls wait at zero pods", {**queue(3), **autoscaler(0), **deployment(0, 0)}, 5, UNHEARD, "critical"),
+    Case(BLIND, "calls are queued, and it wants fewer pods than calls", {**queue(3), **autoscaler(2)}, 5, UNHEARD, "critical"),
+    Case(BLIND, "calls are queued at zero pods", {**queue(3), **autoscaler(0), **deployment(0, 0)}, 5, UNHEARD, "critical"),
     Case(NOT_READY, "every pod is ready", deployment(5, 5), 60),
     Case(NOT_READY, "one is not ready", deployment(5, 4), 15, LATE),
-    Case(NOT_READY, "one is not ready, and no call waits", {**deployment(5, 4), **queue(0)}, 60, severity="critical"),
+    Case(NOT_READY, "one is not ready, and no call is queued", {**deployment(5, 4), **queue(0)}, 60, severity="critical"),
     Case(
         NOT_READY,
-        "one is not ready, and calls wait",
+        "one is not ready, and calls are queued",
         {**deployment(5, 4), **queue(1)},
         15,
-        LATE + " Calls wait for them.",
+        LATE + " Calls are queued for them.",
         "critical",
     ),
     Case(RESTART, "one restart", restarts(ONE), HOUR),

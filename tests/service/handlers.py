@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from percore import errors
 from percore.handlers import Tensors
 
 
@@ -81,3 +82,19 @@ class LeavesThreads:
         threading.Thread(target=time.sleep, args=(60,)).start()
         print("half a line", end="")
         return inputs
+
+
+class SaysItNeverRan:
+    """Raises the error that its input names: one of percore's own, or one that a user derived from one of them."""
+
+    class Mine(errors.BadInput):
+        status = 503
+        code = "not-ready"
+        retry_after = 1
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        name = inputs["error"].item().decode()
+        raise getattr(self if name == "Mine" else errors, name)("as asked")

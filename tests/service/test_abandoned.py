@@ -38,13 +38,13 @@ def test_two_hundred_clients_that_leave_while_they_wait_cost_no_restart() -> Non
         running = [service.ask(sleep=3) for _ in range(2)]
         eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
         waiting = [service.ask(sleep=60) for _ in range(200)]
-        eventually(lambda: service.metric("percore_in_flight_requests", state="waiting") == 200)
+        eventually(lambda: service.metric("percore_in_flight_requests", state="queued") == 200)
         before = service.workers
         for number, connection in enumerate(waiting):
             leave(connection, "reset" if number % 2 else "close")
         assert [answer_of(connection)[0] for connection in running] == [200, 200]
         eventually(lambda: service.metric("percore_in_flight_requests") == 0)
-        eventually(lambda: service.metric("percore_abandoned_calls_total", state="waiting") == 200)
+        eventually(lambda: service.metric("percore_abandoned_calls_total", state="queued") == 200)
         assert service.workers == before
         assert service.metric("percore_worker_restarts_total") == 0
         assert service.call(sleep=0).status_code == 200

@@ -71,25 +71,25 @@ def test_clients_that_connect_and_say_nothing_hold_no_worker(body_limit: int) ->
             connection.close()
 
 
-def test_a_call_that_waited_too_long_gets_503_and_never_runs() -> None:
+def test_a_call_that_was_queued_too_long_gets_503_and_never_runs() -> None:
     with Service(handler=FAULTY, wait_limit=1, abandoned="finish").ready(workers=2) as service:
         running = [service.ask(sleep=2.5) for _ in range(2)]
         eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
         late = service.call(exit=9)
         assert late.status_code == 503
-        assert late.json()["code"] == "wait-timeout"
+        assert late.json()["code"] == "queue-timeout"
         assert late.headers["Retry-After"]
         assert [answer_of(connection)[0] for connection in running] == [200, 200]
         assert service.metric("percore_worker_restarts_total") == 0
 
 
-def test_waiting_and_running_are_measured_apart() -> None:
+def test_queue_time_and_run_time_are_measured_apart() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         running = [service.ask(sleep=1) for _ in range(2)]
         eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
         timing = service.call(sleep=0.3).headers["Server-Timing"]
         parts = dict(part.strip().split(";dur=") for part in timing.split(","))
-        assert 300 < float(parts["wait"]) < 1200
+        assert 300 < float(parts["queue"]) < 1200
         assert 300 <= float(parts["run"]) < 600
         for connection in running:
             answer_of(connection)
@@ -133,7 +133,7 @@ def test_on_sigterm_the_running_call_finishes_the_waiting_one_is_told_and_the_ex
         running = [service.ask(sleep=2) for _ in range(2)]
         eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
         waiting = service.ask(sleep=0)
-        eventually(lambda: service.metric("percore_in_flight_requests", state="waiting") == 1)
+        eventually(lambda: service.metric("percore_in_flight_requests", state="queued") == 1)
         service.processes[0].send_signal(signal.SIGTERM)
         status, headers, body = answer_of(waiting)
         assert (status, headers["retry-after"]) == (503, "5")

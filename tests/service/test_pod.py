@@ -1,6 +1,7 @@
-"""The pod's worker: its listening socket is the slot."""
+"""The pod's worker: it says that it is free by accepting a connection, and its port stays open as long as the pod lives."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
@@ -9,14 +10,52 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import requests
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually
+from tests.exchanges import OPTIONS, RESERVED
+from tests.service.harness import FAULTY, Service, answer_of, eventually, processes_in
+
+RESET = b"\1\0\0\0\0\0\0\0"
+PREDICT = "/v1/models/default:predict"
 
 
-def refused(service: Service) -> bool:
+@pytest.fixture(scope="module")
+def saying() -> Iterator[Service]:
+    """A pod whose handler raises what it is told to raise."""
+    with Service(pod=True, handler="tests.service.handlers:SaysItNeverRan").ready() as service:
+        yield service
+
+
+def body(**inputs: object) -> bytes:
+    return json.dumps({"inputs": inputs}).encode()
+
+
+def reserve(service: Service) -> socket.socket:
+    """Connect and ask for the worker, without waiting for its answer."""
+    connection = service.connect()
+    connection.sendall(OPTIONS)
+    return connection
+
+
+def is_answered(connection: socket.socket, seconds: float) -> bool:
+    """Tell whether the reservation is answered within ``seconds``."""
+    connection.settimeout(seconds)
+    try:
+        assert connection.recv(len(RESERVED)) == RESERVED
+    except TimeoutError:
+        return False
+    connection.settimeout(30)
+    return True
+
+
+def computing(service: Service) -> None:
+    eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+
+
+def is_refused(service: Service) -> bool:
     try:
         service.connect(timeout=1).close()
     except ConnectionRefusedError:
@@ -24,123 +63,280 @@ def refused(service: Service) -> bool:
     return False
 
 
-def test_the_slot_is_closed_while_the_model_loads() -> None:
+def test_a_reservation_is_answered_when_the_worker_is_free_and_not_before() -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        running = service.ask(burn=1)
+        computing(service)
+        with reserve(service) as waiting:
+            assert not is_answered(waiting, 0.3)
+            assert service.get("/slot").json() == {"slot": "taken"}
+            assert answer_of(running)[0] == 200
+            assert is_answered(waiting, 2)
+            waiting.sendall(service.raw(body(sleep=0)))
+            assert answer_of(waiting)[0] == 200
+        eventually(lambda: service.get("/slot").json() == {"slot": "free"})
+        eventually(lambda: service.metric("percore_calls_total", code="200") == 2)
+
+
+def test_a_reservation_waits_for_the_load_and_the_status_server_says_so() -> None:
     with Service(pod=True, handler="tests.service.handlers:SlowToLoad") as service:
         eventually(lambda: service.metric("percore_workers", state="loading") == 1)
-        assert refused(service)
-        assert service.get("/readyz").status_code == 503
-        assert service.get("/livez").status_code == 200
-        service.ready()
+        with reserve(service) as waiting:
+            assert service.get("/slot").json() == {"slot": "loading"}
+            assert service.get("/readyz").status_code == 503
+            assert service.get("/livez").status_code == 200
+            early = service.get("/catalog")
+            assert (early.status_code, early.json()["code"]) == (503, "not-ready")
+            assert early.headers["Retry-After"]
+            assert is_answered(waiting, 30)
+            waiting.sendall(service.raw(body(x=1)))
+            assert answer_of(waiting)[0] == 200
         assert service.get("/readyz").status_code == 200
-        assert service.post("/v1/models/default:predict", {"inputs": {"x": 1}}).status_code == 200
+        (model,) = service.get("/catalog").json()["models"]
+        assert (model["name"], model["version"]) == ("default", 1)
 
 
-def test_the_kernel_refuses_a_second_call_from_accept_until_the_worker_is_free() -> None:
+def test_reservations_that_come_to_nothing_cost_nothing_and_count_nothing() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
-        running = service.ask(burn=1.5)
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
-        assert refused(service)
-        assert service.get("/slot").status_code == 404
-        assert service.get("/readyz").status_code == 200
-        assert answer_of(running)[0] == 200
-        eventually(lambda: service.get("/slot").status_code == 200)
-        assert service.call(sleep=0).status_code == 200
-
-
-def test_the_slot_is_open_to_the_gateway_whose_call_it_holds() -> None:
-    with Service(pod=True, handler=FAULTY).ready() as service:
-        running = service.connect()
-        running.sendall(service.raw(b'{"inputs": {"sleep": 1}}', "/v1/models/default:predict", "X-Percore-Gateway: one"))
-        eventually(lambda: service.get("/slot").status_code == 404)
-        assert service.get("/slot", headers={"X-Percore-Gateway": "one"}).status_code == 200
-        assert service.get("/slot", headers={"X-Percore-Gateway": "two"}).status_code == 404
-        assert answer_of(running)[0] == 200
-
-
-def test_a_worker_that_is_replaced_takes_no_call_before_it_has_loaded() -> None:
-    with Service(pod=True, handler="tests.service.handlers:SlowToLoad").ready() as service:
         (worker,) = service.workers
-        os.kill(worker, signal.SIGKILL)
-        eventually(lambda: refused(service), seconds=2)
-        eventually(lambda: service.get("/readyz").status_code == 503, seconds=2)
-        service.ready()
-        assert service.post("/v1/models/default:predict", {"inputs": {"x": 1}}).status_code == 200
+        call = service.raw(body(sleep=0))
+        for number in range(60):
+            connection = reserve(service)
+            if number % 3:
+                assert is_answered(connection, 2)
+            if number % 3 == 2:
+                connection.sendall(call[: number % len(call)])
+            if number % 2:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            connection.close()
+        with reserve(service) as silent:
+            assert is_answered(silent, 2)
+            began = time.monotonic()
+            assert silent.recv(1) == b""
+            assert 0.08 < time.monotonic() - began < 1
+        assert service.call(sleep=0).status_code == 200
+        eventually(lambda: service.metric("percore_calls_total") == 1)
+        assert service.metric("percore_abandoned_calls_total") == 0
+        assert service.metric("percore_in_flight_requests") == 0
+        assert service.workers == [worker]
+        assert len(service.log("call")) == 1
 
 
-def test_the_first_call_after_an_abandoned_one_is_answered() -> None:
+def test_a_direct_call_is_served_behind_a_reservation_that_waits_before_it() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
-        for _ in range(3):
-            running = eventually(lambda: _asked(service))
-            assert running is not None
-            eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
-            running.close()
-            eventually(lambda: service.get("/readyz").status_code == 503)
-            service.ready()
-            assert eventually(lambda: _answered(service)) == 200
+        running = service.ask(sleep=0.7)
+        computing(service)
+        with reserve(service) as waiting:
+            time.sleep(0.05)
+            direct = service.ask(sleep=0)
+            assert answer_of(running)[0] == 200
+            assert is_answered(waiting, 2)
+            waiting.sendall(service.raw(body(sleep=0), PREDICT, "X-Request-ID: reserved"))
+            assert answer_of(waiting)[0] == 200
+        assert answer_of(direct)[0] == 200
+        eventually(lambda: len(service.log("call")) == 3)
+        assert service.log("call")[1]["request_id"] == "reserved"
 
 
-def _asked(service: Service) -> socket.socket | None:
-    try:
-        return service.ask(sleep=60)
-    except ConnectionRefusedError:
-        return None
+def test_two_gateways_that_reconnect_are_served_in_turn() -> None:
+    with Service(pod=True, handler="tests.service.handlers:Span").ready() as service:
+        stop, order = threading.Event(), []
+
+        def serve_queue(name: str, depth: int) -> None:
+            """Hold ``depth`` reservations at a time, and use each for one call."""
+            held = [reserve(service) for _ in range(depth)]
+            while not stop.is_set():
+                connection = held.pop(0)
+                assert is_answered(connection, 10)
+                connection.sendall(service.raw(body(x=1)))
+                assert answer_of(connection)[0] == 200
+                order.append(name)
+                held.append(reserve(service))
+            for connection in held:
+                connection.close()
+
+        with concurrent.futures.ThreadPoolExecutor(2) as gateways:
+            served = [gateways.submit(serve_queue, name, 1) for name in "ab"]
+            time.sleep(3)
+            stop.set()
+            for each in served:
+                each.result()
+        counts = Counter(order)
+        assert min(counts.values()) > 20
+        # Each of the two reconnects at once, so neither waits for more than a few calls of the other.
+        assert max(len(list(turn)) for _, turn in itertools.groupby(order)) <= 4, counts
 
 
-def _answered(service: Service) -> int | None:
-    """Call until the slot is open, which is a moment after the worker says that it has loaded."""
-    try:
-        return service.call(sleep=0).status_code
-    except requests.ConnectionError as error:
-        if "refused" in str(error):
-            return None
-        raise
-
-
-def test_no_two_of_many_callers_ever_compute_at_once_and_everyone_else_is_told_so() -> None:
+def test_no_two_of_many_callers_ever_compute_at_once_and_each_is_served() -> None:
     with Service(pod=True, handler="tests.service.handlers:Span").ready() as service:
         stop = threading.Event()
         served: list[dict[str, float]] = []
-        outcomes: Counter[str] = Counter()
 
-        def call_again_and_again() -> None:
-            request = service.raw(b'{"inputs": {"x": 1}}')
+        def call_again_and_again(reserved: bool) -> None:
             while not stop.is_set():
-                try:
-                    connection = service.connect()
-                    connection.sendall(request)
-                    status, _, body = answer_of(connection)
-                except OSError as error:
-                    outcomes[type(error).__name__] += 1
-                    continue
-                outcomes[str(status)] += 1
-                if status == 200:
-                    served.append(json.loads(body)["outputs"])
+                connection = reserve(service) if reserved else service.connect()
+                assert not reserved or is_answered(connection, 10)
+                connection.sendall(service.raw(body(x=1)))
+                status, _, answer = answer_of(connection)
+                assert status == 200
+                served.append(json.loads(answer)["outputs"])
 
         with concurrent.futures.ThreadPoolExecutor(8) as callers:
-            for _ in range(8):
-                callers.submit(call_again_and_again)
-            time.sleep(4)
+            results = [callers.submit(call_again_and_again, bool(number % 2)) for number in range(8)]
+            time.sleep(3)
             stop.set()
+            for each in results:
+                each.result()
         spans = sorted((answer["began"], answer["ended"]) for answer in served)
         assert len(spans) > 50
         assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
-        # Refused by the kernel or turned away by the worker; a reset would look like a pod lost in a call.
-        assert set(outcomes) <= {"200", "503", "ConnectionRefusedError"}, outcomes
         eventually(lambda: service.metric("percore_calls_total", code="200") == len(served))
-        assert service.metric("percore_turned_away_calls_total") == outcomes["503"]
 
 
-def test_on_sigterm_a_pod_finishes_its_call_and_takes_no_other() -> None:
+@pytest.mark.parametrize("moment", ["loading", "waiting", "reserved", "computing"])
+def test_a_worker_that_is_killed_leaves_reservations_to_the_next_one(moment: str) -> None:
+    with Service(pod=True, handler="tests.service.handlers:SlowToLoad") as service:
+        if moment == "loading":
+            eventually(lambda: service.metric("percore_workers", state="loading") == 1)
+        else:
+            service.ready()
+        (worker,) = service.workers
+        lost = None
+        if moment == "waiting":
+            os.kill(worker, signal.SIGSTOP)
+        if moment == "reserved":
+            lost = reserve(service)
+            assert is_answered(lost, 2)
+            os.kill(worker, signal.SIGSTOP)
+        if moment == "computing":
+            lost = service.ask(sleep=60)
+            computing(service)
+        with reserve(service) as waiting:
+            time.sleep(0.1)
+            os.kill(worker, signal.SIGKILL)
+            if lost is not None:
+                with lost, contextlib.suppress(ConnectionResetError):
+                    assert lost.recv(1) == b""
+            assert is_answered(waiting, 30)
+            waiting.sendall(service.raw(body(x=1)))
+            assert answer_of(waiting)[0] == 200
+        assert service.workers != [worker]
+        lines = [line["status"] for line in service.log("call")]
+        assert lines == ["200"]
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_call_s_body_has_computed_nothing() -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        (worker,) = service.workers
+        call = service.raw(body(sleep=0))
+        with reserve(service) as connection:
+            assert is_answered(connection, 2)
+            connection.sendall(call[:-1])
+            time.sleep(0.05)
+            os.kill(worker, signal.SIGKILL)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        with reserve(service) as again:
+            assert is_answered(again, 30)
+            again.sendall(call)
+            assert answer_of(again)[0] == 200
+
+
+def test_a_call_whose_client_left_after_its_last_byte_ends_its_worker_and_the_next_reservation_is_answered() -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        (worker,) = service.workers
+        running = reserve(service)
+        assert is_answered(running, 2)
+        padded = json.dumps({"inputs": {"sleep": 60, "pad": "x" * 5_000_000}}).encode()
+        running.sendall(service.raw(padded))
+        computing(service)
+        with reserve(service) as waiting:
+            running.close()
+            assert is_answered(waiting, 30)
+            waiting.sendall(service.raw(body(sleep=0)))
+            assert answer_of(waiting)[0] == 200
+        assert service.workers != [worker]
+        eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
+
+
+def test_the_slot_is_taken_until_a_call_that_is_finished_for_nobody_returns() -> None:
+    with Service(pod=True, handler=FAULTY, abandoned="finish").ready() as service:
+        running = service.ask(burn=1.5)
+        eventually(lambda: service.get("/slot").json() == {"slot": "taken"})
+        running.close()
+        eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
+        with reserve(service) as waiting:
+            # Its word and its deed agree: it is taken until it accepts the next connection.
+            while not is_answered(waiting, 0.02):
+                said = service.get("/slot").json()["slot"]
+                assert said == "taken" or is_answered(waiting, 0.1)
+                if said != "taken":
+                    break
+        lines = eventually(lambda: service.log("call"))
+        assert lines[0]["run_seconds"] >= 1.4
+
+
+def test_on_sigterm_reservations_that_wait_are_reset_the_running_call_ends_and_the_exit_is_0() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
         _, worker = service.processes
         running = service.ask(sleep=1.5)
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        computing(service)
+        waiting = [reserve(service) for _ in range(20)]
+        time.sleep(0.1)
         worker.send_signal(signal.SIGTERM)
-        assert refused(service)
+        began = time.monotonic()
+        for connection in waiting:
+            with connection, pytest.raises(ConnectionResetError):
+                connection.recv(1)
+        assert time.monotonic() - began < 1
+        assert is_refused(service)
         assert answer_of(running)[0] == 200
         assert worker.wait(10) == 0
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", service.port), timeout=1)
+        assert is_refused(service)
+        assert not [line for line in service.log() if "trace" in line or "Exception" in line["message"]]
+
+
+def test_on_sigterm_a_worker_that_is_reserved_still_takes_its_call() -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        _, worker = service.processes
+        with reserve(service) as connection:
+            assert is_answered(connection, 2)
+            worker.send_signal(signal.SIGTERM)
+            connection.sendall(service.raw(body(sleep=0.5)))
+            assert answer_of(connection)[0] == 200
+        assert worker.wait(10) == 0
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_on_sigterm_a_worker_with_nothing_to_do_ends_at_once(reserved: bool) -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        _, worker = service.processes
+        connection = reserve(service)
+        assert is_answered(connection, 2)
+        if not reserved:
+            connection.close()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(3) == 0
+        connection.close()
+        assert not [line for line in service.log() if "trace" in line or "Exception" in line["message"]]
+
+
+def test_a_killed_arbiter_gives_the_port_up_while_its_worker_still_computes() -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        _, arbiter = service.processes
+        running = service.ask(sleep=2)
+        computing(service)
+        with reserve(service) as waiting:
+            arbiter.kill()
+            arbiter.wait(5)
+            waiting.settimeout(1)
+            with pytest.raises(ConnectionResetError):
+                waiting.recv(1)
+        assert is_refused(service)
+        assert answer_of(running)[0] == 200
+        eventually(lambda: not service.pids("worker"))
+        socket.create_server(("127.0.0.1", service.port)).close()
+        eventually(lambda: service.metric("percore_worker_restarts_total", reason="arbiter-lost") == 1)
 
 
 def test_a_crashed_exporter_does_not_take_the_worker_down_nor_the_other_way_round() -> None:
@@ -159,3 +355,44 @@ def test_a_crashed_exporter_does_not_take_the_worker_down_nor_the_other_way_roun
         assert service.get("/livez").status_code == 200
         eventually(lambda: service.get("/readyz").status_code == 503)
         eventually(lambda: service.metric("percore_worker_restarts_total", reason="arbiter-lost") == 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["RunTimeout", "NotReady", "QueueTimeout", "QueueFull", "Overloaded", "PodLost", "NotFound", "BodyTimeout", "CallError"],
+)
+def test_an_error_of_ours_that_a_handler_raises_is_500(saying: Service, error: str) -> None:
+    answer = saying.post(PREDICT, {"inputs": {"error": error}})
+    assert (answer.status_code, answer.json()["code"]) == (500, "handler-failed")
+    assert "Retry-After" not in answer.headers
+
+
+@pytest.mark.parametrize("error", ["BadInput", "BadRequest", "Mine"])
+def test_bad_input_passes_from_a_handler_and_is_never_more_than_that(saying: Service, error: str) -> None:
+    answer = saying.post(PREDICT, {"inputs": {"error": error}})
+    assert (answer.status_code, answer.json()) == (400, {"error": "as asked", "code": "bad-input"})
+    assert "Retry-After" not in answer.headers
+
+
+def test_the_kernel_probes_the_peer_of_every_connection(saying: Service) -> None:
+    with saying.connect() as connection:
+        connection.sendall(b"POST / HT")  # so that the worker holds it for a while
+        timers = eventually(lambda: _keepalive_timers(saying.port, connection.getsockname()[1]))
+        assert 0 < timers <= 5
+
+
+def _keepalive_timers(port: int, peer: int) -> float:
+    """Return seconds to the first probe on the worker's side of a connection, or 0 where none is due."""
+    for row in (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]):
+        if row[1].endswith(f":{port:04X}") and row[2].endswith(f":{peer:04X}"):
+            kind, _, jiffies = row[5].partition(":")
+            return int(jiffies, 16) / os.sysconf("SC_CLK_TCK") if kind == "02" else 0.0
+    return 0.0
+
+
+def test_nothing_is_left_when_the_pod_has_ended() -> None:
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        for process in reversed(service.processes):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        assert not processes_in(service.mark)

@@ -123,7 +123,7 @@ def test_every_call_is_one_line_of_the_log(served: Service) -> None:
     assert line["request_bytes"] == len(answer.request.body or b"")
     assert line["response_bytes"] > len(answer.content)
     assert line["run_seconds"] > 0
-    assert line["wait_seconds"] >= 0
+    assert line["queue_seconds"] >= 0
 
 
 def test_tensorflow_computes_a_call_on_as_many_threads_as_it_has_cores(repository: Path) -> None:

@@ -3,7 +3,7 @@ import threading
 import time
 
 import pytest
-from percore.errors import Busy, NotFound
+from percore.errors import NotFound, NotReady
 from percore.worker import answer
 from percore.worker.receive import Buffer
 
@@ -40,14 +40,14 @@ def test_a_refused_call_is_read_whole_then_answered() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         served = listener.accept()[0]
-    answer.turn_away(served, Busy("taken"))
+    answer.turn_away(served, NotReady("stopping"))
     with client:
         client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 300000\r\n\r\n")
         client.sendall(b"x" * 300_000)
         head, _, body = read_all(client).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
-    assert b"Retry-After: 1" in head
-    assert body == b'{"error":"taken","code":"busy"}'
+    assert b"Retry-After: 5" in head
+    assert body == b'{"error":"stopping","code":"not-ready"}'
 
 
 def test_an_answer_is_not_lost_where_a_part_of_the_request_was_never_read() -> None:
@@ -87,6 +87,6 @@ def test_an_answer_is_not_lost_where_bytes_follow_the_request() -> None:
 def test_helpers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer, "MOST_HELPERS", 0)
     client, served = socket.socketpair()
-    answer.turn_away(served, Busy("taken"))
+    answer.turn_away(served, NotReady("stopping"))
     with client:
         assert read_all(client) == b""

@@ -133,7 +133,7 @@ def test_an_answer_that_ends_early_is_a_hang_up() -> None:
 
 
 def test_run_is_read_from_server_timing() -> None:
-    assert bursts.run_seconds("wait;dur=12.000, run;dur=2500.000") == 2.5
+    assert bursts.run_seconds("queue;dur=12.000, run;dur=2500.000") == 2.5
     assert bursts.run_seconds("run;dur=0.500") == 0.0005
 
 

@@ -43,6 +43,8 @@ KUBERNETES = {
     "kube_pod_(init_)?container_status_restarts_total",
 }
 """What kube-prometheus-stack keeps of kube-state-metrics and cAdvisor; it drops others."""
+PROMETHEUS = {"up"}
+"""What Prometheus itself writes for each target."""
 CHOSEN = {"namespace": "here", "release": "first", "full": "first-percore", "__range": "1h"}
 
 
@@ -66,7 +68,7 @@ def test_it_is_what_the_types_of_grafana_say() -> None:
 
 def test_its_rows_are_in_the_order_in_which_one_asks() -> None:
     rows = [each["title"] for each in SHIPPED["panels"] if each["type"] == "row"]
-    assert rows == ["Headline", "Calls", "Wait against run", "Autoscaling", "Pods", "Gateway"]
+    assert rows == ["Headline", "Calls", "Queue time and run time", "Autoscaling", "Pods", "Gateway"]
 
 
 def test_no_two_panels_have_one_id_or_one_title() -> None:
@@ -123,7 +125,7 @@ class TestQueries:
         found = selectors(query.filled(CHOSEN))
         assert found
         for name, labels, _ in found:
-            assert name in ours() or name in RECORDED | KUBERNETES, name
+            assert name in ours() or name in RECORDED | KUBERNETES | PROMETHEUS, name
             if name in ours():
                 assert labels.keys() <= ours()[name] | added
 

@@ -23,7 +23,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 def read(served: socket.socket, seconds: float = 5.0, largest: int = 1000) -> receive.Buffer | None:
     source = receive.Deadline(served, seconds)
-    head = receive.read_head(Config(), source, ("127.0.0.1", 1))
+    head = receive.read_head(receive.parser(Config(), source, ("127.0.0.1", 1)), source)
     return None if head is None else receive.read_body(head, served, source, largest)
 
 
@@ -74,20 +74,56 @@ def test_a_chunked_body_over_the_limit_is_refused(pair: Pair) -> None:
 @pytest.mark.parametrize(
     "sent",
     [
-        request("Content-Length: 10", body=b"short"),
-        request("Transfer-Encoding: chunked", body=b"5\r\nhel"),
         request("Transfer-Encoding: chunked", body=b"zz\r\nhel\r\n"),
+        request("Transfer-Encoding: chunked", body=b"2\r\nhel\r\n0\r\n\r\n"),
         request("Content-Length: -1"),
+        request("Content-Length: 5", "Content-Length: 5", body=b"hello"),
+        request("Content-Length: 5", "Content-Length: 6", body=b"hello"),
+        request("X: a\r\n b", "Content-Length: 5", body=b"hello"),
+        request("X: a\0b"),
+        b"POST / HTTP/1.1\nHost: x\nContent-Length: 5\n\nhello",
+        b"POST / HTTP/1.1\r\nHost: x\nContent-Length: 5\r\n\r\nhello",
         request("Content-Length: 5", "Transfer-Encoding: chunked", body=b"hello"),
         b"what is this\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
     ],
 )
-def test_what_is_not_a_whole_well_formed_request_is_refused(pair: Pair, sent: bytes) -> None:
+def test_what_is_not_well_formed_is_refused(pair: Pair, sent: bytes) -> None:
     pair[0].sendall(sent)
     pair[0].shutdown(socket.SHUT_WR)
     with pytest.raises(BadRequest):
         read(pair[1])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request("Content-Length: 10", body=b"short"),
+        request("Content-Length: 10"),
+        request("Transfer-Encoding: chunked"),
+        request("Transfer-Encoding: chunked", body=b"5\r\nhel"),
+        request("Transfer-Encoding: chunked", body=b"3\r\nhel"),
+        request("Transfer-Encoding: chunked", body=b"3\r\nhel\r\n"),
+        request("Transfer-Encoding: chunked", body=b"3\r\nhel\r\n0\r\n"),
+    ],
+)
+def test_a_body_that_ends_before_its_last_byte_is_no_bad_request_but_a_client_that_left(pair: Pair, sent: bytes) -> None:
+    pair[0].sendall(sent)
+    pair[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(receive.EndedEarly):
+        read(pair[1])
+
+
+def test_a_chunked_request_without_a_body_is_empty(pair: Pair) -> None:
+    pair[0].sendall(request("Transfer-Encoding: chunked", body=b"0\r\n\r\n"))
+    assert read(pair[1]) == b""
+
+
+def test_a_client_that_says_nothing_at_all_is_no_request(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "SILENT_SECONDS", 0.1)
+    began = time.monotonic()
+    assert read(pair[1]) is None
+    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST / HT"])
@@ -154,12 +190,24 @@ def test_a_body_is_read_only_however_it_came(pair: Pair, length: int) -> None:
 
 def test_a_head_has_five_seconds_of_a_longer_limit(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "HEAD_SECONDS", 0.2)
+    pair[0].sendall(b"POST")
     with pytest.raises(BodyTimeout, match=r"the head of the request was not complete within 0\.2 s"):
         read(pair[1], seconds=60)
 
 
-def test_a_body_hands_out_its_buffer_itself() -> None:
+def test_a_body_hands_out_its_buffer_itself_and_nothing_twice() -> None:
     buffer = bytearray(b"hello")
-    assert receive.WholeBody(buffer).read() is buffer
-    partial = receive.WholeBody(b"hello")
+    body = receive.WholeBody(buffer)
+    assert body.take() is buffer
+    assert body.take() == b""
+    assert body.read() == b""
+
+
+def test_a_body_is_read_as_any_file_of_bytes() -> None:
+    partial = receive.WholeBody(memoryview(b"hello"))
     assert [partial.read(2), partial.read(), partial.read()] == [b"he", b"llo", b""]
+    assert type(receive.WholeBody(memoryview(b"hello")).read()) is bytes
+    lines = receive.WholeBody(bytearray(b"a\nb\nc\nd"))
+    assert (lines.readline(), next(iter(lines)), lines.readlines()) == (b"a\n", b"b\n", [b"c\n", b"d"])
+    started = receive.WholeBody(b"hello")
+    assert started.read(2) + bytes(started.take()) == b"hello"

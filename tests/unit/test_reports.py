@@ -35,7 +35,7 @@ def test_a_report_arrives_however_large_the_catalog_is(tmp_path: Path) -> None:
     for _ in range(20):
         reporter.tend()
         exporter.take_in()
-    reporter.started("")
+    reporter.started()
     exporter.take_in()
     assert exporter.workers.states() == {State.BUSY: 1}
     exporter.close()
@@ -46,16 +46,16 @@ def test_an_exporter_that_comes_back_learns_the_present_state(tmp_path: Path) ->
     first, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     reporter.loaded({"models": []})
-    reporter.started("a")
+    reporter.started()
     first.take_in()
     first.close()
-    reporter.counted("turned-away")  # finds out that nobody is there
+    reporter.counted("abandoned", state="executing")  # finds out that nobody is there
     reporter.tend()
     second = Exporter(tmp_path)
     reporter.tend()
     second.take_in()
     assert second.workers.states() == {State.BUSY: 1}
-    assert second.workers.slot_is_open("a")
+    assert second.workers.slot() == "taken"
     second.close()
     reporter.close()
 
@@ -63,7 +63,7 @@ def test_an_exporter_that_comes_back_learns_the_present_state(tmp_path: Path) ->
 def test_without_an_exporter_reports_cost_nothing_and_raise_nothing(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "exporter.sock")
     reporter.tend()
-    reporter.started("")
+    reporter.started()
     reporter.finished("m", "200", 1.0, 0.0)
 
 
@@ -72,9 +72,9 @@ def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Pa
     reporter.tend()
     reporter.loaded({"models": []})
     for _ in range(40_000):
-        reporter.started("")
+        reporter.started()
         reporter.finished("m", "200", 1.0, 0.0)
-    reporter.started("")  # is lost
+    reporter.started()  # is lost
     for _ in range(200):
         exporter.take_in(turns=1)
         reporter.tend()
@@ -87,7 +87,7 @@ def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Pa
 def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> None:
     exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
     reporter.tend()
-    reporter.started("")
+    reporter.started()
     exporter.take_in()
     assert exporter.workers.states() == {State.BUSY: 1}
     reporter.close()

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from percore.api.facts import ENVIRON_KEY, CallFacts
-from percore.errors import BadInput, HandlerFailed, NotFound
+from percore.errors import BadInput, CallError, HandlerFailed, call_errors
 from percore.handlers import Tensors
 from werkzeug.exceptions import BadRequest
 
@@ -214,12 +214,31 @@ def test_an_output_that_no_protocol_can_carry_is_the_models_failure(caplog: pyte
     assert len(caplog.records) == 1
 
 
-def test_what_a_model_tells_the_caller_passes_through(caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_input_passes_from_a_model_to_the_caller(caplog: pytest.LogCaptureFixture) -> None:
     refused = post(client_of(model(ONE, fail(BadInput("x: expected a cat, got a dog")))), {"inputs": [[1, 2]]})
     assert (refused.status_code, refused.json["error"]) == (400, "x: expected a cat, got a dog")
-    missing = post(client_of(model(ONE, fail(NotFound("no such user")))), {"inputs": [[1, 2]]})
-    assert (missing.status_code, missing.json["code"]) == (404, "not-found")
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("kind", [each for each in call_errors() if not issubclass(each, BadInput)])
+def test_any_other_error_of_ours_that_a_model_raises_is_the_models_failure(
+    kind: type[CallError], caplog: pytest.LogCaptureFixture
+) -> None:
+    response = post(client_of(model(ONE, fail(kind("as asked")))), {"inputs": [[1, 2]]})
+    assert (response.status_code, response.json) == (500, HandlerFailed().document())
+    assert "Retry-After" not in response.headers
+    assert len(caplog.records) == 1
+
+
+def test_a_users_own_kind_of_bad_input_is_plain_bad_input() -> None:
+    class NeverRan(BadInput):
+        status = 503
+        code = "not-ready"
+        retry_after = 1
+
+    response = post(client_of(model(ONE, fail(NeverRan("as asked")))), {"inputs": [[1, 2]]})
+    assert (response.status_code, response.json) == (400, {"error": "as asked", "code": "bad-input"})
+    assert "Retry-After" not in response.headers
 
 
 def test_a_failing_serialisation_of_examples_is_the_models_failure(caplog: pytest.LogCaptureFixture) -> None:

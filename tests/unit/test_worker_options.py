@@ -1,9 +1,9 @@
 import pytest
 from gunicorn.config import Config
 from percore import settings
+from percore.worker.pod import PodWorker
 from percore.worker.server import options
 from percore.worker.shared import SharedWorker
-from percore.worker.slot import SlotWorker
 
 READ = settings.load({"PERCORE_BODY_LIMIT": "2", "PERCORE_RUN_LIMIT": "10.5", "PERCORE_DRAIN_LIMIT": "7.5"})
 
@@ -18,8 +18,8 @@ def test_running_calls_get_the_drain_limit_and_nothing_is_loaded_before_the_fork
     assert chosen["preload_app"] is False
 
 
-@pytest.mark.parametrize(("fd", "worker", "bind"), [(None, SlotWorker, "127.0.0.1:8080"), (7, SharedWorker, "fd://7")])
-def test_a_shared_socket_makes_shared_workers_and_none_a_slot(fd: int | None, worker: type, bind: str) -> None:
+@pytest.mark.parametrize(("fd", "worker", "bind"), [(None, PodWorker, "127.0.0.1:8080"), (7, SharedWorker, "fd://7")])
+def test_a_shared_socket_makes_shared_workers_and_none_a_pod(fd: int | None, worker: type, bind: str) -> None:
     chosen = options(READ, 3, fd)
     assert chosen["worker_class"] is worker
     assert chosen["bind"] == [bind]

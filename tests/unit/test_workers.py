@@ -33,8 +33,8 @@ class Exporter:
         catalog: dict[str, Any] = {"catalog": CATALOG} if loaded else {}
         self.workers.tell(connection, {"event": "hello", "worker": 1000 + connection, **catalog})
 
-    def start(self, connection: int, gateway: str = "") -> None:
-        self.workers.tell(connection, {"event": "started", "gateway": gateway})
+    def start(self, connection: int) -> None:
+        self.workers.tell(connection, {"event": "started"})
 
     def finish(self, connection: int, code: str = "200") -> None:
         self.workers.tell(connection, {"event": "finished", "model": "digits", "code": code, "run": 2.0, "wait": 0.5})
@@ -58,22 +58,42 @@ def test_nothing_is_ready_before_a_worker_has_loaded(exporter: Exporter) -> None
     assert exporter.value("percore_model_load_seconds", model="digits", version="2") == 1.5
 
 
-def test_busy_is_ready_but_its_slot_is_taken(exporter: Exporter) -> None:
-    exporter.join(1)
-    assert exporter.workers.slot_is_open("")
+def test_the_slot_is_loading_then_free_then_taken_and_busy_is_ready(exporter: Exporter) -> None:
+    assert exporter.workers.slot() == "loading"
+    exporter.join(1, loaded=False)
+    assert exporter.workers.slot() == "loading"
+    exporter.workers.tell(1, {"event": "hello", "worker": 1001, "catalog": CATALOG})
+    assert exporter.workers.slot() == "free"
     exporter.start(1)
     assert exporter.workers.ready()
-    assert not exporter.workers.slot_is_open("")
+    assert exporter.workers.slot() == "taken"
     exporter.finish(1)
-    assert exporter.workers.slot_is_open("")
+    assert exporter.workers.slot() == "free"
 
 
-def test_a_slot_is_open_to_the_gateway_whose_call_it_holds_and_to_no_other(exporter: Exporter) -> None:
+def test_the_slot_is_taken_while_a_call_of_a_client_that_left_computes(exporter: Exporter) -> None:
     exporter.join(1)
-    exporter.start(1, gateway="a")
-    assert exporter.workers.slot_is_open("a")
-    assert not exporter.workers.slot_is_open("b")
-    assert not exporter.workers.slot_is_open("")
+    exporter.start(1)
+    exporter.workers.tell(1, {"event": "abandoned", "state": "executing"})
+    assert exporter.workers.slot() == "taken"
+    exporter.finish(1)
+    assert exporter.workers.slot() == "free"
+
+
+def test_the_slot_is_taken_while_an_old_worker_computes_beside_its_successor(exporter: Exporter) -> None:
+    exporter.join(1)
+    exporter.start(1)
+    exporter.join(2)
+    assert exporter.workers.slot() == "taken"
+
+
+def test_what_is_released_is_free_and_not_counted(exporter: Exporter) -> None:
+    exporter.join(1)
+    exporter.start(1)
+    exporter.workers.tell(1, {"event": "released"})
+    assert exporter.workers.slot() == "free"
+    assert exporter.value("percore_call_wait_seconds_count") == 0
+    assert b"percore_calls_total{" not in generate_latest(exporter.telemetry.registry)
 
 
 def test_finished_calls_are_counted_by_code_with_run_and_wait_apart(exporter: Exporter) -> None:
@@ -127,5 +147,5 @@ def test_five_hundred_restarts_leave_no_more_series_than_one(exporter: Exporter)
 def test_restarts_and_abandoned_calls_begin_at_zero_so_that_the_first_one_is_a_rise(exporter: Exporter) -> None:
     for reason in ("crashed", "run-timeout", "abandoned", "arbiter-lost"):
         assert exporter.value("percore_worker_restarts_total", reason=reason) == 0
-    for state in ("waiting", "executing"):
+    for state in ("queued", "executing"):
         assert exporter.value("percore_abandoned_calls_total", state=state) == 0

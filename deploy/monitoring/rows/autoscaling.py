@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.monitoring import panels as make
-from deploy.monitoring.queries import DEPLOYMENT, GATEWAY, HPA, PODS, line
+from deploy.monitoring.queries import DEPLOYMENT, EXPORTER, GATEWAY, HPA, PODS, line
 
 
 def panels() -> Iterator[make.Panel]:
     """Yield the row's panels."""
     calls = make.lines(
         "Calls against capacity",
-        "Calls in flight, and the pods that could compute them, as the gateways know them. Calls above capacity wait. "
-        "For longer than a pod takes to start: look at the pods wanted, beside this.",
+        "Calls in flight, and the workers that have loaded. Calls above capacity are queued. "
+        "If this lasts longer than a pod takes to start, look at the pods wanted, beside this.",
         "none",
         [
             line(f"sum by (state) (percore_in_flight_requests{{{GATEWAY}}})", "{{state}}"),
-            line(f'max(sum by (pod) (percore_gateway_pods{{{GATEWAY},state=~"idle|busy|taken"}}))', "capacity"),
+            line(f'sum(percore_workers{{{EXPORTER},state=~"free|busy"}})', "capacity"),
         ],
     )
     style = [make.property_of("custom.stacking", {"mode": "none"}), make.property_of("custom.fillOpacity", 0)]
@@ -25,7 +25,7 @@ def panels() -> Iterator[make.Panel]:
     yield make.steps_of(
         make.lines(
             "Pods wanted and ready",
-            "Wanted at the maximum while calls wait: raise autoscaling.maxReplicas. Wanted above ready for minutes: "
+            "Wanted at the maximum while calls are queued: raise autoscaling.maxReplicas. Wanted above ready for minutes: "
             "pods do not start. "
             "Wanted does not follow the calls: `kubectl describe hpa`. Wanted, least and most are the autoscaler's. "
             "Needs kube-state-metrics.",
@@ -42,10 +42,9 @@ def panels() -> Iterator[make.Panel]:
     took = f"(max by (pod) (kube_pod_status_ready_time{{{PODS}}}) - max by (pod) (kube_pod_created{{{PODS}}}))"
     yield make.lines(
         "From wanted to ready",
-        "How long the pods that are there took from their creation, which follows the wish at once, until they were "
-        "ready: to be placed, to "
-        "pull the image, to load the models. A pod that was not ready for a while counts until it was again. "
-        "Long: keep images on nodes, keep a buffer. Needs kube-state-metrics.",
+        "How long the present pods took from their creation until they were ready: to be scheduled, to pull the image, "
+        "and to load the models. A pod that became unready counts until it was ready again. "
+        "Long: keep images on nodes, or keep spare pods (autoscaling.buffer). Needs kube-state-metrics.",
         "s",
         [line(f"max({took})", "slowest"), line(f"avg({took})", "mean"), line(f"min({took})", "fastest")],
     )

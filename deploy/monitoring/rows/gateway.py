@@ -1,4 +1,4 @@
-"""The gateways: their queue, what they refuse, and whether they are well."""
+"""The gateways: their queues, what they reject, how full they are, and whether they are well."""
 
 from __future__ import annotations
 
@@ -7,103 +7,161 @@ from collections.abc import Iterator
 from deploy.monitoring import panels as make
 from deploy.monitoring.queries import GATEWAY, GATEWAY_PODS, a_minute, line
 
-UP = {0: ("HAProxy down", "red"), 1: ("up", "green")}
+UP = {0: ("no answer", "red"), 1: ("up", "green")}
 STALE_SECONDS = 180.0
+LAG_SECONDS = 1.0
+LIMIT = [make.property_of("custom.lineStyle", {"fill": "dash"}), make.property_of("custom.fillOpacity", 0)]
+"""How a line is drawn that other lines must stay below."""
 
 
 def panels() -> Iterator[make.Panel]:
     """Yield the row's panels."""
-    yield from _traffic()
+    yield from _dispatch()
+    yield from _losses()
+    yield from _room()
     yield from _health()
+    yield from _resources()
 
 
-def _traffic() -> Iterator[make.Panel]:
+def _dispatch() -> Iterator[make.Panel]:
     calls = f"sum by (pod, state) (percore_in_flight_requests{{{GATEWAY}}})"
     yield make.steps_of(
         make.lines(
-            "Queue and sessions",
-            "Calls of each gateway. One that holds all the calls while another has none: callers keep connections open "
-            "to it, which is "
-            "harmless until it is full (queue.max).",
+            "Calls of each gateway",
+            "Queued and executing. One gateway may have all calls while another has none, because callers keep their "
+            "connections. That is harmless until its queue is full (queue.max).",
             "none",
             [line(calls, "{{pod}} {{state}}")],
         )
     )
     yield make.steps_of(
         make.lines(
-            "Pods as HAProxy sees them",
-            "`taken`: a pod computes for another gateway. `down`: it refuses calls or checks; for minutes: see that pod. "
-            "`draining`: it finishes its call and goes.",
+            "Pods as the gateways see them",
+            "`unknown`: no connection to the pod, which is normal while nothing is queued; with queued calls the pod "
+            "cannot be reached. `waiting`: the pod is asked whether it is free. `reserved`: it is free and gets the next "
+            "call. `running`: it computes a call of this gateway. `ending`: it gets no more calls.",
             "none",
             [line(f"max by (state) (percore_gateway_pods{{{GATEWAY}}})", "{{state}}")],
         )
     )
-    unwell = {
-        "rejected: {{reason}}": ("percore_gateway_rejected_calls_total", "reason"),
-        "abandoned: {{state}}": ("percore_gateway_abandoned_calls_total", "state"),
-        "sent again": ("percore_gateway_retries_total", "service"),
-    }
-    queries = [line(a_minute(counter, GATEWAY, by), legend) for legend, (counter, by) in unwell.items()]
     yield make.lines(
-        "Rejected, abandoned, sent again, a minute",
-        "`queue-full`: raise queue.max or the most pods. `wait-timeout`: too few pods. `no-pod`: pods are ready and "
-        "cannot be reached. "
-        "Abandoned: callers have a timeout that is too short. Sent again: gateways compete for pods, or pods refuse; "
-        "no call is lost.",
+        "Deletion costs, a minute",
+        "Pods whose deletion cost was changed, because they began or ended a call. `failed`: scaling in may remove pods "
+        "that compute; see the gateway's log, and its right to patch pods. `gone`: the pod was deleted before.",
         "cpm",
-        queries,
+        [line(a_minute("percore_gateway_deletion_cost_updates_total", GATEWAY, "result"), "{{result}}")],
+    )
+
+
+def _losses() -> Iterator[make.Panel]:
+    yield make.lines(
+        "Rejected calls, a minute",
+        "Calls that never ran. `queue-full`: raise queue.max or autoscaling.maxReplicas. `overloaded`: the spool, the "
+        "uploads or the connections are at their limit, see below. `queue-timeout`: too few pods. `body-timeout`: callers "
+        "send slowly. The others are errors of callers.",
+        "cpm",
+        [line(a_minute("percore_gateway_rejected_calls_total", GATEWAY, "reason"), "{{reason}}")],
+    ).interval(make.FEW_CALLS)
+    yield make.lines(
+        "Client disconnects, a minute",
+        "Clients that closed their connection before the answer was complete, by what the call did then. Many while "
+        "`queued` or `executing`: the client, or a load balancer, has a timeout that is too short.",
+        "cpm",
+        [line(a_minute("percore_gateway_client_disconnects_total", GATEWAY, "state"), "{{state}}")],
+    ).interval(make.FEW_CALLS)
+    losses = {
+        "requeued": "percore_gateway_requeued_calls_total",
+        "interrupted answers": "percore_gateway_interrupted_answers_total",
+    }
+    yield make.lines(
+        "Lost pods, a minute",
+        "`requeued`: a pod was lost before its call began, and the call went back to its place in the queue. No caller is "
+        "hurt. `interrupted answers`: a pod was lost while it sent its answer, and the caller got a part of it.",
+        "cpm",
+        [line(a_minute(counter, GATEWAY, "service"), legend) for legend, counter in losses.items()],
     ).interval(make.FEW_CALLS)
 
 
+def _room() -> Iterator[make.Panel]:
+    spool = make.lines(
+        "Spool",
+        "Bytes of request bodies and answers that each gateway keeps, and its limits (dashed). Memory at its limit is "
+        "normal: then bodies go to disk. Disk at its limit: calls are rejected as `overloaded`; raise gateway.spool.bytes.",
+        "bytes",
+        [
+            line(f"max by (pod, place) (percore_gateway_spool_bytes{{{GATEWAY}}})", "{{pod}} {{place}}"),
+            line(f"max by (place) (percore_gateway_spool_limit_bytes{{{GATEWAY}}})", "limit {{place}}"),
+        ],
+    )
+    yield spool.override_by_regexp("limit .*", LIMIT)
+    connections = make.lines(
+        "Connections and uploads",
+        "Connections of callers to each gateway, their limit (dashed), and bodies that are received now. At the limit the "
+        "gateway closes the connections that have been idle longest: raise gateway.connections.",
+        "none",
+        [
+            line(f"max by (pod) (percore_gateway_connections{{{GATEWAY}}})", "{{pod}} connections"),
+            line(f"max by (pod) (percore_gateway_uploads{{{GATEWAY}}})", "{{pod}} uploads"),
+            line(f"max(percore_gateway_connections_limit{{{GATEWAY}}})", "limit"),
+        ],
+    )
+    yield connections.override_by_name("limit", LIMIT)
+    yield make.limited(
+        make.lines(
+            "Loop lag",
+            "The longest delay of each gateway's event loop within a minute. Every caller of that gateway is delayed as "
+            "much. Usually below 0.05 s. Above a second for minutes: the gateway needs more CPU (gateway.cpu).",
+            "s",
+            [line(f"max by (pod) (percore_gateway_loop_lag_seconds{{{GATEWAY}}})", "{{pod}}")],
+        ),
+        {LAG_SECONDS: "red"},
+    )
+
+
 def _health() -> Iterator[make.Panel]:
-    up = line(f"min by (pod) (percore_gateway_haproxy_up{{{GATEWAY}}})", "{{pod}}")
     yield make.states(
-        "HAProxy", "Whether each gateway's HAProxy answers its controller. Down: its log, and whether it was OOMKilled.", up, UP
+        "Gateways",
+        "Whether each gateway answers Prometheus. No answer: look at its log, and whether it was OOMKilled.",
+        line(f"min by (pod) (up{{{GATEWAY}}})", "{{pod}}"),
+        UP,
     )
     yield make.limited(
         make.lines(
             "Endpoints confirmed",
-            "How long ago the API server last confirmed to each gateway which pods there are; it does so each minute. "
-            "Old: pods that start get no calls; see the controller's log.",
+            "How long ago the API server last confirmed to each gateway which pods there are. It does so each minute. "
+            "Longer: new pods get no calls of this gateway; see the gateway's log.",
             "s",
             [line(f"max by (pod) (percore_gateway_endpoints_age_seconds{{{GATEWAY}}})", "{{pod}}")],
             span=12,
         ),
         {STALE_SECONDS: "red"},
     )
+
+
+def _resources() -> Iterator[make.Panel]:
     lost = f"sum by (pod) (increase(percore_gateway_log_lines_lost_total{{{GATEWAY}}}[$__rate_interval]))"
-    failed = f'{GATEWAY},result="failed"'
-    unmarked = f"sum by (pod) (increase(percore_gateway_deletion_cost_marks_total{{{failed}}}[$__rate_interval]))"
     yield make.limited(
         make.lines(
-            "What should be zero",
-            "Unplaced pods: raise gateway.slots. Lost log lines: every number of calls is too low; the controller needs CPU. "
-            "Failed marks: scaling in may take busy pods; the controller's right to patch pods is missing.",
+            "Lost log lines",
+            "Should be zero. Lines that a gateway could not write, because whatever reads its log was too slow. "
+            "Those calls have no line; the metrics count them.",
             "none",
-            [
-                line(f"max by (pod) (percore_gateway_unplaced_pods{{{GATEWAY}}})", "unplaced pods, {{pod}}"),
-                line(lost, "lost log lines, {{pod}}"),
-                line(unmarked, "failed marks, {{pod}}"),
-            ],
+            [line(lost, "{{pod}}")],
         ),
         {1.0: "red"},
     )
-    containers = GATEWAY_PODS + ',container=~"haproxy|controller"'
+    container = GATEWAY_PODS + ',container="gateway"'
     yield make.lines(
         "CPU of gateways",
-        "In cores. A controller that needs all of its CPU loses log lines, and new pods and marks come late: raise "
-        "gateway.controller.cpu. Needs cAdvisor.",
+        "In cores. A gateway uses one core at most for its calls, and a little more for probes and the API server. Near "
+        "one core: have more gateways (gateway.replicas). Needs cAdvisor.",
         "none",
-        [
-            line(
-                f"sum by (pod, container) (rate(container_cpu_usage_seconds_total{{{containers}}}[$__rate_interval]))",
-                "{{pod}} {{container}}",
-            )
-        ],
+        [line(f"sum by (pod) (rate(container_cpu_usage_seconds_total{{{container}}}[$__rate_interval]))", "{{pod}}")],
     )
     yield make.lines(
         "Memory of gateways",
-        "HAProxy holds each waiting call in memory: near its limit, raise gateway.memory or lower queue.max. Needs cAdvisor.",
+        "Grows with queued calls, connections and the spool in memory. Near the limit: raise gateway.memory, or lower "
+        "queue.max. Needs cAdvisor.",
         "bytes",
-        [line(f"max by (pod, container) (container_memory_working_set_bytes{{{containers}}})", "{{pod}} {{container}}")],
+        [line(f"max by (pod) (container_memory_working_set_bytes{{{container}}})", "{{pod}}")],
     )

@@ -1,15 +1,15 @@
-"""Whether calls wait, and whether they are answered."""
+"""Whether calls are queued, and whether they are answered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from deploy.monitoring import panels as make
-from deploy.monitoring.queries import DEPLOYMENT, FAILED, GATEWAY, HPA, VALID, number
+from deploy.monitoring.queries import DEPLOYMENT, EXPORTER, FAILED, GATEWAY, HPA, VALID, number
 
-COUNT = "percore_gateway_call_duration_seconds_count"
+COUNT = "percore_gateway_call_seconds_count"
 LEFT = {0.0: "red", 0.25: "orange", 0.5: "green"}
-OF_RULES = "Empty where the chart's rules are off (`monitoring.rules.enabled`), and before the first call."
+OF_RULES = "Empty when the chart's rules are off (`monitoring.rules.enabled`), and before the first call."
 
 
 def panels() -> Iterator[make.Panel]:
@@ -19,28 +19,28 @@ def panels() -> Iterator[make.Panel]:
 
 
 def _now() -> Iterator[make.Panel]:
-    for state, colours in (("executing", None), ("waiting", {1.0: "orange"})):
+    for state, colours in (("executing", None), ("queued", {1.0: "orange"})):
         yield make.number(
             state.capitalize(),
-            "Calls that compute now, one on each pod. As many as ready pods: the next call waits."
+            "Calls that compute now, one on each pod. When there are as many as ready pods, the next call is queued."
             if state == "executing"
-            else "Calls that wait for a pod now. For longer than a pod takes to start: see the row Autoscaling.",
+            else "Calls that are queued now. If this lasts longer than a pod takes to start, see the row Autoscaling.",
             "none",
             number(f'sum(percore_in_flight_requests{{{GATEWAY},state="{state}"}})'),
             colours,
         )
     yield make.number(
         "Ready pods",
-        "Pods that take calls, as the gateways know them. Fewer than wanted for minutes: see the row Pods, then "
+        "Pods whose worker has loaded its models, free or busy. Fewer than wanted for minutes: see the row Pods, then "
         "`kubectl describe`.",
         "none",
-        number(f'max(sum by (pod) (percore_gateway_pods{{{GATEWAY},state=~"idle|busy|taken"}}))'),
+        number(f'sum(percore_workers{{{EXPORTER},state=~"free|busy"}})'),
     )
     autoscaler = f"max(kube_horizontalpodautoscaler_status_desired_replicas{{{HPA}}})"
     yield make.number(
         "Wanted pods",
-        "Pods that the autoscaler wants, or without one those that the Deployment says. "
-        "At the maximum while calls wait: raise autoscaling.maxReplicas. Needs kube-state-metrics.",
+        "Pods that the autoscaler wants. Without an autoscaler: the replicas of the Deployment. "
+        "At the maximum while calls are queued: raise autoscaling.maxReplicas. Needs kube-state-metrics.",
         "none",
         number(f"{autoscaler} or max(kube_deployment_spec_replicas{{{DEPLOYMENT}}})"),
     )
@@ -51,32 +51,30 @@ def _objectives() -> Iterator[make.Panel]:
     valid = f'sum(increase({COUNT}{{{GATEWAY},code=~"{VALID}"}}[$__range]))'
     yield make.number(
         "Success ratio",
-        "Share of the calls in the time range that were answered, of those that should have been: what callers did "
-        "wrong, and callers "
-        "who left, are not counted. Low: the panel Failed calls says which code, and the runbook what to do.",
+        "Share of calls in the time range that succeeded. Errors of callers and clients that disconnected are not counted. "
+        "Low: the panel Failed calls says which code, and the runbook says what to do.",
         "percentunit",
         number(f"1 - {failed} / ({valid} > 0)"),
         {0.0: "red", 0.99: "orange", 0.995: "green"},
     )
     yield make.number(
-        "Wait, p95",
-        "Of twenty calls that ended in the time range, nineteen waited no longer than this. Long: too few pods, or "
+        "Queue time, p95",
+        "Of twenty calls that ended in the time range, nineteen were queued no longer than this. Long: too few pods, or "
         "pods that start slowly.",
         "s",
-        number(f"histogram_quantile(0.95, sum by (le) (increase(percore_gateway_wait_seconds_bucket{{{GATEWAY}}}[$__range])))"),
+        number(f"histogram_quantile(0.95, sum by (le) (increase(percore_call_queue_seconds_bucket{{{GATEWAY}}}[$__range])))"),
         {60.0: "orange", 600.0: "red"},
     )
     budgets = {
         "Error budget left": ("failed_calls", "success", "fail"),
-        "Wait budget left": ("long_waits", "wait", "wait long"),
+        "Queue budget left": ("long_waits", "wait", "be queued long"),
     }
     for title, (bad, objective, verb) in budgets.items():
         spent = f"max(service:percore_gateway_{bad}:ratio_rate30d{{{GATEWAY}}})"
         yield make.number(
             title,
-            f"How much of what may {verb} in thirty days is left; with less history in Prometheus, of as many days as "
-            f"there are. "
-            f"Below zero: the objective is missed; hold back roll-outs. {OF_RULES}",
+            f"How much is left of the share of calls that may {verb} in thirty days, or in as many days as Prometheus keeps. "
+            f"Below zero: the objective is missed, so hold back roll-outs. {OF_RULES}",
             "percentunit",
             number(f"1 - {spent} / (1 - max(service:percore_{objective}_objective:ratio{{{GATEWAY}}}))"),
             LEFT,

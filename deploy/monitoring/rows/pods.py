@@ -25,18 +25,16 @@ def panels() -> Iterator[make.Panel]:
     """Yield the row's panels."""
     yield make.states(
         "Busy or free",
-        "What each pod's worker does. Busy is what it is there for. Loading again and again: workers end, and the "
-        "panel beside this says why. "
-        "No worker: the pod starts, or cannot.",
+        "What each pod's worker does. Loading again and again: workers end, and the panel beside this says why. "
+        "No worker: the pod is starting, or cannot start.",
         line(STATE, "{{pod}}"),
         STATES,
     )
     yield make.stacked(
         make.lines(
             "Worker restarts, a minute",
-            "Each costs a load of the models. `abandoned`: callers leave, see the row Gateway. `run-timeout`: calls "
-            "pass the run limit. "
-            "`crashed`: memory, or the model; see the pod's log.",
+            "After each one the models are loaded again. `abandoned`: clients disconnect, see the row Gateway. "
+            "`run-timeout`: calls exceed the run limit. `crashed`: out of memory, or a fault of the model; see the pod's log.",
             "cpm",
             [line(a_minute("percore_worker_restarts_total", EXPORTER, "reason"), "{{reason}}")],
             span=12,
@@ -46,7 +44,7 @@ def panels() -> Iterator[make.Panel]:
         "Pods",
         "Click on a column to sort by it. Memory near its limit: raise `memory`. Throttled: the worker wants more CPU "
         "than its limit. "
-        "Many restarts or abandoned calls on one pod alone: delete that pod. CPU, throttling, memory and restarts of "
+        "Many restarts or disconnects on one pod alone: delete that pod. CPU, throttling, memory and restarts of "
         "containers need cAdvisor and kube-state-metrics.",
         {
             "State": column(STATE),
@@ -56,7 +54,7 @@ def panels() -> Iterator[make.Panel]:
             "Memory limit": column(MEMORY_LIMIT),
             "Container restarts": column(RESTARTS),
             "Worker restarts": column(f"sum by (pod) (percore_worker_restarts_total{{{EXPORTER}}})"),
-            "Abandoned calls": column(f"sum by (pod) (percore_abandoned_calls_total{{{EXPORTER}}})"),
+            "Client disconnects": column(f"sum by (pod) (percore_abandoned_calls_total{{{EXPORTER}}})"),
         },
         {"CPU of its cores": "percentunit", "Throttled": "percentunit", "Memory": "bytes", "Memory limit": "bytes"},
     ).override_by_name("State", [make.property_of("mappings", [make.mapping(STATES).to_json()])])

@@ -1,4 +1,4 @@
-"""Waiting and running, apart: the one is mended by more pods, the other is not."""
+"""Queue time and run time, apart: more pods shorten the first and not the second."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Iterator
 from deploy.monitoring import panels as make
 from deploy.monitoring.queries import EXPORTER, GATEWAY, cells, quantiles
 
-WAIT, RUN = "percore_gateway_wait_seconds", "percore_call_duration_seconds"
+QUEUE, RUN = "percore_call_queue_seconds", "percore_call_duration_seconds"
 
 
 def panels() -> Iterator[make.Panel]:
     """Yield the row's panels."""
     yield make.lines(
-        "Wait",
-        "How long calls waited for a free pod, by the time they ended. Grows: more pods (autoscaling.maxReplicas), or sooner "
-        "(autoscaling.buffer, autoscaling.minReplicas).",
+        "Queue time",
+        "How long calls were queued, by the time they ended. If it grows, have more pods (autoscaling.maxReplicas), or have "
+        "them sooner (autoscaling.buffer, autoscaling.minReplicas).",
         "s",
-        quantiles(WAIT, GATEWAY),
+        quantiles(QUEUE, GATEWAY),
         span=12,
     ).interval(make.FEW_CALLS)
     yield make.lines(
-        "Run",
-        "How long calls computed on their pod. It does not depend on how many others there are: if it grows with the "
-        "load, pods do not "
-        "have their cores; see Throttled, and the kubelet's static CPU manager.",
+        "Run time",
+        "How long calls computed on their pod. It should not depend on the load. If it grows with the load, pods do not "
+        "have their cores to themselves: see Throttled, and the kubelet's static CPU manager.",
         "s",
         quantiles(RUN, EXPORTER),
         span=12,
     ).interval(make.FEW_CALLS)
     yield make.distribution(
-        "Waits",
-        "How many calls waited how long. Two bands: most find a pod at once, the others wait for one to start.",
-        cells(f"sum by (le) (increase({WAIT}_bucket{{{GATEWAY}}}[$__interval]))"),
+        "Queue times",
+        "How many calls were queued for how long. Two bands: some calls find a free pod at once, the others wait for a pod "
+        "to start.",
+        cells(f"sum by (le) (increase({QUEUE}_bucket{{{GATEWAY}}}[$__interval]))"),
     )
     yield make.distribution(
-        "Runs",
-        "How many calls computed how long. A band that climbs: inputs have grown, or the model is slower since a roll-out.",
+        "Run times",
+        "How many calls computed for how long. A rising band: inputs have grown, or the model is slower since a roll-out.",
         cells(f"sum by (le) (increase({RUN}_bucket{{{EXPORTER}}}[$__interval]))"),
     )

@@ -1,7 +1,8 @@
 """The worker's Flask application: the routes that compute, and the read-only ones beside them.
 
-One call at a time, in the thread that loaded the models. Whoever serves it hands over the whole body at once by
-``wsgi.input.read()``, as bytes, bytearray or memoryview, and sends the chunks of an answer as they are.
+One call at a time, in the thread that loaded the models. The worker hands the whole body over, uncopied, by
+``wsgi.input.take()``, as bytes, bytearray or memoryview, and sends the chunks of an answer as they are. Another server's
+``read()`` does as well.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class _Calls:
         coding = environ.get("HTTP_CONTENT_ENCODING", "")
         if coding.lower() not in ("", "identity"):
             raise UnsupportedMediaType(f"Content-Encoding: expected identity, got {coding!r}; send the body as it is")
-        body: Body = environ["wsgi.input"].read()
+        stream = environ["wsgi.input"]
+        body: Body = stream.take() if hasattr(stream, "take") else stream.read()
         if len(body) > self._max_body_bytes:
             raise BodyTooLarge(f"body: expected at most {self._max_body_bytes} bytes, got {len(body)}")
         return body

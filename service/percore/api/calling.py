@@ -8,7 +8,7 @@ from typing import Any
 from percore.api.base import failed
 from percore.api.wording import described, names, shorten
 from percore.catalog import DEFAULT_SIGNATURE, ModelInfo, Signature
-from percore.errors import BadInput, CallError
+from percore.errors import BadInput
 from percore.handlers import Model, Tensors
 
 UNNAMED = "inputs"
@@ -42,10 +42,13 @@ def check_names(expected: Iterable[str], given: Iterable[str], field: str) -> No
 
 
 def run(model: Model, signature: str, inputs: Tensors) -> Tensors:
-    """Run the model. What it raises is logged and becomes HandlerFailed, unless it is meant for the caller."""
+    """Run the model. Of what it raises only BadInput passes to the caller; anything else is logged and is HandlerFailed.
+
+    So user code can never answer with a status that means "this call did not run", which would have it sent again.
+    """
     try:
         return model.predict(signature, inputs)
-    except CallError:
-        raise
+    except BadInput as error:
+        raise BadInput(str(error)) from error  # also a kind of the user's own, with a status and a code of its own
     except Exception as error:
         raise failed(error) from error

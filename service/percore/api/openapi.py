@@ -17,7 +17,7 @@ from percore.errors import CallError, call_errors
 
 Json = dict[str, Any]
 
-_READ, _CALL = (404, 503), (400, 404, 408, 413, 415, 500, 503, 504)
+_READ, _CALL = (404, 503), (400, 404, 408, 413, 415, 429, 500, 502, 503, 504)
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
 _HEADER = "Inference-Header-Content-Length"

@@ -30,8 +30,6 @@ class Worker:
 
     pid: int = 0
     state: State = State.LOADING
-    gateway: str = ""
-    """Which gateway's call it computes, where it is busy and the gateway said its name."""
     ending: str = ""
     """Why it said it would end."""
 
@@ -73,14 +71,14 @@ class Workers:
                 case "hello":
                     self._hello(worker, event)
                 case "started":
-                    worker.state, worker.gateway = State.BUSY, event["gateway"]
+                    worker.state = State.BUSY
+                case "released":
+                    worker.state = State.FREE
                 case "finished":
-                    worker.state, worker.gateway = State.FREE, ""
+                    worker.state = State.FREE
                     self._finished(event)
                 case "abandoned":
                     self._telemetry.abandoned.labels(event["state"]).inc()
-                case "turned-away":
-                    self._telemetry.turned_away.inc()
                 case "ending":
                     worker.ending = event["reason"]
 
@@ -110,16 +108,16 @@ class Workers:
         with self._lock:
             return any(worker.state is not State.LOADING for worker in self._workers.values())
 
-    def slot_is_open(self, gateway: str) -> bool:
-        """Tell whether a call sent by ``gateway`` may find a free worker.
+    def slot(self) -> str:
+        """Return whether a pod's worker can take a call: ``free``, ``taken`` or ``loading``.
 
-        A gateway knows its own calls, so a worker that is busy with one of them counts as open to it.
+        It is taken as long as anything is computed, whoever may still wait for the answer.
         """
         with self._lock:
-            return any(
-                worker.state is State.FREE or (worker.state is State.BUSY and gateway and worker.gateway == gateway)
-                for worker in self._workers.values()
-            )
+            states = {worker.state for worker in self._workers.values()}
+        if State.BUSY in states:
+            return "taken"
+        return "free" if State.FREE in states else "loading"
 
     def states(self) -> Counter[State]:
         """Return how many workers do what."""

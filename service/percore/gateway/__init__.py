@@ -1,4 +1,11 @@
-"""The gateway: HAProxy with one queue for all pods, and the small controller that tells it which pods there are.
+"""The gateway: one process with one queue for all pods.
 
-A call walks through HAProxy alone; nothing here is on its way. If the controller dies, HAProxy goes on with the pods it knows.
+::
+
+    client -> front -> spool -> queue -> dispatch -> upstream -> worker          pods <- endpoints
+              HTTP     body     order    binds a     one connection              reads <- status servers, kept
+              bounds                     free pod    to a worker
+
+A call is received whole, queued, bound to a pod only when that pod has said that it is free, and answered. ``intake`` tells the
+story of a call; docs/architecture.md has the states.
 """

@@ -30,6 +30,8 @@ WATCH_SECONDS = 60
 """How long one watch lasts. Its end, like anything it says, confirms what is known."""
 RETRY_SECONDS = 1.0
 COST = "controller.kubernetes.io/pod-deletion-cost"
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Names and annotations are enough; a pod's environment is nobody's business here."""
 MERGE_PATCH = "application/merge-patch+json"
 KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -95,8 +97,8 @@ class Cluster:
                     publish(self._endpoints())
             self._confirm()
 
-    def mark(self, pod: str, cost: int) -> None:
-        """Set a pod's deletion cost; raise OSError where that fails, and KeyError where there is no such pod any more."""
+    def set_cost(self, pod: str, cost: int) -> None:
+        """Set a pod's deletion cost; raise OSError if that fails, and KeyError if there is no such pod any more."""
         path = f"/api/v1/namespaces/{self._gateway.namespace}/pods/{pod}"
         body = {"metadata": {"annotations": {COST: str(cost)}}}
         try:
@@ -105,6 +107,15 @@ class Cluster:
             if error.status == 404:
                 raise KeyError(pod) from error
             raise
+
+    def read_costs(self) -> dict[str, int]:
+        """Return the deletion cost of each of the Service's pods that has one; raise OSError if that fails."""
+        with _as_os_errors():
+            known = {entry.pod for entry in self._endpoints()}
+            path = f"/api/v1/namespaces/{self._gateway.namespace}/pods"
+            listed = orjson.loads(self._open("GET", path, [], None, ANSWER_SECONDS, accept=METADATA_ONLY).data)["items"]
+            found = {each["metadata"]["name"]: (each["metadata"].get("annotations") or {}).get(COST) for each in listed}
+        return {name: int(cost) for name, cost in found.items() if name in known and cost and cost.lstrip("-").isdigit()}
 
     def _list(self) -> str:
         document = self._ask("GET", self._path)
@@ -144,9 +155,11 @@ class Cluster:
         with _as_os_errors():
             return orjson.loads(self._open(method, path, [], body, ANSWER_SECONDS).data)
 
-    def _open(self, method: str, path: str, query: Query, body: Any, seconds: tuple[float, float]) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json", **({"Content-Type": MERGE_PATCH} if body else {})}
-        if method == "GET":
+    def _open(
+        self, method: str, path: str, query: Query, body: Any, seconds: tuple[float, float], accept: str = "application/json"
+    ) -> urllib3.BaseHTTPResponse:
+        headers = {"Accept": accept, **({"Content-Type": MERGE_PATCH} if body else {})}
+        if path == self._path:
             query = [*query, ("labelSelector", f"kubernetes.io/service-name={self._gateway.service}")]
         request = self._api.param_serialize(
             method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]

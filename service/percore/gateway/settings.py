@@ -31,6 +31,7 @@ from percore.settings import (
 )
 
 HEADER = Rule("empty, or a header's name", _checked(str, lambda text: re.fullmatch(r"[A-Za-z0-9-]*", text) is not None))
+DELAY = Rule("seconds, from 0 to 600", _checked(float, lambda value: 0 <= value <= 600))
 IDENTITY = Rule(
     "empty, or up to 100 letters, digits, `.`, `_` or `-`",
     _checked(str, lambda text: re.fullmatch(r"[\w.-]{0,100}", text) is not None),
@@ -43,9 +44,7 @@ class GatewaySettings:
     """The gateway: which pods there are, and how calls wait for them."""
 
     name: str = setting("PERCORE_GATEWAY_NAME", "", IDENTITY)
-    """What pods call this gateway. Empty: the machine's name. A part that differs for each life of HAProxy is added."""
-    haproxy: str = setting("PERCORE_GATEWAY_HAPROXY", "haproxy", TEXT)
-    """HAProxy's program, version 2.6."""
+    """What pods call this gateway. Empty: the machine's name."""
     service: str = setting("PERCORE_GATEWAY_SERVICE", "", TEXT)
     """The Kubernetes Service whose endpoints are the pods. Empty: one of the next two settings lists them."""
     namespace: str = setting("PERCORE_GATEWAY_NAMESPACE", "default", TEXT)
@@ -58,15 +57,23 @@ class GatewaySettings:
     """In Kubernetes: the port on which pods take calls."""
     pod_exporter_port: int = setting("PERCORE_GATEWAY_POD_EXPORTER_PORT", "9090", PORT)
     """In Kubernetes: the port of the pods' exporters, for checks and for everything that is read only."""
-    slots: int = setting("PERCORE_GATEWAY_SLOTS", "1000", _within(1, 10000))
-    """The most pods at a time; each costs HAProxy some 20 KB, used or not."""
-    interval: float = setting("PERCORE_GATEWAY_INTERVAL", "1", SECONDS)
-    """How often the controller compares HAProxy with the endpoints though neither is known to have changed."""
-    check_interval: float = setting("PERCORE_GATEWAY_CHECK_INTERVAL", "2", SECONDS)
-    """How often a pod is asked whether its slot is open; eight times as often while it is not."""
-    order_unit: float = setting("PERCORE_GATEWAY_ORDER_UNIT", "30", SECONDS)
-    """Calls are served in the order of their arrival. Should calls wait without a break, that is exact for the next 2,000 calls
-    at least, then to this many seconds for another 2,000 such units, and from then on for waits below 524 s only."""
+    connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", _within(1, 2**20))
+    """Connections of clients beyond those of queued calls. At the bound the one that is idle longest is closed. Without an
+    idle one, further connections wait in the kernel."""
+    idle_timeout: float = setting("PERCORE_GATEWAY_IDLE_TIMEOUT", "620", SECONDS)
+    """How long a connection may be idle between requests: longer than load balancers in front keep theirs."""
+    uploads: int = setting("PERCORE_GATEWAY_UPLOADS", "256", _within(1, 65535))
+    """Bodies that may be received at once; the next one gets 503. Slow clients fill no queue: only whole calls are queued."""
+    upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", _within(1, 2**50))
+    """Bytes of all bodies that are being received, as announced. One body is always taken."""
+    spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
+    """Folder, on a disk, for bodies and answers that wait. Files in it have no name. Empty: the run folder."""
+    spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", _within(0, 2**50))
+    """Bytes that may wait in files. Beyond it callers get 503."""
+    spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", _within(0, 2**40))
+    """Bytes of small bodies that may wait in memory; beyond it they go to files too."""
+    shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
+    """Seconds from SIGTERM to closing the listener: the time in which whoever sends calls here learns that it is not ready."""
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
     """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
     there is no such header."""
@@ -74,7 +81,8 @@ class GatewaySettings:
     """What each waiting call holds in memory. A call that a pod turns away (503) is sent elsewhere only where it fits;
     one whose connection a pod refuses, which is the rule, always."""
     deletion_costs: str = setting("PERCORE_GATEWAY_DELETION_COSTS", "yes", _one_of("yes", "no"))
-    """In Kubernetes: whether to mark busy pods, so that scaling in takes idle ones. Needs the right to patch pods."""
+    """In Kubernetes: whether pods that compute get a deletion cost, so that scaling in takes idle ones. Needs the
+    rights to list and to patch pods."""
 
 
 @dataclass(frozen=True, slots=True)

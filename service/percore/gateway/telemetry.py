@@ -1,6 +1,6 @@
 """Every metric of the gateway: its name, its unit, its labels, and who looks at it.
 
-They live in the controller. ``code`` is a status, ``abandoned``, or ``other``: at most twenty values.
+``code`` is a status, ``disconnected`` (the client left), or ``other``: at most twenty values.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from percore.gateway.lines import ABANDONED, CODE_LABELS, REASON_LABELS
+from percore.gateway.pods import PodState
 from percore.telemetry import DURATION_BUCKETS
 
-WAITING, EXECUTING, SENDING = "waiting", "executing", "sending"
-MOST_WAITS = ("200", "503", ABANDONED)
-"""How most waits end. Every code would make seven hundred series, which are scraped every two seconds."""
-MADE, FAILED, GONE = "made", "failed", "gone"
-"""Results of marks on pods."""
+DISCONNECTED, OTHER = "disconnected", "other"
+CODES = frozenset(map(str, (200, 400, 401, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)))
+QUEUE_CODES = frozenset(("200", "503", DISCONNECTED, OTHER))
+"""How most times in the queue end. Every code would make hundreds of series, which are scraped every two seconds."""
+DISCONNECT_STATES = ("receiving", "queued", "executing", "answering")
+REJECTION_REASONS = ("bad-request", "body-timeout", "body-too-large", "queue-full", "overloaded", "queue-timeout", "not-ready")
+SET, FAILED, GONE = "set", "failed", "gone"
+"""Results of writing a deletion cost."""
 
 
 @dataclass(slots=True)
@@ -25,28 +28,38 @@ class GatewayTelemetry:
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     in_flight: Gauge = field(init=False)
-    """Consumer: autoscaling, the dashboard's headline. Absent, rather than zero, while HAProxy does not answer."""
-    wait: Histogram = field(init=False)
-    """Consumer: alerts on callers that wait; sizing of the largest number of pods."""
+    """Consumer: autoscaling, the dashboard's headline."""
+    queue: Histogram = field(init=False)
+    """Consumer: alerts on long queue times; sizing of the largest number of pods."""
     total: Histogram = field(init=False)
     """Consumer: success ratio (its count), what callers see of latency."""
-    abandoned: Counter = field(init=False)
+    disconnects: Counter = field(init=False)
     """Consumer: the dashboard; many of them mean that callers time out before their answer."""
     rejected: Counter = field(init=False)
-    """Consumer: alerts on a full queue and on pods that cannot be reached."""
-    retries: Counter = field(init=False)
-    """Consumer: the dashboard; many of them mean that gateways compete, or that pods refuse."""
+    """Consumer: alerts on a full queue and on a gateway that is overloaded."""
+    requeued: Counter = field(init=False)
+    """Consumer: the dashboard; many of them mean that workers end while they receive calls."""
+    interrupted: Counter = field(init=False)
+    """Consumer: the dashboard; answers that were cut after their first byte."""
     pods: Gauge = field(init=False)
-    """Consumer: capacity, beside `percore_in_flight_requests`."""
-    unplaced: Gauge = field(init=False)
-    """Consumer: alerts; more pods than `PERCORE_GATEWAY_SLOTS` stay unused."""
-    haproxy_up: Gauge = field(init=False)
-    """Consumer: alerts on HAProxy."""
+    """Consumer: alerts on pods that cannot be reached."""
     knowledge_age: Gauge = field(init=False)
     """Consumer: alerts on a lost API server: pods that start meanwhile get no calls."""
+    lag: Gauge = field(init=False)
+    """Consumer: alerts on a gateway that has too little CPU."""
+    spool: Gauge = field(init=False)
+    """Consumer: alerts on a full spool."""
+    spool_limit: Gauge = field(init=False)
+    """Consumer: the same alerts."""
+    connections: Gauge = field(init=False)
+    """Consumer: the dashboard."""
+    connections_limit: Gauge = field(init=False)
+    """Consumer: the dashboard."""
+    uploads: Gauge = field(init=False)
+    """Consumer: the dashboard; many at a time mean slow clients."""
     lines_lost: Counter = field(init=False)
-    """Consumer: trust in the other numbers; a lost one is a call that no histogram and no log has."""
-    marks: Counter = field(init=False)
+    """Consumer: trust in the log; a lost line is a call that the log does not have."""
+    costs: Counter = field(init=False)
     """Consumer: checks of scaling in; failures mean that the right to patch pods is missing."""
     build_info: Gauge = field(init=False)
     """Consumer: joins and tables; the value is always 1."""
@@ -54,49 +67,68 @@ class GatewayTelemetry:
     def __post_init__(self) -> None:
         to = self.registry
         self.in_flight = Gauge(
-            "percore_in_flight_requests", "Calls that hold a worker, and calls that wait for one.", ["state"], registry=to
+            "percore_in_flight_requests", "Calls that hold a worker, and calls that are queued.", ["state"], registry=to
         )
-        self.wait = Histogram(
-            "percore_gateway_wait_seconds",
-            "Time a call waited for a pod, whether it got one or not.",
+        self.queue = Histogram(
+            "percore_call_queue_seconds",
+            "Queue time of a call, whether it ran or not.",
             ["code"],
             buckets=DURATION_BUCKETS,
             registry=to,
         )
         self.total = Histogram(
-            "percore_gateway_call_duration_seconds",
-            "Time from a call's arrival to the end of its answer.",
+            "percore_gateway_call_seconds",
+            "Time from a call's head to the end of its answer.",
             ["code"],
             buckets=DURATION_BUCKETS,
             registry=to,
         )
-        self.abandoned = Counter(
-            "percore_gateway_abandoned_calls", "Calls whose client went away before the answer.", ["state"], registry=to
+        self.disconnects = Counter(
+            "percore_gateway_client_disconnects", "Calls whose client left before the answer's end.", ["state"], registry=to
         )
         self.rejected = Counter("percore_gateway_rejected_calls", "Calls that never ran.", ["reason"], registry=to)
-        self.retries = Counter("percore_gateway_retries", "Times a call was sent again because a pod refused it.", registry=to)
-        self.pods = Gauge("percore_gateway_pods", "Pods that HAProxy knows, by what they do.", ["state"], registry=to)
-        self.unplaced = Gauge("percore_gateway_unplaced_pods", "Ready pods for which HAProxy has no slot.", registry=to)
-        self.haproxy_up = Gauge("percore_gateway_haproxy_up", "Whether HAProxy answers.", registry=to)
+        self.requeued = Counter(
+            "percore_gateway_requeued_calls",
+            "Times a call was put back because its worker was lost before it began.",
+            registry=to,
+        )
+        self.interrupted = Counter(
+            "percore_gateway_interrupted_answers",
+            "Answers that ended after their first byte and before their last.",
+            registry=to,
+        )
+        self.pods = Gauge("percore_gateway_pods", "Pods, by what each has to do with this gateway.", ["state"], registry=to)
         self.knowledge_age = Gauge(
             "percore_gateway_endpoints_age_seconds", "Time since the API server last confirmed the endpoints.", registry=to
         )
-        self.lines_lost = Counter("percore_gateway_log_lines_lost", "Lines of HAProxy's log that did not arrive.", registry=to)
-        self.marks = Counter(
-            "percore_gateway_deletion_cost_marks", "Marks made on pods for scaling in, by result.", ["result"], registry=to
+        self.lag = Gauge("percore_gateway_loop_lag_seconds", "Longest delay of the event loop in the last minute.", registry=to)
+        self.spool = Gauge("percore_gateway_spool_bytes", "Bytes of bodies and answers that wait.", ["place"], registry=to)
+        self.spool_limit = Gauge("percore_gateway_spool_limit_bytes", "Bound of the spool.", ["place"], registry=to)
+        self.connections = Gauge("percore_gateway_connections", "Connections of clients.", registry=to)
+        self.connections_limit = Gauge("percore_gateway_connections_limit", "Bound of connections.", registry=to)
+        self.uploads = Gauge("percore_gateway_uploads", "Bodies that are being received.", registry=to)
+        self.lines_lost = Counter(
+            "percore_gateway_log_lines_lost", "Log lines that were dropped because nobody read them in time.", registry=to
+        )
+        self.costs = Counter(
+            "percore_gateway_deletion_cost_updates", "Deletion costs written to pods, by result.", ["result"], registry=to
         )
         self.build_info = Gauge("percore_build_info", "The version of percore.", ["version"], registry=to)
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """Have the series of failures there before the first one: Prometheus does not see a rise from nothing to one."""
-        for code in CODE_LABELS:
+        """Have the series there before the first event: Prometheus does not see a rise from nothing to one."""
+        for code in CODES | {DISCONNECTED, OTHER}:
             self.total.labels(code)
-        for code in MOST_WAITS:
-            self.wait.labels(code)
-        for state in (WAITING, EXECUTING, SENDING):
-            self.abandoned.labels(state)
-        for reason in REASON_LABELS:
+        for code in QUEUE_CODES:
+            self.queue.labels(code)
+        for state in DISCONNECT_STATES:
+            self.disconnects.labels(state)
+        for reason in REJECTION_REASONS:
             self.rejected.labels(reason)
-        for result in (MADE, FAILED, GONE):
-            self.marks.labels(result)
+        for result in (SET, FAILED, GONE):
+            self.costs.labels(result)
+        for pod_state in PodState:
+            self.pods.labels(pod_state.value)
+        for name in ("executing", "queued"):
+            self.in_flight.labels(name)

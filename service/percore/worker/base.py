@@ -41,7 +41,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         os.setpgid(0, 0)  # what a handler starts is in this group, and ends with it
         self.settings = self.app.settings
         self.reporter = Reporter(self.settings.server.reports)
-        self.guardian = Guardian(on_tick=self.reporter.tend)
+        self.guardian = Guardian(on_tick=self.tick)
         os.register_at_fork(after_in_child=self._let_go)
         super().init_process()
 
@@ -93,7 +93,6 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             server=self.sockets[0].getsockname(),
             load_seconds=0.0,
             timed_out=lambda: bool(self.aborted),
-            freed=self.freed,
         )
         return catalog
 
@@ -112,16 +111,17 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         Exchange(self.surroundings, client, address, self.waited(client)).serve()
         self.client = None
 
-    def freed(self) -> None:
-        """Let the next call come in, where none could until now."""
+    def tick(self) -> None:
+        """Do what is due ten times a second, also while a call computes; called by the guardian's thread."""
+        self.reporter.tend()
 
     def waited(self, _client: socket.socket) -> float | None:
         """Return how long the connection waited to be accepted, in seconds; None where somebody else knows."""
         return None
 
     def run(self) -> None:
-        """Serve until told to stop; what was turned away meanwhile still gets its answer."""
-        self.serve_calls()
+        """Serve until told to stop; helper threads still finish what they say."""
+        super().run()
         reason = "stopped" if os.getppid() == self.ppid else "arbiter-lost"
         self.reporter.counted("ending", reason=reason)
         wait_for_helpers(GOODBYE_SECONDS)
@@ -130,10 +130,6 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(0)
-
-    def serve_calls(self) -> None:
-        """Serve until told to stop; the kinds of worker differ in how a connection comes to them."""
-        super().run()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """On SIGTERM finish the running call; while loading there is none, so end at once."""

@@ -57,10 +57,11 @@ class Guardian:
         with self._lock:
             self._watch = watch
 
-    def disarm(self) -> None:
-        """Watch nothing; once this returns, no callback will answer or end anything."""
+    def disarm(self) -> float:
+        """Watch nothing; once this returns, no callback will answer or end anything. Return the seconds that were left."""
         with self._lock:
-            self._watch = None
+            watch, self._watch = self._watch, None
+        return 0.0 if watch is None else watch.deadline - self._clock()
 
     def look(self) -> None:
         """Look once at what is watched."""

@@ -9,18 +9,20 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gunicorn.http import wsgi
 
 from percore.api.facts import ENVIRON_KEY, CallFacts
-from percore.errors import CallError, HandlerFailed, RunTimeout, WaitTimeout
+from percore.errors import CallError, HandlerFailed, QueueTimeout, RunTimeout
 from percore.logs import write_call
 from percore.settings import LimitSettings
 from percore.worker import abandoned, answer, receive
 from percore.worker.clocks import Guardian, Watch
+from percore.worker.reply import Headers, Reply
 from percore.worker.report import Reporter
+from percore.worker.reservation import Reservations
 
 log = logging.getLogger("percore.worker")
 
@@ -45,23 +47,26 @@ class Surroundings:
     load_seconds: float
     timed_out: Callable[[], bool] = lambda: False
     """Whether the arbiter aborted this worker, because not even the guardian got a turn."""
-    freed: Callable[[], None] = lambda: None
-    """Called when the caller has its answer: what is left is to say so, and meanwhile the next call may come in."""
+    reservations: Reservations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reservations = Reservations(self.config)
 
 
 class Exchange:
     """One connection. ``serve`` does all of it, and never raises."""
 
-    def __init__(self, around: Surroundings, client: socket.socket, address: receive.Address, wait: float | None) -> None:
+    def __init__(self, around: Surroundings, client: socket.socket, address: receive.Address, queued: float | None) -> None:
         self._around = around
         self._client = client
         self._address = address
-        self._wait = wait
+        self._queued = queued
         self._run: float | None = None
         self._facts = CallFacts()
-        self._status = "500 Internal Server Error"
-        self._headers: list[tuple[str, str]] = []
+        self._status = "500"
         self._head: receive.Head | None = None
+        self._began = False
+        self._gateway = ""
         self._request_id = ""
         self._request_bytes = 0
         self._abandoned = False
@@ -71,7 +76,7 @@ class Exchange:
         unread = True
         try:
             source = receive.Deadline(self._client, self._around.limits.body)
-            self._head = receive.read_head(self._around.config, source, self._address)
+            self._head, self._gateway = self._around.reservations.read(self._client, source, self._address)
             if self._head is None:
                 self._client.close()
                 return
@@ -79,65 +84,101 @@ class Exchange:
             body = receive.read_body(self._head, self._client, source, self._around.limits.max_body_bytes)
             unread, self._request_bytes = False, len(body)
             if abandoned.peer_is_gone(self._client):
-                self._left_while_waiting()
+                self._left_while_queued()
                 return
             chunks = self._compute(self._head, body)
         except CallError as error:
             chunks = self._refusal(error)
-        except OSError:
-            self._left_while_waiting()
+        except OSError:  # the client left before the last byte of its call, which nobody counts as a call
+            self._drop()
             return
         except Exception:  # a fault of ours must not end the worker
             log.exception("a call could not be served")
             chunks = self._refusal(HandlerFailed())
-        self._answer(chunks, unread=unread)
+        if chunks is not None:
+            self._answer(chunks, unread=unread)
 
     def _begin(self, head: receive.Head) -> None:
-        headers = dict(head.headers)
-        given = headers.get("X-REQUEST-ID", "")
+        given = dict(head.headers).get("X-REQUEST-ID", "")
         self._request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        if self._is_call:
-            self._around.reporter.started(headers.get("X-PERCORE-GATEWAY", "")[:128])
+        self._began = True
+        self._around.reporter.started()
         limit = self._around.limits.wait
-        if self._wait is not None and self._wait > limit:
-            raise WaitTimeout(f"the call waited {self._wait:.1f} s for a free worker, and the limit is {limit:g} s")
+        if self._queued is not None and self._queued > limit:
+            raise QueueTimeout(f"the call was queued for {self._queued:.1f} s, and the limit is {limit:g} s")
 
     @property
     def _is_call(self) -> bool:
         """Only calls are counted and logged: what is read only belongs on the exporter's port."""
         return self._head is None or self._head.method not in ("GET", "HEAD")
 
-    def _compute(self, head: receive.Head, body: receive.Buffer) -> list[receive.Buffer]:
-        _, environ = wsgi.create(head, self._client, self._address, self._around.server, self._around.config)
+    def _compute(self, head: receive.Head, body: receive.Buffer) -> list[receive.Buffer] | None:
+        """Run the application. Return what is to be sent; None where it was sent already, or never will be."""
+        reply, environ = self._environ(head, body)
+        began = time.perf_counter()
+        self._watch(self._around.limits.run, self._expired)
+        try:
+            chunks = self._produce(reply, environ)
+        except answer.Undelivered:
+            code = UNDELIVERED
+        except BaseException as error:  # also SystemExit, which a model must not end its worker with
+            timed_out = self._around.timed_out()
+            if not timed_out:
+                log.exception("the application raised %s", type(error).__name__)
+            if not reply.headers_sent:
+                raise (self._run_timeout() if timed_out else HandlerFailed()) from error
+            code = "504" if timed_out else "500"  # the caller sees an answer without its end
+        else:
+            code = str(reply.status).split(" ", 1)[0]
+        finally:
+            self._around.guardian.disarm()
+            self._run = time.perf_counter() - began
+        if reply.headers_sent:
+            self._client.close()
+            self._end(code, reply.wire_bytes)
+            return None
+        self._status = code
+        return [reply.head(self._own_headers()), *(chunks or ())]
+
+    def _produce(self, reply: Reply, environ: dict[str, Any]) -> list[receive.Buffer] | None:
+        result = self._around.application(environ, reply.start_response)
+        try:
+            return reply.produce(result)
+        finally:
+            if hasattr(result, "close"):
+                result.close()
+
+    def _environ(self, head: receive.Head, body: receive.Buffer) -> tuple[Reply, dict[str, Any]]:
+        around = self._around
+        more = (lambda: self._begin_stream(reply), around.limits.body)
+        created = wsgi.create(head, self._client, self._address, around.server, around.config, Reply, more)
+        reply: Reply = created[0]
+        environ: dict[str, Any] = created[1]
         environ["wsgi.input"] = receive.WholeBody(body)
         environ[ENVIRON_KEY] = self._facts
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
-        began = time.perf_counter()
+        if environ.pop("HTTP_TRANSFER_ENCODING", None) is not None:  # the chunks are joined, and their size is known
+            environ["CONTENT_LENGTH"] = str(len(body))
+        return reply, environ
+
+    def _watch(self, seconds: float, on_expired: Callable[[], None]) -> None:
         self._around.guardian.arm(
             Watch(
-                self._around.limits.run,
-                on_expired=self._expired,
+                seconds,
+                on_expired=on_expired,
                 is_gone=lambda: abandoned.peer_is_gone(self._client),
                 on_gone=self._left_while_computing,
             )
         )
-        try:
-            chunks = list(self._around.application(environ, self._start_response))
-        except BaseException as error:  # also SystemExit, which a model must not end its worker with
-            if self._around.timed_out():
-                raise self._run_timeout() from error
-            log.exception("the model raised %s, which ends a process", type(error).__name__)
-            raise HandlerFailed() from error
-        finally:
-            self._around.guardian.disarm()
-            self._run = time.perf_counter() - began
-        return [answer.head_of(self._status, [*self._headers, *self._own_headers()]), *chunks]
 
-    def _start_response(self, status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:
-        self._status, self._headers = status, headers
+    def _begin_stream(self, reply: Reply) -> Headers:
+        """From now on the guardian must not answer, for an answer is on its way."""
+        left = self._around.guardian.disarm()
+        self._watch(left, lambda: self._cut(reply))
+        return self._own_headers()
 
-    def _own_headers(self) -> list[tuple[str, str]]:
-        times = [("wait", self._wait), ("run", self._run)]
+    def _own_headers(self) -> Headers:
+        times = [("queue", self._queued), ("run", self._run)]
         timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in times if seconds is not None)
         return [("X-Request-ID", self._request_id), *([("Server-Timing", timing)] if timing else [])]
 
@@ -154,29 +195,35 @@ class Exchange:
             self._end(UNDELIVERED, error.sent)
             return
         answer.close(self._client, unread=unread)
-        self._around.freed()
-        self._end(self._status.split(" ", 1)[0], sent)
+        self._end(self._status, sent)
 
     def _end(self, code: str, response_bytes: int) -> None:
         if not self._is_call:
+            self._around.reporter.released()
             return
-        self._around.reporter.finished(self._facts.model, code, self._run, self._wait)
+        self._around.reporter.finished(self._facts.model, code, self._run, self._queued)
         fields = {
             "request_id": self._request_id,
+            "gateway": self._gateway,
             "model": self._facts.model,
             "version": self._facts.version,
             "status": code,
-            "wait_seconds": self._wait,
+            "queue_seconds": self._queued,
             "run_seconds": self._run,
             "request_bytes": self._request_bytes,
             "response_bytes": response_bytes,
         }
         write_call({name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()})
 
-    def _left_while_waiting(self) -> None:
-        """Drop a call whose client is gone before it was computed: it waited in the queue, or its request broke off."""
+    def _drop(self) -> None:
         self._client.close()
-        self._around.reporter.counted("abandoned", state="waiting")
+        if self._began:
+            self._around.reporter.released()
+
+    def _left_while_queued(self) -> None:
+        """Drop a whole call whose client left before it was computed."""
+        self._client.close()
+        self._around.reporter.counted("abandoned", state="queued")
         self._end(ABANDONED, 0)
 
     def _left_while_computing(self, left: float) -> bool:
@@ -200,6 +247,10 @@ class Exchange:
         except answer.Undelivered as error:
             code, sent = UNDELIVERED, error.sent
         self._end_process(code, sent, reason="run-timeout")
+
+    def _cut(self, reply: Reply) -> None:
+        self._run = self._around.limits.run
+        self._end_process("504", reply.wire_bytes, reason="run-timeout")
 
     def _end_process(self, code: str, sent: int, reason: str) -> None:
         """End the worker from the guardian's thread: nothing else can stop TensorFlow; the arbiter starts another."""

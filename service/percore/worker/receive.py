@@ -1,4 +1,4 @@
-"""One HTTP request in, under one deadline for the whole of it.
+"""HTTP requests in, each under one deadline for the whole of it.
 
 Gunicorn parses the head. The body is received here, straight into one buffer, because a body of many megabytes must not be
 copied, a trickled one must not outlive the body clock, and one that is too large must be refused before it is read.
@@ -6,8 +6,10 @@ copied, a trickled one must not outlive the body clock, and one that is too larg
 
 from __future__ import annotations
 
+import io
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 from gunicorn import http
@@ -18,32 +20,52 @@ from percore.errors import BadRequest, BodyTimeout, BodyTooLarge
 
 READ_STEP = 1 << 20
 HEAD_SECONDS = 5.0
+SILENT_SECONDS = 2.0
+"""How long a connection may say nothing at all: whoever means well sends its request at once."""
 Buffer = bytes | bytearray | memoryview
 Address = tuple[Any, ...]
+Parser = Iterator[Any]
 
 
 class Head(Protocol):
     """What Gunicorn's parser knows of a request once its head is read."""
 
     method: str
+    uri: str
     path: str
     headers: list[tuple[str, str]]
     version: tuple[int, int]
     body: Any
     _expected_100_continue: bool
 
+    def should_close(self) -> bool:
+        """Tell whether the client said that nothing follows on the connection."""
+
+
+class EndedEarly(ConnectionError):
+    """The client left before the last byte of its request."""
+
 
 class Deadline:
     """A socket whose every read ends by one moment, however little each of them moves.
 
-    The head has a moment of its own, as it is small and sent at once by every client that means well.
+    The head has a moment of its own, as it is small and sent at once by every client that means well. Both count from the
+    request's first byte; a client that sends none for too long looks like one that closed.
     """
 
     def __init__(self, client: socket.socket, seconds: float) -> None:
+        self.ended = False
+        """Whether the client has sent all that it will ever send."""
         self._client = client
-        self._began = time.monotonic()
         self._whole = seconds
-        self._seconds = min(seconds, HEAD_SECONDS)
+        self._unread = b""
+        self.expect(SILENT_SECONDS)
+
+    def expect(self, silence: float) -> None:
+        """Begin anew with one more request, of which the first byte must come within ``silence`` seconds."""
+        self._silence = min(silence, self._whole)
+        self._seconds = min(self._whole, HEAD_SECONDS)
+        self._began = 0.0
         self._is_first = True
 
     def head_is_read(self) -> None:
@@ -62,13 +84,33 @@ class Deadline:
 
     def recv(self, size: int) -> bytes:
         """Receive up to ``size`` bytes; raise BodyTimeout when the moment has come, BadRequest for what cannot be HTTP."""
+        if self._is_first:
+            return self._recv_first(size)
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
         self._before()
         try:
             data = self._client.recv(size)
         except TimeoutError:
             raise self._timeout() from None
-        if self._is_first and data[:1] and not data[:1].isalpha() and data[:1] != b"\r":
+        self.ended = not data
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """Have the next ``recv`` return ``data``, whatever its size."""
+        self._unread = data
+
+    def _recv_first(self, size: int) -> bytes:
+        self._client.settimeout(self._silence)
+        try:
+            data = self._client.recv(size)
+        except TimeoutError:
+            data = b""
+        self.ended = not data
+        if data and not data[:1].isalpha() and data[:1] != b"\r":
             raise BadRequest(f"expected HTTP, got the byte {data[0]:#04x} first; there is no TLS on this port")
+        self._began = time.monotonic()
         self._is_first = False
         return data
 
@@ -82,27 +124,52 @@ class Deadline:
 
 
 class WholeBody:
-    """A body that is here already, as WSGI's input: ``read()`` hands out the buffer itself, uncopied."""
+    """A body that is here already, as WSGI's input. ``take`` hands out the buffer itself, uncopied; the rest gives bytes."""
 
     def __init__(self, data: Buffer) -> None:
-        self.data = data
+        self._data = data
+        self._file: io.BytesIO | None = None
 
-    def read(self, size: int = -1) -> Buffer:
-        """Return the next ``size`` bytes, or all that are left."""
-        if size is None or size < 0 or size >= len(self.data):
-            data, self.data = self.data, b""
-            return data
-        data, self.data = self.data[:size], self.data[size:]
+    def take(self) -> Buffer:
+        """Return all that was not read yet."""
+        if self._file is not None:
+            return self._file.read()
+        data, self._data = self._data, b""
         return data
 
+    def _opened(self) -> io.BytesIO:
+        if self._file is None:
+            self._file, self._data = io.BytesIO(self._data), b""
+        return self._file
 
-def read_head(config: Any, source: Deadline, address: Address) -> Head | None:
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next ``size`` bytes, or all that are left."""
+        return self._opened().read(size)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Return the next line, at most ``size`` bytes of it."""
+        return self._opened().readline(size)
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """Return the lines that are left."""
+        return self._opened().readlines(hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._opened())
+
+
+def parser(config: Any, source: Deadline, address: Address) -> Parser:
+    """Return Gunicorn's parser of the requests that come over one connection."""
+    return cast("Parser", http.get_parser(config, source, address))
+
+
+def read_head(requests: Parser, source: Deadline) -> Head | None:
     """Read one request's head; return None where the client left without a word, or in the middle of one.
 
     Raises BadRequest for what is not HTTP, BodyTimeout for a slow client, OSError for one that reset the connection.
     """
     try:
-        head = cast("Head", next(http.get_parser(config, source, address)))
+        head = cast("Head", next(requests))
     except (StopIteration, NoMoreData):
         return None
     except (LimitRequestLine, LimitRequestHeaders) as error:
@@ -113,15 +180,25 @@ def read_head(config: Any, source: Deadline, address: Address) -> Head | None:
     return head
 
 
+def is_reservation(head: Head) -> bool:
+    """Tell whether this is ``OPTIONS *`` without a body: somebody who wants to know when the worker is free."""
+    reader = head.body.reader
+    return head.uri == "*" and isinstance(reader, LengthReader) and reader.length == 0
+
+
 def read_body(head: Head, client: socket.socket, source: Deadline, largest: int) -> Buffer:
-    """Receive the whole body, read-only; raise BodyTooLarge over ``largest`` bytes, BadRequest where it ends early."""
+    """Receive the whole body, read-only.
+
+    Raises EndedEarly where the client leaves before the last byte, BodyTooLarge over ``largest`` bytes, BadRequest for chunks
+    that are malformed.
+    """
     reader = head.body.reader
     if not isinstance(reader, LengthReader):
         codings = ", ".join(value for name, value in head.headers if name == "TRANSFER-ENCODING").lower()
         if codings != "chunked":
             raise BadRequest(f"Transfer-Encoding: expected chunked, got {codings!r}; send the body as it is")
         _continue(head, client)
-        return _read_chunked(head, largest)
+        return _read_chunked(head, source, largest)
     if reader.length > largest:
         raise BodyTooLarge(f"the body must be at most {largest} bytes, and Content-Length is {reader.length}")
     if reader.length == 0:
@@ -147,12 +224,12 @@ def _read_sized(reader: LengthReader, source: Deadline) -> Buffer:
     while received < length:
         count = source.recv_into(view[received:])
         if not count:
-            raise BadRequest(f"the body ended after {received} of {length} bytes")
+            raise EndedEarly(f"the body ended after {received} of {length} bytes")
         received += count
     return view.toreadonly()
 
 
-def _read_chunked(head: Head, largest: int) -> Buffer:
+def _read_chunked(head: Head, source: Deadline, largest: int) -> Buffer:
     body = bytearray()
     try:
         while data := head.body.read(READ_STEP):
@@ -160,5 +237,7 @@ def _read_chunked(head: Head, largest: int) -> Buffer:
             if len(body) > largest:
                 raise BodyTooLarge(f"the body must be at most {largest} bytes, and more than that came in chunks")
     except (ParseException, NoMoreData) as error:
-        raise BadRequest(f"the chunked body is malformed or ends early: {error}") from None
+        if source.ended:
+            raise EndedEarly("the body ended before its last chunk") from None
+        raise BadRequest(f"the chunked body is malformed: {error}") from None
     return memoryview(body).toreadonly()

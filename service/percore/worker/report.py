@@ -45,9 +45,9 @@ class Reporter:
         self._hello["catalog"] = catalog
         self._send(self._hello)
 
-    def started(self, gateway: str) -> None:
-        """Tell that a call holds this worker now, and which gateway sent it."""
-        self._started = {"event": "started", "gateway": gateway}
+    def started(self) -> None:
+        """Tell that a request holds this worker now."""
+        self._started = {"event": "started"}
         self._send(self._started)
 
     def finished(self, model: str, code: str, run: float | None, wait: float | None) -> None:
@@ -55,8 +55,13 @@ class Reporter:
         self._started = None
         self._send({"event": "finished", "model": model, "code": code, "run": run, "wait": wait})
 
+    def released(self) -> None:
+        """Tell that the request ended and is not counted: a read, or a call that its client did not send to the end."""
+        self._started = None
+        self._send({"event": "released"})
+
     def counted(self, event: str, **fields: Any) -> None:
-        """Tell of something that is only counted: ``abandoned``, ``turned-away``, or ``ending`` with its reason."""
+        """Tell of something that is only counted: ``abandoned``, or ``ending`` with its reason."""
         self._send({"event": event, **fields})
 
     def close(self) -> None:

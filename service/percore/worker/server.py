@@ -22,8 +22,9 @@ from percore import cores, logs, rundir
 from percore.errors import START_FAILED
 from percore.settings import LimitSettings, Settings
 from percore.worker.boots import Boots
+from percore.worker.peers import keep_alive
+from percore.worker.pod import PodWorker, shut_down
 from percore.worker.shared import SharedWorker
-from percore.worker.slot import SlotWorker, close_slot
 
 MARGIN_SECONDS = 30.0
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
@@ -46,12 +47,12 @@ def backstop(limits: LimitSettings) -> int:
 
 
 def options(settings: Settings, workers: int, fd: int | None) -> dict[str, Any]:
-    """Return Gunicorn's settings. With ``fd`` the workers share that listening socket; without, this is a pod's slot."""
+    """Return Gunicorn's settings. With ``fd`` the workers share that listening socket; without, this is a pod."""
     host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
     chosen: dict[str, Any] = {
         "bind": [f"{host}:{settings.server.port}" if fd is None else f"fd://{fd}"],
         "workers": workers,
-        "worker_class": SlotWorker if fd is None else SharedWorker,
+        "worker_class": PodWorker if fd is None else SharedWorker,
         "preload_app": False,
         "timeout": backstop(settings.limits),
         "graceful_timeout": math.ceil(settings.limits.drain),
@@ -60,19 +61,16 @@ def options(settings: Settings, workers: int, fd: int | None) -> dict[str, Any]:
         "forwarder_headers": "",  # nobody in front may change the path or the scheme that a call sees
         "forwarded_allow_ips": "",
         "proc_name": "percore",
+        "when_ready": _keep_alive,
     }
     if SHARED_MEMORY.is_dir():
         chosen["worker_tmp_dir"] = str(SHARED_MEMORY)  # heartbeats must not wait for a disk
-    if fd is None:
-        # Nothing may enter before a model is loaded, nor while nobody is there to serve it.
-        chosen["when_ready"] = _close_listeners
     return chosen
 
 
-def _close_listeners(arbiter: Arbiter) -> None:
-    """Close them for every process that has them, which ``close`` does not."""
+def _keep_alive(arbiter: Arbiter) -> None:
     for listener in arbiter.LISTENERS:
-        close_slot(listener.sock)
+        keep_alive(listener.sock)
 
 
 class CallArbiter(Arbiter):  # type: ignore[misc]
@@ -100,13 +98,15 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             # What a handler started would go on computing on the core that the next worker takes.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-        if ended and self.app.fd is None:
-            _close_listeners(self)
 
     def stop(self, graceful: bool = True) -> None:
-        """Stop; where the supervisor died there is nobody left to hold the port, so give it up at once."""
-        if os.getppid() != self._parent:
-            _close_listeners(self)
+        """Stop. Give the port up at once, so that whoever waits there goes elsewhere, and let the running call end.
+
+        On one machine the supervisor keeps the port, as long as it lives, and answers those who wait.
+        """
+        if self.app.fd is None or os.getppid() != self._parent:
+            for listener in self.LISTENERS:
+                shut_down(listener.sock)
         super().stop(graceful)
 
 

@@ -1,6 +1,6 @@
 {{/*
-Objectives, by the windows and burn rates of the SRE workbook: at 14.4 a budget of thirty days lasts two. Where calls are few, one of
-them is a large share: so a number of them is asked for too.
+Objectives, with the windows and burn rates of the SRE workbook. At a burn rate of 14.4 the budget of thirty days lasts two days. A
+least number of calls is required too, because among few calls a single one is a large share.
 */}}
 {{- define "percore.burnAlerts" -}}
 {{- $series := include "percore.gatewaySeries" . }}
@@ -10,8 +10,8 @@ them is a large share: so a number of them is asked for too.
       "summary" "Calls fail so often that the error budget will not last."
       "said" (printf "failed; the objective is that %v%% succeed." $rules.successObjective))
     (dict "name" "PercoreWaitBudgetBurn" "bad" "long_waits" "objective" $rules.waitObjective
-      "summary" "Calls wait so long that the budget of long waits will not last."
-      "said" (printf "waited longer than %ds for a pod; the objective is that %v%% do not." (int $rules.waitSeconds) $rules.waitObjective)) }}
+      "summary" "Calls are queued so long that the budget of long queue times will not last."
+      "said" (printf "were queued longer than %ds; the objective is that %v%% are not." (int $rules.waitSeconds) $rules.waitObjective)) }}
 {{- range $window := list
     (dict "long" "1h" "short" "5m" "burn" "14.4" "severity" "critical")
     (dict "long" "6h" "short" "30m" "burn" "6" "severity" "critical")

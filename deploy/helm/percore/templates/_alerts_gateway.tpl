@@ -1,41 +1,73 @@
-{{/* The gateways, and what the other alerts rest on: that there are numbers, and that they are whole. */}}
+{{/* Alerts on the gateways, and on the numbers that the other alerts rest on. */}}
 {{- define "percore.gatewayAlerts" -}}
 {{- $series := include "percore.gatewaySeries" . }}
 {{- $gateways := printf "namespace=%q,deployment=\"%s-gateway\"" .Release.Namespace (include "percore.fullname" .) }}
-{{- $none := printf "max by (namespace) (kube_deployment_status_replicas_ready{%s}) == 0" $gateways }}
-{{- $down := printf "sum by (namespace) (percore_gateway_haproxy_up{%s}) == 0" $series }}
+{{- $ready := printf "max by (namespace) (kube_deployment_status_replicas_ready{%s})" $gateways }}
+{{- $unscraped := printf "max by (namespace) (up{%s}) == 0 unless on (namespace) %s > 0" $series $ready }}
 {{- $rules := .Values.monitoring.rules }}
+# kube-state-metrics knows best. Without it, no answer to Prometheus is taken for not ready.
 - alert: PercoreNoGatewayReady
   expr: |-
-    {{ $none }}
-    or {{ $down }}
+    {{ $ready }} == 0
+    or ({{ $unscraped }})
   for: 1m
   labels:
     severity: critical
   annotations:
     summary: No gateway takes calls.
-    description: No gateway of the release is ready; every caller is refused.
-# Where there is no gateway either, the alert above says so. A new target takes the operator and Prometheus up to three minutes.
+    description: No gateway of the release is ready. Every caller is refused.
+# Silent where the alert above fires. Prometheus may need three minutes to find a new target.
 - alert: PercoreMetricMissing
   expr: |-
     max by (namespace) (absent(percore_in_flight_requests{ {{- $series }}}))
-    unless on (namespace) ({{ $none }})
-    unless on (namespace) ({{ $down }})
+    unless on (namespace) ({{ $ready }} == 0)
+    unless on (namespace) ({{ $unscraped }})
   for: 5m
   labels:
     severity: critical
   annotations:
     summary: Prometheus has no numbers of the gateways.
     description: percore_in_flight_requests has been missing for five minutes. Autoscaling stands still, and no other alert on calls can fire.
-- alert: PercoreHAProxyDown
-  expr: max by (namespace, pod) (percore_gateway_haproxy_up{ {{- $series }}}) == 0
+- alert: PercoreGatewayDown
+  expr: max by (namespace, pod) (up{ {{- $series }}}) == 0
   for: 1m
   labels:
     severity: warning
   annotations:
-    summary: HAProxy does not answer its controller.
-    description: {{`'HAProxy in pod {{ $labels.pod }} has not answered its controller for a minute.'`}}
-# The API server confirms the endpoints once a minute, also where nothing has changed.
+    summary: A gateway does not answer.
+    description: {{`'Gateway pod {{ $labels.pod }} has not answered Prometheus for a minute.'`}}
+# The gauge is the longest delay within a minute, so this means one such delay in each of five minutes. A single delay is no alert. One
+# second is what the gateway needs at most to see that a client has disconnected; with longer delays it gives pods to clients that left.
+- alert: PercoreGatewayLoopLag
+  expr: max by (namespace, pod) (percore_gateway_loop_lag_seconds{ {{- $series }}}) > 1
+  for: 5m
+  labels:
+    severity: warning
+  annotations:
+    summary: A gateway's event loop is delayed.
+    description: {{`'The event loop of gateway pod {{ $labels.pod }} was delayed by {{ $value | humanizeDuration }} within a minute, and this has gone on for five minutes. Every caller of this gateway is delayed.'`}}
+# On disk alone: when the memory is full, bodies go to disk, which is as it should be.
+- alert: PercoreGatewaySpoolFull
+  expr: |-
+    max by (namespace, pod) (percore_gateway_spool_bytes{ {{- $series }},place="disk"})
+    / max by (namespace, pod) (percore_gateway_spool_limit_bytes{ {{- $series }},place="disk"}) > 0.9
+  for: 5m
+  labels:
+    severity: warning
+  annotations:
+    summary: A gateway has hardly any room for request bodies.
+    description: {{`'The spool of gateway pod {{ $labels.pod }} is {{ $value | humanizePercentage }} full. When it is full, calls are answered 503.'`}}
+# The window is shorter than the time, so a burst that is over within five minutes is no alert.
+- alert: PercoreCallsRejected
+  expr: |-
+    round(sum by (namespace, reason) (increase(percore_gateway_rejected_calls_total{ {{- $series }},reason=~"queue-full|overloaded"}[5m]))) >= {{ int $rules.minimumCalls }}
+  for: 10m
+  labels:
+    severity: warning
+  annotations:
+    summary: Gateways reject calls.
+    description: {{`'Calls that were rejected within five minutes with the reason {{ $labels.reason }}: {{ $value }}. This has gone on for ten minutes.'`}}
+# The API server confirms the endpoints once a minute, even when nothing has changed.
 - alert: PercoreEndpointsStale
   expr: max by (namespace, pod) (percore_gateway_endpoints_age_seconds{ {{- $series }}}) > 180
   for: 2m
@@ -43,31 +75,35 @@
     severity: warning
   annotations:
     summary: A gateway does not hear of new pods.
-    description: {{`'The API server last confirmed the endpoints to pod {{ $labels.pod }} {{ $value | humanizeDuration }} ago; pods that start meanwhile get no calls.'`}}
-- alert: PercorePodsUnplaced
-  expr: max by (namespace) (percore_gateway_unplaced_pods{ {{- $series }}}) > 0
-  for: 5m
-  labels:
-    severity: warning
-  annotations:
-    summary: Ready pods get no calls, for want of slots in the gateway.
-    description: {{`'Ready pods that have no slot in a gateway: {{ $value }}.'`}}
-- alert: PercoreCallsAbandoned
+    description: {{`'The API server last confirmed the endpoints to gateway pod {{ $labels.pod }} {{ $value | humanizeDuration }} ago. This gateway gives no calls to pods that started since.'`}}
+# While calls are queued the gateway keeps a connection to every pod, even to one that still loads its models. A pod without one
+# refuses connections or does not answer. A new pod refuses them until its image is pulled, hence ten minutes.
+- alert: PercorePodsUnreachable
   expr: |-
-    sum by (namespace) (increase(percore_gateway_abandoned_calls_total{ {{- $series }}}[1h]))
-    / sum by (namespace) (increase(percore_gateway_call_duration_seconds_count{ {{- $series }}}[1h])) > {{ $rules.abandonedPercent }} / 100
-    and round(sum by (namespace) (increase(percore_gateway_abandoned_calls_total{ {{- $series }}}[1h]))) >= {{ int $rules.minimumCalls }}
+    max by (namespace, pod) (percore_gateway_pods{ {{- $series }},state="unknown"}) > 0
+    and on (namespace, pod) sum by (namespace, pod) (percore_in_flight_requests{ {{- $series }},state="queued"}) > 0
+  for: 10m
+  labels:
+    severity: warning
+  annotations:
+    summary: A gateway cannot connect to pods although calls are queued.
+    description: {{`'Pods to which gateway pod {{ $labels.pod }} has had no connection for ten minutes, although calls are queued: {{ $value }}.'`}}
+- alert: PercoreClientsDisconnect
+  expr: |-
+    sum by (namespace) (increase(percore_gateway_call_seconds_count{ {{- $series }},code="disconnected"}[1h]))
+    / sum by (namespace) (increase(percore_gateway_call_seconds_count{ {{- $series }}}[1h])) > {{ $rules.abandonedPercent }} / 100
+    and round(sum by (namespace) (increase(percore_gateway_call_seconds_count{ {{- $series }},code="disconnected"}[1h]))) >= {{ int $rules.minimumCalls }}
   for: 5m
   labels:
     severity: warning
   annotations:
-    summary: Callers give up before they are answered.
-    description: {{`'{{ $value | humanizePercentage }} of the calls of the last hour were given up by their callers.'`}}
+    summary: Clients disconnect before they are answered.
+    description: {{`'In {{ $value | humanizePercentage }} of the calls of the last hour the client disconnected before the answer.'`}}
 - alert: PercoreLogLinesLost
   expr: round(sum by (namespace, pod) (increase(percore_gateway_log_lines_lost_total{ {{- $series }}}[1h]))) > 0
   labels:
     severity: warning
   annotations:
-    summary: The numbers of calls are too low.
-    description: {{`'Lines of HAProxy''s log that did not reach the controller of pod {{ $labels.pod }} within an hour: {{ $value }}. Their calls are in no histogram.'`}}
+    summary: A gateway's log has gaps.
+    description: {{`'Lines that gateway pod {{ $labels.pod }} could not write to its log within an hour: {{ $value }}.'`}}
 {{- end }}

@@ -1,4 +1,4 @@
-{{/* Pods, and who decides how many there are. The series of kube-state-metrics bear the names that the chart gives. */}}
+{{/* Alerts on inference pods and on the autoscaler. Series of kube-state-metrics are selected by the names that the chart gives. */}}
 {{- define "percore.podAlerts" -}}
 {{- $full := include "percore.fullname" . }}
 {{- $series := include "percore.gatewaySeries" . }}
@@ -7,12 +7,12 @@
 {{- $hpa := printf "%s,horizontalpodautoscaler=\"%s-inference\"" $here $full }}
 {{- $exporters := printf "%s,service=\"%s-inference\"" $here $full }}
 {{- $containers := printf "%s,pod=~\"%s-(inference|gateway)-[0-9a-z]+(-[0-9a-z]{5})?\"" $here $full }}
-{{- $waiting := printf "sum by (namespace) (percore_in_flight_requests{%s,state=\"waiting\"}) > 0" $series }}
+{{- $queued := printf "sum by (namespace) (percore_in_flight_requests{%s,state=\"queued\"}) > 0" $series }}
 {{- $missing := printf "max by (namespace) (kube_deployment_spec_replicas{%s}) - max by (namespace) (kube_deployment_status_replicas_ready{%s}) > 0" $pods $pods }}
 {{- if .Values.autoscaling.enabled }}
 - alert: PercoreCallsWaitAtMaximum
   expr: |-
-    {{ $waiting }}
+    {{ $queued }}
     and on (namespace) (
       max by (namespace) (kube_horizontalpodautoscaler_status_desired_replicas{ {{- $hpa }}})
       >= max by (namespace) (kube_horizontalpodautoscaler_spec_max_replicas{ {{- $hpa }}})
@@ -21,8 +21,8 @@
   labels:
     severity: warning
   annotations:
-    summary: Calls wait, and there may be no more pods.
-    description: {{`'Calls that wait: {{ $value }}. The autoscaler already wants as many pods as it may.'`}}
+    summary: Calls are queued, and the autoscaler is at its maximum.
+    description: {{`'Queued calls: {{ $value }}. The autoscaler already wants as many pods as it may.'`}}
 - alert: PercoreAutoscalerBlind
   expr: |-
     max by (namespace) (kube_horizontalpodautoscaler_status_condition{ {{- $hpa }},condition="ScalingActive",status="false"}) == 1
@@ -32,11 +32,11 @@
     severity: warning
   annotations:
     summary: The autoscaler cannot read how many calls there are.
-    description: The autoscaler has not been able to scale for five minutes; the number of pods stays as it is, whatever comes.
-# Also at zero pods, and where KEDA's fallback hides from the HPA that there is no metric.
+    description: The autoscaler has not been able to scale for five minutes. The number of pods stays as it is, however many calls come.
+# Fires at zero pods too, and where KEDA's fallback hides from the HPA that there is no metric.
 - alert: PercoreAutoscalerBlind
   expr: |-
-    {{ $waiting }}
+    {{ $queued }}
     and on (namespace) (
       max by (namespace) (kube_horizontalpodautoscaler_status_desired_replicas{ {{- $hpa }}})
       < max by (namespace) (kube_horizontalpodautoscaler_spec_max_replicas{ {{- $hpa }}})
@@ -49,20 +49,20 @@
   labels:
     severity: critical
   annotations:
-    summary: Calls wait, and the autoscaler asks for no pod for them.
-    description: {{`'Calls that wait: {{ $value }}. For five minutes the autoscaler has wanted fewer pods than there are calls, though it may want more.'`}}
+    summary: Calls are queued, and the autoscaler asks for no pod for them.
+    description: {{`'Queued calls: {{ $value }}. For five minutes the autoscaler has wanted fewer pods than there are calls, although it is below its maximum.'`}}
 {{- end }}
-# Later than any pod that loads its models in time. Whoever waits meanwhile is hurt, so then it is critical.
+# A pod that loads its models in time is ready before this fires. It is critical while callers are queued.
 - alert: PercorePodsNotReady
   expr: |-
     {{ $missing }}
-    and on (namespace) {{ $waiting }}
+    and on (namespace) {{ $queued }}
   for: {{ add .Values.limits.load 300 }}s
   labels:
     severity: critical
   annotations:
-    summary: Calls wait for pods that do not become ready.
-    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}. Calls wait for them.'` (add .Values.limits.load 300) }}
+    summary: Calls are queued for pods that do not become ready.
+    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}. Calls are queued for them.'` (add .Values.limits.load 300) }}
 - alert: PercorePodsNotReady
   expr: {{ $missing }}
   for: {{ add .Values.limits.load 300 }}s
@@ -82,7 +82,7 @@
   annotations:
     summary: A container restarts again and again.
     description: {{`'Container {{ $labels.container }} of pod {{ $labels.pod }} was restarted {{ $value }} times within an hour.'`}}
-# A worker that ends for its clock or its client is counted by its call; one that crashes may be all there is to see of a fault.
+# Workers that end after a timeout or a client's disconnect are seen in the statuses of their calls. A crash may be seen only here.
 - alert: PercoreWorkersCrash
   expr: round(sum by (namespace) (increase(percore_worker_restarts_total{ {{- $exporters }},reason=~"crashed|arbiter-lost"}[1h]))) >= 3
   labels:

@@ -46,7 +46,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* How long a call may take a pod once it has it; behind it stands Gunicorn's own timeout, which is as long. */}}
+{{/* How long a pod may need for one call. Gunicorn's own timeout is as long. */}}
 {{- define "percore.callSeconds" -}}
 {{- add .Values.limits.run .Values.limits.body .Values.limits.body 30 -}}
 {{- end }}
@@ -69,13 +69,20 @@ capabilities:
   value: {{ int64 .Values.queue.max | quote }}
 {{- end }}
 
-{{/* HAProxy's memory in MiB: itself, its slots, and 64 KiB for each call that waits or runs. */}}
+{{/*
+The gateway's memory in MiB: 320 for the process, what it may hold of bodies, and 24 KiB for each queued call.
+*/}}
 {{- define "percore.gatewayMemory" -}}
-{{- $calls := add (int64 .Values.queue.max) (int64 .Values.gateway.slots) -}}
-{{- .Values.gateway.memory | default (printf "%dMi" (add 128 (div (add $calls 15) 16))) -}}
+{{- $bytes := add (int64 .Values.gateway.spool.memoryBytes) (mul 24576 (int64 .Values.queue.max)) -}}
+{{- .Values.gateway.memory | default (printf "%dMi" (add 320 (div (add $bytes 1048575) 1048576))) -}}
 {{- end }}
 
-{{/* The prediction that NOTES and the test make: none for a handler about which nothing is known. */}}
+{{/* Size of the spool's volume: a quarter more than the gateway writes, so that the kubelet never evicts a gateway for it. */}}
+{{- define "percore.spoolVolumeBytes" -}}
+{{- div (add (mul 5 (int64 .Values.gateway.spool.bytes)) 3) 4 -}}
+{{- end }}
+
+{{/* The call that NOTES and the test make. None for a handler of the user's own, unless its path is given. */}}
 {{- define "percore.examplePath" -}}
 {{- if not (and .Values.handler (eq .Values.example.path "/v1/models/digits:predict")) -}}{{ .Values.example.path }}{{- end -}}
 {{- end }}

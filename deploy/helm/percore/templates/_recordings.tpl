@@ -1,43 +1,43 @@
-{{/* Codes of calls that the release owed an answer and did not give. A model that raises counts too: nobody else can mend it. */}}
+{{/* Codes of calls that failed by a fault of the release. A model that raises counts too, because only the operator can mend it. */}}
 {{- define "percore.failedCodes" -}}429|500|502|503|504|other{{- end }}
 
 {{/*
-What counts for the objective of success: calls that were answered, and those that should have been. What the caller did wrong
-(400, 404, 413 ...) and whoever left before the answer say nothing of the release, and would thin out what does.
+Codes of calls that count for the objective of success. Errors of the caller (400, 404, 413 ...) and clients that disconnected say
+nothing about the release, and would make the share of failures look smaller.
 */}}
 {{- define "percore.validCodes" -}}200|{{ include "percore.failedCodes" . }}{{- end }}
 
-{{/* Labels of the gateway's series and of what is recorded from them, of this release alone. */}}
+{{/* Labels that select the series of this release's gateways, and what is recorded from them. */}}
 {{- define "percore.gatewaySeries" -}}
 namespace="{{ .Release.Namespace }}",service="{{ include "percore.fullname" . }}-gateway"
 {{- end }}
 
-{{/* How many calls there were, failed, waited, or waited long, within a window: `increase`. Or how many a second: `rate`. */}}
+{{/* Calls that counted, failed, were queued, or were queued long: how many within a window (`increase`), or per second (`rate`). */}}
 {{- define "percore.valid_calls" -}}
-sum by (namespace, service) ({{ .function }}(percore_gateway_call_duration_seconds_count{ {{- include "percore.gatewaySeries" .root }},code=~"{{ include "percore.validCodes" . }}"}[{{ .window }}]))
+sum by (namespace, service) ({{ .function }}(percore_gateway_call_seconds_count{ {{- include "percore.gatewaySeries" .root }},code=~"{{ include "percore.validCodes" . }}"}[{{ .window }}]))
 {{- end }}
 
 {{- define "percore.failed_calls" -}}
-sum by (namespace, service) ({{ .function }}(percore_gateway_call_duration_seconds_count{ {{- include "percore.gatewaySeries" .root }},code=~"{{ include "percore.failedCodes" . }}"}[{{ .window }}]))
+sum by (namespace, service) ({{ .function }}(percore_gateway_call_seconds_count{ {{- include "percore.gatewaySeries" .root }},code=~"{{ include "percore.failedCodes" . }}"}[{{ .window }}]))
 {{- end }}
 
 {{- define "percore.waits" -}}
-sum by (namespace, service) ({{ .function }}(percore_gateway_wait_seconds_count{ {{- include "percore.gatewaySeries" .root }}}[{{ .window }}]))
+sum by (namespace, service) ({{ .function }}(percore_call_queue_seconds_count{ {{- include "percore.gatewaySeries" .root }}}[{{ .window }}]))
 {{- end }}
 
-{{/* The label of the bucket is `60.0` or `60`: clients and versions of Prometheus differ. */}}
+{{/* The bucket's label is `60.0` or `60`, depending on the version of Prometheus. */}}
 {{- define "percore.long_waits" -}}
 clamp_min(
   {{ include "percore.waits" . }}
-  - sum by (namespace, service) ({{ .function }}(percore_gateway_wait_seconds_bucket{ {{- include "percore.gatewaySeries" .root }},le=~"{{ int .root.Values.monitoring.rules.waitSeconds }}(\\.0)?"}[{{ .window }}])),
+  - sum by (namespace, service) ({{ .function }}(percore_call_queue_seconds_bucket{ {{- include "percore.gatewaySeries" .root }},le=~"{{ int .root.Values.monitoring.rules.waitSeconds }}(\\.0)?"}[{{ .window }}])),
   0
 )
 {{- end }}
 
-{{/* Seconds between two evaluations of the recordings: a sum over recorded rates times this is a number of calls. */}}
+{{/* Seconds between two evaluations of the recordings. A sum of recorded rates, times this, is a number of calls. */}}
 {{- define "percore.recordSeconds" -}}30{{- end }}
 
-{{/* Where no call was made there is no ratio. */}}
+{{/* Without calls there is no ratio. */}}
 {{- define "percore.recordings" -}}
 {{- $rules := .Values.monitoring.rules }}
 - record: service:percore_success_objective:ratio
@@ -61,8 +61,9 @@ clamp_min(
 {{- end }}
 
 {{/*
-Long windows are summed from recorded rates and not from the counters, which are scraped every two seconds. A ratio of sums weighs
-each call alike, as an average of ratios would not. Thirty days, or as many as Prometheus keeps, are what the dashboard says of the budget.
+Long windows are summed from recorded rates, because the counters themselves have a sample every two seconds. The ratio of the sums
+weighs each call alike; an average of ratios would not. The dashboard computes the budget from thirty days, or from what
+Prometheus keeps.
 */}}
 {{- define "percore.longRecordings" -}}
 {{- $series := include "percore.gatewaySeries" . }}

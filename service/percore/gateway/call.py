@@ -1,0 +1,122 @@
+"""A call: one inference request from its last byte to its answer, and the states it goes through.
+
+::
+
+    queued -> sending -> running -> answering -> ended
+       ^         |
+       +---------+   the worker was lost before the call's last byte was written
+
+``running`` begins when the last byte of the call is written to the worker: from here on the run counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from percore.errors import CallError
+from percore.gateway.request import Request
+from percore.gateway.spool import Backlog, Body
+
+if TYPE_CHECKING:
+    from percore.gateway.upstream import WorkerConnection
+
+
+class CallState(StrEnum):
+    """Where a call is."""
+
+    QUEUED = "queued"
+    SENDING = "sending"
+    RUNNING = "running"
+    ANSWERING = "answering"
+    ENDED = "ended"
+
+
+class Call:
+    """One call. ``done`` is resolved when no worker has to do with it any more."""
+
+    __slots__ = (
+        "_loop",
+        "arrived",
+        "backlog",
+        "begun",
+        "body",
+        "broken_sends",
+        "connection",
+        "delivery",
+        "done",
+        "number",
+        "pod",
+        "position",
+        "priority",
+        "queue_deadline",
+        "request",
+        "request_id",
+        "requeues",
+        "run_seconds",
+        "sent_all",
+        "state",
+        "status",
+    )
+
+    def __init__(self, request: Request, body: Body, number: int, priority: int, request_id: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.request = request
+        self.body = body
+        self.number = number
+        self.priority = priority
+        self.request_id = request_id
+        self.state = CallState.QUEUED
+        self.arrived = time.monotonic()
+        """When its last byte arrived."""
+        self.begun: float | None = None
+        """When its last byte was written to a worker."""
+        self.run_seconds: float | None = None
+        self.queue_deadline = 0.0
+        self.position = 0
+        """How many calls were ahead when it was queued."""
+        self.requeues = 0
+        self.broken_sends = 0
+        """How often a worker ended after its reservation and before this call's last byte."""
+        self.pod = ""
+        self.status = 0
+        """The answer's status; 0 while there is none."""
+        self.connection: WorkerConnection | None = None
+        self.backlog: Backlog | None = None
+        self.delivery: asyncio.Task[None] | None = None
+        """Sends what is spooled of the answer, if the client reads slowly."""
+        self.sent_all = False
+        """Whether the worker has sent its whole answer."""
+        self.done: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long it was, or has been, queued."""
+        return (time.monotonic() if self.begun is None else self.begun) - self.arrived
+
+    @property
+    def ended(self) -> bool:
+        """Whether its caller left or has an answer: nothing is to be sent or queued any more."""
+        return self.state is CallState.ENDED
+
+    def finish(self) -> None:
+        """Say that no worker has to do with it any more."""
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: CallError) -> None:
+        """End it with an error, unless its caller left."""
+        if self.done.done():
+            return
+        if self.ended:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+    def leave(self) -> None:
+        """End it because its caller left: a worker that has it sees its connection close."""
+        self.state = CallState.ENDED
+        if self.connection is not None:
+            self.connection.abort()

@@ -1,0 +1,276 @@
+"""The dispatcher: binds the next call to a pod that has said that it is free.
+
+Each pod that is tried is one coroutine: reserve, take the head of the queue, send, pass the answer on. A reservation is a
+connection on which the worker has answered. So a call is bound late, and no pod is asked again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from percore.errors import CallError, PodLost, QueueTimeout, RunTimeout
+from percore.gateway.call import Call, CallState
+from percore.gateway.endpoints import Endpoint
+from percore.gateway.pods import Key, Pod, PodState, is_usable, key_of
+from percore.gateway.queue import CallQueue
+from percore.gateway.relay import relay
+from percore.gateway.request import HOP_BY_HOP, OWN_PREFIX
+from percore.gateway.spool import Spool
+from percore.gateway.upstream import WorkerConnection, connect
+
+log = logging.getLogger("percore.gateway")
+
+PATIENCE_SECONDS = 0.002
+"""How long reservations may stay unanswered before twice as many pods are tried."""
+MOST_BROKEN_SENDS = 10
+"""Workers that may end while they receive one call, before that call counts as what ends them."""
+NOT_FORWARDED = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
+
+
+class Dispatcher:
+    """All pods, and the calls that they get from one queue. Used from the event loop alone."""
+
+    def __init__(
+        self,
+        queue: CallQueue[Call],
+        spool: Spool,
+        name: str,
+        run_seconds: float,
+        answer_seconds: float,
+        requeued: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``run_seconds`` is when a run is given up here: later than the worker itself would end it."""
+        self._loop = asyncio.get_running_loop()
+        self._queue = queue
+        self._spool = spool
+        self._run_seconds = run_seconds
+        self._answer_seconds = answer_seconds
+        self._requeued = requeued
+        self._name = name.encode()
+        self.pods: dict[Key, Pod] = {}
+        """Every pod that is listed, or that still has a run."""
+        self._idle: dict[Key, Pod] = {}
+        """Pods to try, the one that was freed last at the end: it is the likeliest to be free."""
+        self._waiting = 0
+        self._doubled = 0
+        self._ramp: asyncio.TimerHandle | None = None
+        self.running = 0
+        """Calls that have begun and are not ended."""
+
+    # --- pods
+
+    def publish(self, endpoints: Iterable[Endpoint]) -> None:
+        """Take in which pods there are."""
+        listed = {key_of(endpoint): endpoint for endpoint in endpoints}
+        for key, endpoint in listed.items():
+            pod = self.pods.get(key)
+            if pod is None:
+                self.pods[key] = pod = Pod(endpoint, usable=False)
+            pod.endpoint = endpoint
+            if is_usable(endpoint):
+                if not pod.usable:
+                    pod.usable = True
+                    self._offer(pod)
+            else:
+                self._retire(pod)
+        for key in self.pods.keys() - listed.keys():
+            self._retire(self.pods[key])
+            if self.pods[key].task is None:
+                del self.pods[key]
+        self._listed = listed.keys()
+        self.match()
+
+    _listed: Iterable[Key] = ()
+
+    def _retire(self, pod: Pod) -> None:
+        """Give a pod no new calls. What runs there goes on."""
+        pod.usable = False
+        self._idle.pop(key_of(pod.endpoint), None)
+        if pod.state is PodState.WAITING and pod.task is not None:
+            pod.task.cancel()
+        elif pod.state in (PodState.RESERVED, PodState.RUNNING) or pod.task is None:
+            pod.state = PodState.ENDING
+
+    def _offer(self, pod: Pod) -> None:
+        """Have a pod tried when a call is queued."""
+        key = key_of(pod.endpoint)
+        if not pod.usable:
+            pod.state = PodState.ENDING
+            if key not in self._listed:
+                self.pods.pop(key, None)
+            return
+        if self.pods.get(key) is pod and pod.task is None:
+            pod.state = PodState.UNKNOWN
+            self._idle[key] = pod
+
+    # --- who is tried
+
+    def match(self) -> None:
+        """Try as many pods as calls are queued, and twice as many each time that those do not answer in time."""
+        queued = len(self._queue)
+        if not queued:
+            return
+        wanted = queued << min(self._doubled, 20)
+        while self._idle and self._waiting < wanted:
+            _, pod = self._idle.popitem()
+            pod.state, pod.waits = PodState.WAITING, True
+            self._waiting += 1
+            pod.task = self._loop.create_task(self._serve(pod))
+            pod.task.add_done_callback(partial(self._served, pod))
+        if self._idle and self._ramp is None:
+            self._ramp = self._loop.call_later(PATIENCE_SECONDS, self._double)
+
+    def _double(self) -> None:
+        self._ramp = None
+        if len(self._queue):
+            self._doubled += 1
+            self.match()
+
+    def queue_shrank(self) -> None:
+        """Take note that a call left the queue: without calls no reservation is waited for."""
+        if len(self._queue):
+            return
+        self._doubled = 0
+        if self._waiting:
+            for pod in self.pods.values():
+                if pod.state is PodState.WAITING and pod.task is not None:
+                    pod.task.cancel()
+
+    # --- one pod
+
+    async def _serve(self, pod: Pod) -> float:
+        """Reserve a pod and run the next call there; return how long not to try the pod again, in seconds."""
+        worker: WorkerConnection | None = None
+        try:
+            worker = await connect(pod.endpoint.address, pod.endpoint.port)
+            await worker.reserve(b"OPTIONS * HTTP/1.1\r\nHost: worker\r\nPercore-Gateway: %s\r\n\r\n" % self._name)
+            self._answered(pod)
+            call = self._queue.pop() if pod.usable else None
+            if call is None:
+                return 0.0
+            pod.state = PodState.RESERVED
+            self.queue_shrank()
+            return await self._run(pod, worker, call)
+        except (OSError, TimeoutError):
+            return pod.fail()
+        except Exception:
+            log.exception("pod %s could not be served", pod.name)
+            return pod.fail()
+        finally:
+            if worker is not None:
+                worker.abort() if pod.waits else worker.close()
+
+    def _answered(self, pod: Pod) -> None:
+        """Take note that a reservation is no longer waited for."""
+        if pod.waits:
+            pod.waits = False
+            self._waiting -= 1
+
+    def _served(self, pod: Pod, task: asyncio.Task[float]) -> None:
+        """Offer a pod again. A callback, because a task that is cancelled before its first step runs none of its own code."""
+        self._answered(pod)
+        pod.task = None
+        delay = 0.0 if task.cancelled() else task.result()
+        if delay and pod.usable:
+            pod.state = PodState.UNKNOWN
+            self._loop.call_later(delay, self._try_again, pod)
+        else:
+            self._offer(pod)
+            self.match()
+
+    def _try_again(self, pod: Pod) -> None:
+        self._offer(pod)
+        self.match()
+
+    async def _run(self, pod: Pod, worker: WorkerConnection, call: Call) -> float:
+        """Send a call and pass its answer on; return how long not to try the pod again."""
+        call.state, call.pod, call.connection = CallState.SENDING, pod.name, worker
+        try:
+            await self._send(worker, call)
+        except (OSError, TimeoutError):
+            return self._not_begun(pod, call)
+        except CallError as error:
+            call.fail(error)
+            worker.abort()
+            return 0.0
+        if call.ended:
+            worker.abort()
+            return 0.0
+        call.state, call.begun = CallState.RUNNING, time.monotonic()
+        if pod.usable:
+            pod.state = PodState.RUNNING
+        pod.failures = 0
+        self.running += 1
+        backstop = self._loop.call_later(self._run_seconds, worker.abort)
+        try:
+            await relay(call, worker, self._spool, self._answer_seconds)
+            call.finish()
+        except (OSError, TimeoutError) as error:
+            worker.abort()
+            call.fail(self._lost(call, error))
+        finally:
+            backstop.cancel()
+            self.running -= 1
+            call.run_seconds = time.monotonic() - call.begun
+            call.connection = None
+            if call.state is CallState.RUNNING:
+                call.state = CallState.ANSWERING
+        return 0.0
+
+    def _lost(self, call: Call, error: BaseException) -> CallError:
+        if call.begun is not None and time.monotonic() - call.begun >= self._run_seconds:
+            return RunTimeout(f"the call had no answer after {self._run_seconds:g} s, and was ended")
+        log.warning("call %s: pod %s was lost while it ran: %s", call.request_id, call.pod, error)
+        return PodLost("the pod went away while it computed the call; whether to send it again is yours to decide")
+
+    def _not_begun(self, pod: Pod, call: Call) -> float:
+        """Put a call back whose worker was lost before its last byte. It did not run."""
+        call.connection = None
+        delay = pod.fail()
+        if call.ended:
+            return delay
+        call.broken_sends += 1
+        call.requeues += 1
+        if call.broken_sends >= MOST_BROKEN_SENDS:
+            call.fail(PodLost(f"{MOST_BROKEN_SENDS} workers ended while they received the call; it may be what ends them"))
+        elif time.monotonic() >= call.queue_deadline:
+            call.fail(QueueTimeout("the call was queued for longer than it may be, and never ran"))
+        else:
+            call.state, call.pod = CallState.QUEUED, ""
+            self._requeued()
+            self._queue.push(call)
+        return delay
+
+    async def _send(self, worker: WorkerConnection, call: Call) -> None:
+        """Send head and body; the last byte goes only when the kernel has all others."""
+        request, body = call.request, call.body
+        worker.expect(head_only=request.method == b"HEAD")
+        waiting = self._head(call)
+        async for piece in body.pieces():
+            if waiting and len(waiting) + len(piece) > 65536:
+                if not await worker.send(waiting):
+                    return
+                waiting = piece
+            else:
+                waiting += piece
+        await worker.send_last(waiting)
+
+    @staticmethod
+    def _head(call: Call) -> bytes:
+        request = call.request
+        lines = [b"%s %s HTTP/1.1" % (request.method, request.target)]
+        listed = request.connection_tokens()
+        for name, value in request.headers:
+            lowered = name.lower()
+            if lowered not in NOT_FORWARDED and lowered not in listed and not lowered.startswith(OWN_PREFIX):
+                lines.append(b"%s: %s" % (name, value))
+        if request.header(b"host") is None:
+            lines.append(b"Host: worker")
+        lines.append(b"X-Request-ID: " + call.request_id.encode("latin-1"))
+        if call.body.size:
+            return b"\r\n".join(lines) + b"\r\nContent-Length: %d\r\n\r\n" % call.body.size
+        return b"\r\n".join(lines) + b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"

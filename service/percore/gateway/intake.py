@@ -1,0 +1,256 @@
+"""The life of a call in the gateway, from its head to the end of its answer. Start reading here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from percore.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    CallError,
+    NotReady,
+    Overloaded,
+    PodLost,
+    QueueFull,
+    QueueTimeout,
+    RunTimeout,
+)
+from percore.gateway.call import Call, CallState
+from percore.gateway.dispatch import Dispatcher
+from percore.gateway.queue import CallQueue
+from percore.gateway.request import Disconnected, Request
+from percore.gateway.spool import Body, Spool
+from percore.gateway.telemetry import CODES, DISCONNECTED, OTHER, QUEUE_CODES, REJECTION_REASONS, GatewayTelemetry
+
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+STATES = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUNNING: "executing"}
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """Bounds on what callers may send, and how long each step may take."""
+
+    queue_length: int
+    queue_seconds: float
+    body_seconds: float
+    answer_seconds: float
+    body_bytes: int
+    uploads: int
+    upload_bytes: int
+    priority_header: bytes = b""
+
+
+class Intake:
+    """Takes calls in and sees each to its end."""
+
+    def __init__(
+        self,
+        limits: IntakeLimits,
+        spool: Spool,
+        queue: CallQueue[Call],
+        dispatcher: Dispatcher,
+        telemetry: GatewayTelemetry,
+        write_line: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits
+        self._spool = spool
+        self._queue = queue
+        self._dispatcher = dispatcher
+        self._telemetry = telemetry
+        self._write_line = write_line
+        self._number = 0
+        self.uploads = 0
+        """Bodies that are being received."""
+        self._upload_bytes = 0
+        self.open = 0
+        """Calls that are received, queued, running or answered."""
+        self.stopping = False
+
+    async def serve(self, request: Request) -> None:
+        """Receive a call, queue it, wait until it has run, and see its answer delivered."""
+        began = time.monotonic()
+        request_id = _request_id(request)
+        call: Call | None = None
+        body: Body | None = None
+        self.open += 1
+        try:
+            self._admit(request)
+            body = await self._receive(request)
+            self._check_queue()
+            call = self._enqueue(request, body, request_id)
+            await self._run(call)
+            self._end(request, request_id, began, call, str(call.status))
+        except asyncio.CancelledError:
+            self._client_left(call)
+            self._end(request, request_id, began, call, DISCONNECTED)
+            raise
+        except Disconnected:
+            self._client_left(call)
+            request.interrupt()
+            self._end(request, request_id, began, call, DISCONNECTED)
+        except CallError as error:
+            self._refuse(request, request_id, call, error)
+            self._end(request, request_id, began, call, str(error.status))
+        finally:
+            self.open -= 1
+            if body is not None:
+                body.discard()
+            if call is not None and call.delivery is not None:
+                call.delivery.cancel()
+            if call is not None and call.backlog is not None:
+                call.backlog.discard()
+
+    # --- steps
+
+    def _admit(self, request: Request) -> None:
+        """Decide by the head alone: what cannot be taken is rejected before its body is read."""
+        if self.stopping:
+            raise NotReady("the gateway is stopping; send the call again")
+        length = request.content_length
+        if length is not None and length > self._limits.body_bytes:
+            raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and Content-Length is {length}")
+        self._check_queue()
+
+    def _check_queue(self) -> None:
+        if len(self._queue) >= self._limits.queue_length:
+            raise QueueFull(f"{self._limits.queue_length} calls are queued, and no more may be; send the call again later")
+
+    async def _receive(self, request: Request) -> Body:
+        """Return the whole body, spooled."""
+        length = request.content_length
+        if self.uploads >= self._limits.uploads or (
+            self.uploads and self._upload_bytes + (length or 0) > self._limits.upload_bytes
+        ):
+            raise Overloaded(f"{self.uploads} bodies are being received, and no more may be; send the call again later")
+        body = self._spool.body(length)
+        self.uploads += 1
+        self._upload_bytes += length or 0
+        try:
+            if request.complete:
+                await self._copy(request, body)
+            else:
+                async with asyncio.timeout(self._limits.body_seconds):
+                    await self._copy(request, body)
+        except TimeoutError:
+            body.discard()
+            raise BodyTimeout(f"the body was not complete within {self._limits.body_seconds:g} s") from None
+        except BaseException:
+            body.discard()
+            raise
+        finally:
+            self.uploads -= 1
+            self._upload_bytes -= length or 0
+        return body
+
+    async def _copy(self, request: Request, body: Body) -> None:
+        while data := await request.read():
+            if body.size + len(data) > self._limits.body_bytes:
+                raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and more came in chunks")
+            await body.write(data)
+
+    def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
+        self._number += 1
+        call = Call(request, body, self._number, self._priority(request), request_id)
+        call.queue_deadline = call.arrived + self._limits.queue_seconds
+        call.position = self._queue.ahead(call.priority)
+        self._queue.push(call)
+        self._dispatcher.match()
+        return call
+
+    def _priority(self, request: Request) -> int:
+        name = self._limits.priority_header
+        value = (request.header(name) or b"") if name else b""
+        return int(value) if len(value) == 1 and b"1" <= value <= b"9" else 0
+
+    async def _run(self, call: Call) -> None:
+        """Wait until the call has run and the client has the answer."""
+        timer = self._loop.call_later(self._limits.queue_seconds, self._queue_expired, call)
+        try:
+            await call.done
+        finally:
+            timer.cancel()
+        if call.delivery is not None:
+            await call.delivery
+        if not call.request.writable:
+            await call.request.drained(self._limits.answer_seconds)
+
+    def _queue_expired(self, call: Call) -> None:
+        if self._queue.remove(call):
+            self._dispatcher.queue_shrank()
+            limit = self._limits.queue_seconds
+            call.fail(QueueTimeout(f"the call was queued for {limit:g} s, as long as it may be, and never ran"))
+
+    # --- the end
+
+    def _client_left(self, call: Call | None) -> None:
+        state = "receiving" if call is None else STATES.get(call.state, "answering")
+        self._telemetry.disconnects.labels(state).inc()
+        if call is None:
+            return
+        queued = self._queue.remove(call)
+        call.leave()
+        if queued:
+            self._dispatcher.queue_shrank()
+
+    def _refuse(self, request: Request, request_id: str, call: Call | None, error: CallError) -> None:
+        if error.code in REJECTION_REASONS:
+            self._telemetry.rejected.labels(error.code).inc()
+        if call is not None:
+            call.state = CallState.ENDED
+        if request.head_sent:
+            self._telemetry.interrupted.inc()
+            request.interrupt()
+            return
+        headers = [(b"X-Request-ID", request_id.encode("latin-1"))]
+        if isinstance(error, (QueueTimeout, PodLost, RunTimeout)) and call is not None:
+            headers.append((b"Server-Timing", b"queue;dur=%.3f" % (call.queue_seconds * 1000)))
+        request.reject(error, headers)
+
+    def _end(self, request: Request, request_id: str, began: float, call: Call | None, code: str) -> None:
+        total = time.monotonic() - began
+        label = code if code in CODES or code == DISCONNECTED else OTHER
+        self._telemetry.total.labels(label).observe(total)
+        queue_seconds = None
+        if call is not None:
+            queue_seconds = call.queue_seconds if call.begun is not None or call.state is CallState.ENDED else total
+            self._telemetry.queue.labels(label if label in QUEUE_CODES else OTHER).observe(queue_seconds)
+        self._write_line(
+            {
+                "logger": "percore.gateway.call",
+                "request_id": request_id,
+                "method": request.method.decode("latin-1"),
+                "path": request.path,
+                "status": int(code) if code.isdigit() else code,
+                "queue_position": call.position if call is not None else None,
+                "queue_seconds": _rounded(queue_seconds),
+                "run_seconds": _rounded(call.run_seconds) if call is not None else None,
+                "total_seconds": _rounded(total),
+                "request_bytes": request.received,
+                "response_bytes": request.answered_bytes,
+                "requeues": call.requeues if call is not None else 0,
+                "pod": (call.pod or None) if call is not None else None,
+                "client": request.client,
+            }
+        )
+
+    def refused(self, request: Request, error: CallError) -> None:
+        """Count and log a request that the front answered itself, because it is not HTTP or came too slowly."""
+        if error.code in REJECTION_REASONS:
+            self._telemetry.rejected.labels(error.code).inc()
+        self._end(request, uuid.uuid4().hex, time.monotonic(), None, str(error.status))
+
+
+def _request_id(request: Request) -> str:
+    given = request.header(b"x-request-id") or b""
+    return given.decode("latin-1") if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -1,0 +1,243 @@
+"""The gateway's process: what is started, in which order, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from prometheus_client import disable_created_metrics
+
+from percore import __version__, logs, rundir
+from percore.errors import StartError
+from percore.gateway.admin import Admin
+from percore.gateway.call import Call
+from percore.gateway.cost_writer import CostWriter
+from percore.gateway.dispatch import Dispatcher
+from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed
+from percore.gateway.front import Front, FrontLimits, bind
+from percore.gateway.intake import Intake, IntakeLimits
+from percore.gateway.lag import LoopLag
+from percore.gateway.pods import PodState
+from percore.gateway.queue import CallQueue
+from percore.gateway.reads import Reads
+from percore.gateway.request import Request
+from percore.gateway.settings import GatewaySettings, Settings
+from percore.gateway.spool import Spool, SpoolLimits
+from percore.gateway.telemetry import GatewayTelemetry
+
+log = logging.getLogger("percore.gateway")
+
+SPARE_DESCRIPTORS = 1024
+"""Open files for connections to pods, and for everything else."""
+BACKSTOP_SECONDS = 60.0
+"""How much later than the worker the gateway gives a run up."""
+STEP_SECONDS = 0.05
+SWITCH_SECONDS = 0.001
+"""Threads beside the event loop (metrics, the watch) give way to it so soon."""
+
+
+class Gateway:
+    """Everything that runs on the event loop."""
+
+    def __init__(self, settings: Settings, telemetry: GatewayTelemetry, writer: logs.BackgroundWriter) -> None:
+        limits, gateway = settings.limits, settings.gateway
+        loop = asyncio.get_running_loop()
+        self.telemetry = telemetry
+        self.settings = settings
+        self.queue: CallQueue[Call] = CallQueue()
+        folder = settings.server.run_dir if gateway.spool_dir == Path() else gateway.spool_dir
+        self.spool = Spool(folder, SpoolLimits(memory=gateway.spool_memory_bytes, disk=gateway.spool_bytes))
+        run_seconds = limits.body + limits.run + BACKSTOP_SECONDS
+        name = gateway.name or socket.gethostname()
+        self.dispatcher = Dispatcher(self.queue, self.spool, name, run_seconds, limits.body, requeued=telemetry.requeued.inc)
+        intake_limits = IntakeLimits(
+            queue_length=limits.backlog,
+            queue_seconds=limits.wait,
+            body_seconds=limits.body,
+            answer_seconds=limits.body,
+            body_bytes=limits.max_body_bytes,
+            uploads=gateway.uploads,
+            upload_bytes=gateway.upload_bytes,
+            priority_header=gateway.priority_header.lower().encode(),
+        )
+        self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, telemetry, writer.write_call)
+        self.connections = limits.backlog + gateway.uploads + gateway.connections
+        front_limits = FrontLimits(connections=self.connections, idle_seconds=gateway.idle_timeout)
+        self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
+        self.reads = Reads(ready=lambda: not self.not_ready())
+        self.lag = LoopLag(loop)
+        self.endpoints: dict[str, Endpoint] = {}
+        self._known = asyncio.Event()
+        self._stopping = False
+        telemetry.lag.set_function(self.lag.longest)
+        telemetry.build_info.labels(__version__).set(1)
+        telemetry.connections_limit.set(self.connections)
+        telemetry.spool_limit.labels("memory").set(gateway.spool_memory_bytes)
+        telemetry.spool_limit.labels("disk").set(gateway.spool_bytes)
+
+    async def serve(self, request: Request) -> None:
+        """Answer a read here; every other request is a call."""
+        if request.method in (b"GET", b"HEAD"):
+            self.reads.serve(request)
+        else:
+            await self.intake.serve(request)
+
+    def publish(self, endpoints: Endpoints) -> None:
+        """Take in which pods there are; on the loop."""
+        self.endpoints = {each.pod: each for each in endpoints if each.pod}
+        self.dispatcher.publish(endpoints)
+        self.reads.publish(endpoints)
+        self._known.set()
+
+    def not_ready(self) -> str:
+        """Return why no calls are taken; empty if they are. Zero pods are no reason: calls are queued."""
+        if self._stopping:
+            return "the gateway is stopping"
+        return "" if self._known.is_set() else "the pods are not known yet"
+
+    def running_pods(self) -> list[str]:
+        """Return the names of pods that calls of this gateway run on; from any thread."""
+        pods = list(self.dispatcher.pods.values())
+        return [pod.endpoint.pod for pod in pods if pod.endpoint.pod and pod.task is not None and _runs(pod.state)]
+
+    def observe(self) -> None:
+        """Set the gauges; from any thread."""
+        to = self.telemetry
+        to.in_flight.labels("executing").set(self.dispatcher.running)
+        to.in_flight.labels("queued").set(len(self.queue))
+        states = Counter(pod.state for pod in list(self.dispatcher.pods.values()))
+        for state in PodState:
+            to.pods.labels(state.value).set(states[state])
+        to.spool.labels("memory").set(self.spool.memory)
+        to.spool.labels("disk").set(self.spool.disk)
+        to.connections.set(self.front.connections)
+        to.uploads.set(self.intake.uploads)
+
+    async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
+        self.lag.start()
+        reads = asyncio.get_running_loop().create_task(self.reads.follow())
+        await self.front.listen(listener)
+        log.info("gateway listens on %s:%d", self.settings.server.host, self.settings.server.port)
+        await stop.wait()
+        await self._stop(stop)
+        reads.cancel()
+
+    async def _stop(self, stop: asyncio.Event) -> None:
+        delay = self.settings.gateway.shutdown_delay
+        self._stopping = True
+        self.front.stopping = True
+        stop.clear()
+        log.info("stopping: no new calls after %g s; a second signal ends all calls", delay)
+        loop = asyncio.get_running_loop()
+        closes = loop.time() + delay
+        while loop.time() < closes and not stop.is_set():
+            await asyncio.sleep(STEP_SECONDS)
+        self.intake.stopping = True
+        self.front.close_listener()
+        while (self.intake.open or self.front.busy) and not stop.is_set():
+            await asyncio.sleep(STEP_SECONDS)
+        self.front.close_connections()
+
+
+def _runs(state: PodState) -> bool:
+    return state in (PodState.RUNNING, PodState.ENDING)
+
+
+def serve(settings: Settings) -> int:
+    """Run the gateway until it is told to stop; return the exit status."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
+    telemetry = GatewayTelemetry()
+    _check_descriptors(settings)
+    folder = settings.gateway.spool_dir
+    rundir.make(settings.server.run_dir if folder == Path() else folder)
+    host = settings.server.host
+    listener = _bound(host, settings.server.port, "PERCORE_PORT")
+    admin_listener = _bound(host, settings.server.exporter_port, "PERCORE_EXPORTER_PORT")
+    source = _source(settings.gateway, telemetry)
+    writer = logs.configure_background(settings.server.log_level, telemetry.lines_lost.inc)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        uvloop.run(_main(settings, telemetry, writer, source, listener, admin_listener))
+    finally:
+        writer.close()
+    return 0
+
+
+async def _main(
+    settings: Settings,
+    telemetry: GatewayTelemetry,
+    writer: logs.BackgroundWriter,
+    source: Any,
+    listener: socket.socket,
+    admin_listener: socket.socket,
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, stop.set)
+    gateway = Gateway(settings, telemetry, writer)
+    Admin(telemetry, gateway.observe, gateway.not_ready, lambda: gateway.lag.ticked).start(admin_listener)
+    _vital(source.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
+    if hasattr(source, "set_cost") and settings.gateway.deletion_costs == "yes":
+        _vital(CostWriter(source, gateway.running_pods, lambda: gateway.endpoints, telemetry).run)
+    gc.collect()
+    gc.freeze()
+    await gateway.run(listener, stop)
+
+
+def _source(gateway: GatewaySettings, telemetry: GatewayTelemetry) -> Any:
+    """Return the source of endpoints that the settings name."""
+    if not gateway.service:
+        return Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file)
+    # Only here: elsewhere the client of Kubernetes need not be installed.
+    from percore.gateway.cluster import Cluster  # noqa: PLC0415
+
+    cluster = Cluster(gateway)
+    telemetry.knowledge_age.set_function(cluster.age)
+    return cluster
+
+
+def _bound(host: str, port: int, key: str) -> socket.socket:
+    try:
+        return bind(host, port)
+    except OSError as error:
+        raise StartError(f"PERCORE_HOST={host!r} {key}={port}: cannot listen there: {error.strerror}") from error
+
+
+def _check_descriptors(settings: Settings) -> None:
+    """Raise the limit of open files as far as it goes; raise StartError if that is not far enough."""
+    gateway, queue = settings.gateway, settings.limits.backlog
+    # A queued call, and one that is received, has a connection and perhaps a file.
+    needed = 2 * (queue + gateway.uploads) + gateway.connections + SPARE_DESCRIPTORS
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise StartError(
+            f"PERCORE_QUEUE_MAX={queue} PERCORE_GATEWAY_CONNECTIONS={gateway.connections}: need {needed} open files, "
+            f"and this process may open {most}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _vital(target: Any, *arguments: object) -> None:
+    """Run a thread without which the gateway is none: if it fails, the process ends."""
+
+    def run() -> None:
+        try:
+            target(*arguments)
+        except BaseException:
+            log.exception("a thread of the gateway failed; the gateway ends")
+            os._exit(1)
+
+    threading.Thread(target=run, name=getattr(target, "__qualname__", ""), daemon=True).start()

@@ -1,0 +1,101 @@
+"""The way of an answer from the worker to the client.
+
+It is taken as fast as the worker sends it, so that the worker is free early. What the client has not read yet goes to the
+spool; if the spool is full, the worker is held back. A client that keeps up gets every piece at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from percore.errors import CallError
+from percore.gateway.call import Call
+from percore.gateway.request import HOP_BY_HOP, Header
+from percore.gateway.spool import Backlog, Spool
+from percore.gateway.upstream import WorkerConnection
+
+ROOM_SECONDS = 0.05
+OWN = frozenset((b"content-length", b"x-request-id", b"server-timing"))
+
+
+def answer_headers(headers: Iterable[Header], request_id: str, queue_seconds: float) -> tuple[list[Header], int | None]:
+    """Return the headers for the client, and the body's length if the worker said it."""
+    passed: list[Header] = []
+    length: int | None = None
+    timing = b"queue;dur=%.3f" % (queue_seconds * 1000)
+    listed = {token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")}
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered == b"content-length":
+            length = int(value)
+        elif lowered == b"server-timing":
+            timing += b", " + value
+        elif lowered not in OWN and lowered not in HOP_BY_HOP and lowered not in listed:
+            passed.append((name, value))
+    passed += [(b"X-Request-ID", request_id.encode("latin-1")), (b"Server-Timing", timing)]
+    return passed, length
+
+
+async def relay(call: Call, worker: WorkerConnection, spool: Spool, answer_seconds: float) -> None:
+    """Pass the worker's answer on. Returns when the worker has sent all of it; raises ConnectionError if it is lost."""
+    await worker.answer()
+    request = call.request
+    headers, length = answer_headers(worker.headers, call.request_id, call.queue_seconds)
+    call.status = worker.status
+    head = request.head(worker.status, headers, length)
+    if request.bodyless(worker.status):
+        request.write(head)
+        request.finish()
+        return
+    first = worker.take() if worker.buffered else b""
+    request.write(head + request.frame(first))
+    while not worker.complete or worker.buffered:
+        piece = await worker.piece()
+        if piece:
+            await _pass_on(call, request.frame(piece), spool, answer_seconds)
+    call.sent_all = True
+    if call.delivery is None or call.delivery.done():
+        request.finish()  # in the step of the last byte: the client's next request may be on its way
+
+
+async def _pass_on(call: Call, data: bytes, spool: Spool, answer_seconds: float) -> None:
+    request = call.request
+    if call.delivery is None or call.delivery.done():
+        if request.writable:
+            request.write(data)
+            return
+        call.backlog = call.backlog or Backlog(spool)
+        await _put(call, call.backlog, data, answer_seconds)
+        call.delivery = asyncio.get_running_loop().create_task(_deliver(call, call.backlog, answer_seconds))
+        call.delivery.add_done_callback(lambda task: task.cancelled() or task.exception())
+    elif call.backlog is not None:
+        await _put(call, call.backlog, data, answer_seconds)
+
+
+async def _put(call: Call, backlog: Backlog, data: bytes, answer_seconds: float) -> None:
+    """Spool a piece. Without room the worker is held back until the client has read on."""
+    while True:
+        if backlog.has_room(len(data)):
+            try:
+                await backlog.put(data)
+            except CallError:  # the disk is full in spite of the bound
+                pass
+            else:
+                return
+        if call.ended or (call.delivery is not None and call.delivery.done() and call.delivery.exception()):
+            return
+        if not backlog:
+            await call.request.drained(answer_seconds)
+            call.request.write(data)
+            return
+        await asyncio.sleep(ROOM_SECONDS)
+
+
+async def _deliver(call: Call, backlog: Backlog, answer_seconds: float) -> None:
+    """Send what is spooled as fast as the client reads."""
+    while backlog:
+        await call.request.drained(answer_seconds)
+        call.request.write(await backlog.get())
+    if call.sent_all:
+        call.request.finish()

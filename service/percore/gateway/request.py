@@ -1,0 +1,275 @@
+"""One HTTP request of a client, as the front hands it over: its head, its body as it arrives, and the way to answer it.
+
+The front creates it and feeds it; the gateway reads and answers. Nothing here knows of calls, pods or queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import orjson
+
+from percore.errors import BadRequest, CallError
+
+if TYPE_CHECKING:
+    from percore.gateway.front import Connection
+
+Header = tuple[bytes, bytes]
+"""Name and value, as they came."""
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade"
+    b" http2-settings".split()
+)
+"""Headers that belong to one connection and are never passed on. Source: RFC 9110, section 7.6.1."""
+OWN_PREFIX = b"percore-"
+"""Headers with this prefix are between gateway and worker; a client's are dropped."""
+MOST_HEADERS = 90
+"""Gunicorn takes 100; the gateway adds some."""
+MOST_FIELD_BYTES = 8000
+"""Gunicorn takes 8,190 for a header's line."""
+MOST_TARGET_BYTES = 4000
+"""Gunicorn takes 4,094 for the request line."""
+NO_BODY_STATUSES = frozenset((204, 304))
+REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Disconnected(ConnectionError):
+    """The client closed its connection."""
+
+
+class Request:
+    """One request. ``target`` is in origin form: a path that begins with ``/`` and an optional query."""
+
+    __slots__ = (
+        "_chunked",
+        "_chunks",
+        "_connection",
+        "_head_sent",
+        "_waiter",
+        "answered_bytes",
+        "buffered",
+        "client",
+        "close",
+        "complete",
+        "content_length",
+        "expects_continue",
+        "headers",
+        "interrupted",
+        "method",
+        "received",
+        "target",
+        "version",
+    )
+
+    def __init__(self, connection: Connection, client: str) -> None:
+        self._connection = connection
+        self.client = client
+        self.method = b""
+        self.target = b""
+        self.version = "1.1"
+        self.headers: list[Header] = []
+        self.content_length: int | None = None
+        """The body's size in bytes; None for a chunked body. 0 without a body."""
+        self.expects_continue = False
+        self.close = False
+        """Whether the connection closes after the answer."""
+        self.complete = False
+        """Whether the last byte of the body has arrived."""
+        self.received = 0
+        """Bytes of the body so far."""
+        self.buffered = 0
+        """Bytes of the body that have arrived and were not read yet."""
+        self._chunks: deque[bytes] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._head_sent = False
+        self._chunked = False
+        self.answered_bytes = 0
+        self.interrupted = False
+        """Whether the answer began and cannot be completed."""
+
+    # --- the head
+
+    def finish_head(self) -> None:
+        """Check the head and derive what depends on it; raise BadRequest for what HTTP/1.1 does not allow."""
+        self.target = _origin_form(self.target)
+        if self.version not in ("1.1", "1.0"):
+            raise BadRequest(f"HTTP version: expected 1.1 or 1.0, got {self.version}")
+        if len(self.headers) > MOST_HEADERS:
+            raise BadRequest(f"headers: expected at most {MOST_HEADERS}, got {len(self.headers)}")
+        hosts, self.content_length = 0, 0
+        for name, value in self.headers:
+            if len(name) + len(value) > MOST_FIELD_BYTES:
+                raise BadRequest(f"header {name[:60].decode('latin-1')!r}: expected at most {MOST_FIELD_BYTES} bytes")
+            lowered = name.lower()
+            if lowered == b"host":
+                hosts += 1
+            else:
+                self._note(lowered, value)
+        if hosts > 1 or (hosts == 0 and self.version == "1.1"):
+            raise BadRequest(f"Host: expected exactly one such header, got {hosts}")
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        """Derive what a header says of the body."""
+        if name == b"content-length":
+            self.content_length = int(value)
+        elif name == b"transfer-encoding":
+            self._check_coding(value)
+            self.content_length = None
+        elif name == b"expect" and self.version == "1.1":
+            self.expects_continue = value.strip().lower() == b"100-continue"
+
+    def _check_coding(self, value: bytes) -> None:
+        if self.version == "1.0":
+            raise BadRequest("Transfer-Encoding: HTTP/1.0 does not have it")
+        if value.strip().lower() != b"chunked":
+            raise BadRequest(f"Transfer-Encoding: expected chunked, got {value[:100].decode('latin-1')!r}")
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the value of the first header of that name (in lower case); None without one."""
+        for each, value in self.headers:
+            if each.lower() == name:
+                return value
+        return None
+
+    def connection_tokens(self) -> frozenset[bytes]:
+        """Return the names of headers that the client declares to belong to its connection alone."""
+        value = self.header(b"connection")
+        return frozenset(token.strip().lower() for token in value.split(b",")) if value else frozenset()
+
+    @property
+    def path(self) -> str:
+        """The path without the query, percent-encoded as it came."""
+        return self.target.partition(b"?")[0].decode("latin-1")
+
+    # --- the body
+
+    def feed(self, data: bytes) -> None:
+        """Take in a piece of the body; called by the front."""
+        self._chunks.append(data)
+        self.received += len(data)
+        self.buffered += len(data)
+        self._wake()
+
+    def feed_end(self) -> None:
+        """Take note that the body is complete; called by the front."""
+        self.complete = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def read(self) -> bytes:
+        """Return the next piece of the body, all that has arrived; ``b""`` at its end."""
+        if self.expects_continue and not self.complete and not self.received:
+            self._connection.send_continue()
+        self.expects_continue = False
+        while not self._chunks:
+            if self.complete:
+                return b""
+            self._waiter = self._connection.loop.create_future()
+            await self._waiter
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self.buffered = 0
+        self._connection.resume_reading()
+        return data
+
+    # --- the answer
+
+    @property
+    def head_sent(self) -> bool:
+        """Whether the answer's head has been sent, so that no other answer can be given."""
+        return self._head_sent
+
+    def bodyless(self, status: int) -> bool:
+        """Tell whether an answer with this status ends at its head."""
+        return self.method == b"HEAD" or status in NO_BODY_STATUSES or status < 200
+
+    def head(self, status: int, headers: Iterable[Header], length: int | None) -> bytes:
+        """Return the answer's head and remember how its body is framed. ``length`` is None for a body of unknown length.
+
+        ``headers`` have neither framing nor connection headers.
+        """
+        lines = [b"HTTP/1.1 %d %s" % (status, REASONS.get(status, b"Unknown"))]
+        lines += [b"%s: %s" % header for header in headers]
+        if length is not None:
+            if status != 204 and status >= 200:
+                lines.append(b"Content-Length: %d" % length)
+        elif not self.bodyless(status):
+            if self.version == "1.1":
+                self._chunked = True
+                lines.append(b"Transfer-Encoding: chunked")
+            else:
+                self.close = True  # HTTP/1.0 knows no chunks: the end of the connection is the end of the body
+        if self._connection.must_close(self):
+            self.close = True
+            lines.append(b"Connection: close")
+        elif self.version == "1.0":
+            lines.append(b"Connection: keep-alive")
+        self._head_sent = True
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def frame(self, data: bytes) -> bytes:
+        """Return a piece of the body as it goes over the wire."""
+        return b"%x\r\n%s\r\n" % (len(data), data) if self._chunked and data else data
+
+    def write(self, data: bytes) -> bool:
+        """Send bytes that are framed already; return False if the client reads more slowly than they come."""
+        self.answered_bytes += len(data)
+        return self._connection.write(data)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the client has taken most of what was sent."""
+        return self._connection.writable
+
+    async def drained(self, seconds: float) -> None:
+        """Wait until the client has taken what was sent; raise Disconnected if it takes nothing for ``seconds``."""
+        await self._connection.drained(seconds)
+
+    def finish(self) -> None:
+        """End the answer: write the last chunk if the body is chunked, and free the connection for its next request."""
+        if self._chunked:
+            self._connection.write(LAST_CHUNK)
+        self._connection.answered(self)
+
+    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """Send a whole answer."""
+        head = self.head(status, headers, len(body))
+        self.write(head if self.bodyless(status) else head + body)
+        self._connection.answered(self)
+
+    def reject(self, error: CallError, headers: Iterable[Header] = ()) -> None:
+        """Answer with an error. If the body is not complete yet, the connection closes after it."""
+        fields = [(b"Content-Type", b"application/json"), *headers]
+        if error.retry_after is not None:
+            fields.append((b"Retry-After", b"%d" % error.retry_after))
+        if not self.complete:
+            self.close = True
+        self.respond(error.status, fields, orjson.dumps(error.document()))
+
+    def interrupt(self) -> None:
+        """Close the connection in the middle of an answer: without the last chunk or byte the client sees that it is cut."""
+        self.interrupted = True
+        self._connection.abort()
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Return a target's path and query; raise BadRequest for what is neither origin form nor absolute form."""
+    if len(target) > MOST_TARGET_BYTES:
+        raise BadRequest(f"request target: expected at most {MOST_TARGET_BYTES} bytes, got {len(target)}")
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        slash = rest.find(b"/")
+        target = rest[slash:] if slash >= 0 else b"/"
+    target = target.partition(b"#")[0]
+    if target[:1] != b"/" and target != b"*":
+        raise BadRequest(f"request target: expected a path, got {target[:100].decode('latin-1')!r}")
+    return target

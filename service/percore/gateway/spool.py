@@ -1,0 +1,275 @@
+"""The spool: bytes of requests and answers that wait, in memory up to a bound, and in unlinked files beyond it.
+
+Small bodies stay in memory while there is room. Large ones, and all of them beyond that room, go to files. A file has no name,
+so the kernel frees it when the gateway ends, however it ends. Reads and writes of files run in a small pool of threads: the
+event loop never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from percore.errors import Overloaded
+
+SMALL_BYTES = 64 * 1024
+"""Bodies up to this size may stay in memory."""
+PIECE_BYTES = 256 * 1024
+"""How much of a file is read at once."""
+THREADS = 4
+
+
+@dataclass(slots=True)
+class SpoolLimits:
+    """Bounds for all bodies together, in bytes."""
+
+    memory: int
+    disk: int
+
+
+class Spool:
+    """The room for all bodies. Used from the event loop alone."""
+
+    def __init__(self, folder: Path, limits: SpoolLimits) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.memory = 0
+        """Bytes in memory now."""
+        self.disk = 0
+        """Bytes that are reserved in files now."""
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="spool")
+
+    def body(self, size: int | None) -> Body:
+        """Return an empty body with room for ``size`` bytes; None: unknown yet. Raises Overloaded if there is no room."""
+        body = Body(self)
+        if size:
+            body.reserve(size)
+        return body
+
+    def take_memory(self, size: int) -> bool:
+        """Reserve memory, if there is room."""
+        if self.memory + size > self.limits.memory:
+            return False
+        self.memory += size
+        return True
+
+    def take_disk(self, size: int) -> None:
+        """Reserve room in files; raise Overloaded if there is none."""
+        if self.disk + size > self.limits.disk:
+            raise Overloaded(f"the spool of the gateway is full ({self.limits.disk} bytes); send the call again later")
+        self.disk += size
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether there is room for so many bytes, in memory or in files."""
+        return self.memory + size <= self.limits.memory or self.disk + size <= self.limits.disk
+
+    async def run(self, work: object, *arguments: object) -> object:
+        """Run blocking work on files in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)  # type: ignore[arg-type]
+
+    def close_file(self, fd: int) -> None:
+        """Close a file in a thread: to free the blocks of a large one takes milliseconds."""
+        self._threads.submit(os.close, fd)
+
+    def open_file(self) -> int:
+        """Return a file without a name; runs in a thread, raises OSError."""
+        try:
+            return os.open(self.folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+        fd, name = tempfile.mkstemp(dir=self.folder)  # a file system that has no files without a name
+        Path(name).unlink()
+        return fd
+
+
+class Body:
+    """One body: written once from front to back, read from front to back, as often as needed."""
+
+    __slots__ = ("_busy", "_chunks", "_discarded", "_disk", "_fd", "_memory", "_spool", "size")
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._chunks: list[bytes] = []
+        self._memory = 0
+        self._disk = 0
+        self._fd: int | None = None
+        self._busy = 0
+        self._discarded = False
+        self.size = 0
+        """Bytes that were written."""
+
+    def reserve(self, size: int) -> None:
+        """Have room for ``size`` bytes in all; raise Overloaded if there is none."""
+        if self._fd is None and not self._disk and size <= SMALL_BYTES and self._spool.take_memory(size - self._memory):
+            self._memory = size
+            return
+        self._spool.take_disk(size - self._disk)
+        self._disk = size
+
+    @property
+    def data(self) -> bytes | None:
+        """The whole body, if it is in memory; None if it is in a file."""
+        if self._fd is not None:
+            return None
+        if len(self._chunks) > 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0] if self._chunks else b""
+
+    async def write(self, data: bytes) -> None:
+        """Append; raise Overloaded if there is no room, or if the disk is full."""
+        size = self.size + len(data)
+        if size > max(self._memory, self._disk):
+            self.reserve(size)
+        if not self._disk:
+            self._chunks.append(data)
+            self.size = size
+            return
+        await self._in_thread(self._append, data)
+        if self._chunks:
+            self._chunks.clear()
+            self._spool.memory -= self._memory
+            self._memory = 0
+        self.size = size
+
+    def _append(self, data: bytes) -> None:
+        if self._fd is None:
+            self._fd = self._spool.open_file()
+        offset = 0 if self._chunks else self.size
+        for piece in (*self._chunks, data):
+            view = memoryview(piece)
+            while view:
+                written = os.pwrite(self._fd, view, offset)
+                offset += written
+                view = view[written:]
+
+    async def read(self, offset: int, size: int = PIECE_BYTES) -> bytes:
+        """Return up to ``size`` bytes from ``offset`` on."""
+        if self._fd is None:
+            return (self.data or b"")[offset : offset + size]
+        data = await self._in_thread(self._read, offset, size)
+        if not isinstance(data, bytes) or not data:
+            raise Overloaded("a spooled body cannot be read back; send the call again later")
+        return data
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if self._fd is None:
+            return b""
+        return os.pread(self._fd, size, offset)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the whole body, piece by piece."""
+        data = self.data
+        if data is not None:
+            if data:
+                yield data
+            return
+        offset = 0
+        while offset < self.size:
+            piece = await self.read(offset, min(PIECE_BYTES, self.size - offset))
+            offset += len(piece)
+            yield piece
+
+    async def _in_thread(self, work: object, *arguments: object) -> object:
+        """Run one piece of work on the file. A body that is discarded meanwhile closes its file only afterwards."""
+        self._busy += 1
+        try:
+            return await asyncio.shield(self._finish(work, *arguments))
+        except OSError as error:
+            raise Overloaded(f"the spool of the gateway cannot be used: {error.strerror}; send the call again later") from error
+
+    async def _finish(self, work: object, *arguments: object) -> object:
+        try:
+            return await self._spool.run(work, *arguments)
+        finally:
+            self._busy -= 1
+            if self._discarded and not self._busy:
+                self._close()
+
+    def discard(self) -> None:
+        """Give the room back. May be called more than once."""
+        if self._discarded:
+            return
+        self._discarded = True
+        if not self._busy:
+            self._close()
+
+    def _close(self) -> None:
+        self._chunks.clear()
+        self._spool.memory -= self._memory
+        self._spool.disk -= self._disk
+        self._memory = self._disk = 0
+        if self._fd is not None:
+            self._spool.close_file(self._fd)
+            self._fd = None
+
+
+class Backlog:
+    """Bytes of an answer that the client has not taken yet: first in, first out, in memory or in the spool's files."""
+
+    __slots__ = ("_body", "_pieces", "_read", "_size", "_spool", "_written")
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._body: Body | None = None
+        self._read = 0
+        self._written = 0
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is left to be sent."""
+        return bool(self._pieces) or self._read < self._written
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many more bytes fit."""
+        return self._spool.has_room(size)
+
+    async def put(self, data: bytes) -> None:
+        """Append. Once a file has begun, everything goes there until it has been read to its end."""
+        in_memory = self._size + len(data) <= SMALL_BYTES and self._read == self._written
+        if in_memory and self._spool.take_memory(len(data)):
+            self._pieces.append(data)
+            self._size += len(data)
+            return
+        if self._body is None:
+            self._body = Body(self._spool)
+            self._read = self._written = 0
+            self._body.reserve(max(len(data), SMALL_BYTES + 1))
+        await self._body.write(data)
+        self._written += len(data)
+
+    async def get(self) -> bytes:
+        """Return the next bytes; call it only while there are some."""
+        if self._pieces:
+            piece = self._pieces.popleft()
+            self._size -= len(piece)
+            self._spool.memory -= len(piece)
+            return piece
+        if self._body is None:
+            return b""
+        piece = await self._body.read(self._read, min(PIECE_BYTES, self._written - self._read))
+        self._read += len(piece)
+        if self._read == self._written:
+            self._drop_file()
+        return piece
+
+    def _drop_file(self) -> None:
+        if self._body is not None:
+            self._body.discard()
+        self._body = None
+        self._read = self._written = 0
+
+    def discard(self) -> None:
+        """Give the room back."""
+        self._spool.memory -= self._size
+        self._pieces.clear()
+        self._size = 0
+        self._drop_file()

@@ -1,0 +1,308 @@
+"""One connection to a worker: reserve, send one call, receive its answer. It decides nothing: ``dispatch`` does.
+
+A loss of the connection is raised as ConnectionError from whatever waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import httptools
+
+from percore.gateway.request import Header
+
+log = logging.getLogger("percore.gateway")
+
+CONNECT_SECONDS = 3.0
+HIGH_WATER_BYTES = 256 * 1024
+SILENCE_MILLISECONDS = 30_000
+MOST_HEAD_BYTES = 256 * 1024
+STALE_SECONDS = 0.05
+"""A worker closes a reservation without a call after 0.1 s. One that is older than this may be closing and is not used."""
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", 18), SILENCE_MILLISECONDS),
+)
+"""A worker that is dead without a word is noticed within 30 s, whether or not anything was sent to it."""
+
+
+class BrokenAnswer(ConnectionError):
+    """The worker's answer is not HTTP, or it ended in the middle."""
+
+
+class WorkerConnection(asyncio.Protocol):
+    """A connection to a worker. Its answer comes as a head, then pieces of a body."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: Any = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._chunks: deque[bytes] = deque()
+        self.buffered = 0
+        """Bytes of the answer's body that have arrived and were not taken yet."""
+        self._reserved = math.inf
+        self.socket: socket.socket | None = None
+        """The kernel's socket, for a look at it without the event loop."""
+        self._head_bytes = 0
+        self._paused = False
+        self._writable = True
+        self._failure: Exception | None = None
+        self._in_head = True
+        self._ends_at_head = False
+        self.status = 0
+        """The answer's status; 0 before its head is complete."""
+        self.headers: list[Header] = []
+        self.complete = False
+        """Whether the answer's last byte has arrived."""
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        """Take in the transport. Its buffer counts as empty only when the kernel has everything."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=0, low=0)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Say so to whoever waits."""
+        self._transport = None
+        if self._failure is None:
+            self._failure = error if isinstance(error, ConnectionError) else ConnectionResetError(str(error or "closed"))
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """Take note that the kernel takes no more now."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """Take note that the kernel has everything."""
+        self._writable = True
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser."""
+        if self._failure is not None:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserCallbackError) as error:
+            self._fail(BrokenAnswer(f"the worker's answer is not well-formed HTTP: {error}"))
+            return
+        if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
+            self._fail(BrokenAnswer(f"the head of the worker's answer is over {MOST_HEAD_BYTES} bytes"))
+        elif self.buffered > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # --- httptools
+
+    def on_message_begin(self) -> None:
+        """Start an answer."""
+        self.headers, self._in_head, self.complete = [], True, False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in a header; trailers are dropped."""
+        if self._in_head:
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Take note of the head; an interim answer (1xx) is dropped."""
+        status = self._parser.get_status_code()
+        self._in_head, self._head_bytes = False, 0
+        if status >= 200:
+            self.status = status
+            if self._ends_at_head or status in (204, 304):
+                self.complete = True
+            self._wake()
+
+    def on_body(self, data: bytes) -> None:
+        """Take in a piece of the body."""
+        if not self.complete:
+            self._chunks.append(data)
+            self.buffered += len(data)
+            self._wake()
+
+    def on_message_complete(self) -> None:
+        """Take note that the answer is complete."""
+        if self.status >= 200:
+            self.complete = True
+            self._wake()
+
+    # --- a reservation
+
+    async def reserve(self, message: bytes) -> None:
+        """Send ``OPTIONS *`` and wait until the worker says that it is free, however long that takes."""
+        self._write(message)
+        while not self.complete:
+            self._check()
+            await self._wait()
+        if self.status != 200:
+            raise BrokenAnswer(f"the worker answers {self.status} to a reservation")
+        self._reserved = time.monotonic()
+        self.status, self.complete = 0, False
+        self._chunks.clear()
+
+    # --- a call
+
+    def expect(self, *, head_only: bool) -> None:
+        """Say whether the next answer ends at its head: that to HEAD does."""
+        self._ends_at_head = head_only
+
+    async def send(self, data: bytes) -> bool:
+        """Hand bytes to the kernel; return False if the worker has answered already and reads no more."""
+        self._check_open()
+        self._write(data)
+        while not self._writable and not self.status:
+            self._check()
+            await self._wait()
+        self._check()
+        return not self.status
+
+    async def send_last(self, data: bytes) -> None:
+        """Hand over the piece with the last byte. Raises ConnectionError if the kernel did not take all of it.
+
+        A worker that closed without the event loop having seen it yet is noticed here, before it counts as a run.
+        """
+        self._check_open()
+        self._write(data)
+        while not self._writable and not self.status:
+            self._check()
+            await self._wait()
+        if self._transport is None or self._transport.is_closing():
+            self._check()
+
+    def _check_open(self) -> None:
+        self._check()
+        late, self._reserved = time.monotonic() - self._reserved > STALE_SECONDS, math.inf
+        if late or self._peer_closed():
+            raise ConnectionResetError("the worker has closed, or will before the call is there")
+
+    def _peer_closed(self) -> bool:
+        """Tell whether the end of the connection waits to be read."""
+        if self.socket is None:
+            return False
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    async def answer(self) -> None:
+        """Wait for the answer's head: ``status`` and ``headers``."""
+        while not self.status:
+            self._check()
+            await self._wait()
+
+    async def piece(self) -> bytes:
+        """Return the next piece of the answer's body; ``b""`` at its end."""
+        while not self._chunks:
+            if self.complete:
+                return b""
+            self._check()
+            await self._wait()
+        return self.take()
+
+    def take(self) -> bytes:
+        """Return what has arrived of the answer's body."""
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self.buffered = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    def _write(self, data: bytes) -> None:
+        self._check()
+        if self._transport is None:
+            raise ConnectionResetError("closed")
+        self._transport.write(data)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # --- the end
+
+    def close(self) -> None:
+        """Close; what was sent still arrives."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, and tell whoever waits."""
+        if self._failure is None:
+            self._failure = ConnectionAbortedError("the connection was closed here")
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+
+async def connect(host: str, port: int) -> WorkerConnection:
+    """Connect to a worker; raise OSError if that fails, or takes longer than ``CONNECT_SECONDS``."""
+    loop = asyncio.get_running_loop()
+    connecting = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        for level, option, value in KEEPALIVE:
+            with suppress(OSError):
+                connecting.setsockopt(level, option, value)
+        try:
+            connecting.connect((host, port))
+        except BlockingIOError:
+            await _connected(loop, connecting)
+        _, connection = await loop.create_connection(lambda: WorkerConnection(loop), sock=connecting)
+    except BaseException:
+        connecting.close()
+        raise
+    connection.socket = connecting
+    return connection
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, connecting: socket.socket) -> None:
+    """Wait until a connection that has begun is there; raise OSError if it fails or takes too long."""
+    done = loop.create_future()
+
+    def connected() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.add_writer(connecting, connected)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await done
+    finally:
+        loop.remove_writer(connecting)
+    error = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))

@@ -1,0 +1,250 @@
+"""A worker is lost, or misbehaves, in each gap between a reservation and the last byte of an answer."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tests.exchanges import RESERVED
+from tests.gateway.harness import (
+    BIG,
+    MOST_IN_BUFFERS,
+    Behaviour,
+    Exchange,
+    Gateway,
+    Worker,
+    everything,
+    holding,
+    outcome,
+    parsed,
+    serve,
+)
+from tests.service.harness import eventually
+
+BODY = bytes(BIG)
+
+
+def closes_before_the_reservation(exchange: Exchange) -> None:
+    exchange.connection.close()
+
+
+def resets_before_the_reservation(exchange: Exchange) -> None:
+    exchange.read_reservation()
+    exchange.reset()
+
+
+def closes_after_the_reservation(exchange: Exchange) -> None:
+    exchange.read_reservation()
+    exchange.connection.send(RESERVED, socket.MSG_MORE)  # its end comes in the same segment
+    exchange.connection.close()
+
+
+def resets_after_the_reservation(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.reset()
+
+
+def closes_in_the_head(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.take(20)
+    exchange.connection.close()
+
+
+def resets_in_the_body(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.read_head()
+    exchange.take(100_000)
+    exchange.reset()
+
+
+def closes_late_in_the_body(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.read_head()
+    exchange.take(BIG - MOST_IN_BUFFERS)
+    exchange.connection.close()
+
+
+def answers_garbage_to_the_reservation(exchange: Exchange) -> None:
+    exchange.read_reservation()
+    exchange.connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+    exchange.drain()
+
+
+def refuses_the_reservation(exchange: Exchange) -> None:
+    exchange.read_reservation()
+    exchange.answer(b"", "404 Not Found")
+
+
+BEFORE_THE_LAST_BYTE = [
+    closes_before_the_reservation,
+    resets_before_the_reservation,
+    closes_after_the_reservation,
+    resets_after_the_reservation,
+    closes_in_the_head,
+    resets_in_the_body,
+    closes_late_in_the_body,
+    answers_garbage_to_the_reservation,
+    refuses_the_reservation,
+]
+
+
+@pytest.mark.parametrize("breaks", BEFORE_THE_LAST_BYTE)
+def test_a_call_whose_worker_is_lost_before_the_last_byte_keeps_its_place_and_runs_once(breaks: Behaviour) -> None:
+    release = threading.Event()
+    with Worker(holding(release), breaks, serve) as worker, Gateway(worker.endpoint) as gateway:
+        bodies = [b"first", b"2" + BODY[1:], b"third", b"fourth"]
+        calls = []
+        for number, body in enumerate(bodies):
+            calls.append(gateway.ask(body))
+            eventually(lambda number=number: gateway.executing() + gateway.queued() == number + 1)  # type: ignore[misc]
+        release.set()
+        assert [outcome(each)[0] for each in calls] == [200] * 4
+        assert worker.bodies == bodies
+
+
+def test_a_small_call_is_not_sent_to_a_worker_that_has_closed_already() -> None:
+    with Worker(closes_after_the_reservation, serve) as worker, Gateway(worker.endpoint) as gateway:
+        assert gateway.post(b"small").content == b"small"
+        assert worker.bodies == [b"small"]
+        assert gateway.metric("percore_gateway_requeued_calls_total") == 1
+
+
+def closes_after_the_last_byte(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.receive()
+    exchange.connection.close()
+
+
+def resets_after_the_last_byte(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.receive()
+    exchange.reset()
+
+
+def answers_garbage(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.receive()
+    exchange.connection.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+    exchange.drain()
+
+
+def answers_half_a_head(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.receive()
+    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Le")
+
+
+def answers_an_endless_head(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.receive()
+    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        closes_after_the_last_byte,
+        resets_after_the_last_byte,
+        answers_garbage,
+        answers_half_a_head,
+        answers_an_endless_head,
+    ],
+)
+def test_a_call_that_may_have_run_is_never_run_again(breaks: Behaviour) -> None:
+    with Worker(breaks, serve) as worker, Gateway(worker.endpoint) as gateway:
+        answer = gateway.post(b"once")
+        assert (answer.status_code, answer.json()["code"]) == (502, "pod-lost")
+        assert answer.headers["Server-Timing"].startswith("queue;dur=")
+        assert gateway.post(b"next").content == b"next"
+        assert worker.bodies == [b"once", b"next"]
+        assert gateway.metric("percore_gateway_requeued_calls_total") == 0
+
+
+def cuts_a_sized_answer(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.receive()
+    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegun")
+
+
+def cuts_a_chunked_answer(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.receive()
+    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n")
+
+
+@pytest.mark.parametrize("breaks", [cuts_a_sized_answer, cuts_a_chunked_answer])
+def test_an_answer_that_breaks_off_is_seen_to_be_cut(breaks: Behaviour) -> None:
+    with Worker(breaks, serve) as worker, Gateway(worker.endpoint) as gateway:
+        status, headers, body = parsed(everything(gateway.ask(b"once")))
+        assert status == 200
+        assert b"begun" in body
+        if "content-length" in headers:
+            assert len(body) < int(headers["content-length"])
+        else:
+            assert not body.endswith(b"0\r\n\r\n")
+        assert gateway.post(b"next").content == b"next"
+        assert worker.bodies == [b"once", b"next"]
+        eventually(lambda: gateway.metric("percore_gateway_interrupted_answers_total") == 1)
+
+
+def test_a_call_that_ten_workers_do_not_survive_is_given_up() -> None:
+    workers = [Worker(closes_in_the_head) for _ in range(10)]
+    with Gateway(*(worker.endpoint for worker in workers)) as gateway:
+        assert outcome(gateway.ask(BODY)) == (502, "pod-lost")
+        [line] = eventually(gateway.call_log)
+        assert (line["status"], line["requeues"]) == (502, 10)
+    for worker in workers:
+        worker.close()
+
+
+def answers_early(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.read_head()
+    exchange.answer(b'{"error":"early","code":"body-too-large"}', "413 Content Too Large", "Content-Type: application/json")
+    exchange.drain()
+
+
+def test_an_answer_before_the_body_was_read_is_passed_on() -> None:
+    with Worker(answers_early, serve) as worker, Gateway(worker.endpoint) as gateway:
+        answer = gateway.post(BODY)
+        assert (answer.status_code, answer.json()) == (413, {"error": "early", "code": "body-too-large"})
+        assert gateway.post(b"next").content == b"next"
+        assert worker.bodies == [b"next"]
+
+
+def hears(told: threading.Event) -> Callable[[Exchange], None]:
+    def behave(exchange: Exchange) -> None:
+        exchange.reserve()
+        exchange.receive()
+        if not exchange.connection.recv(1):
+            told.set()
+
+    return behave
+
+
+def test_a_caller_that_leaves_while_its_call_runs_closes_the_worker_s_connection() -> None:
+    told = threading.Event()
+    with Worker(hears(told), serve) as worker, Gateway(worker.endpoint) as gateway:
+        with gateway.ask(b"left"):
+            eventually(gateway.executing)
+        eventually(lambda: gateway.metric("percore_gateway_client_disconnects_total", state="executing") == 1, 2)
+        eventually(lambda: gateway.executing() == 0, 2)
+        assert gateway.post(b"next").content == b"next"
+        assert worker.bodies == [b"left", b"next"]
+
+
+def test_a_pod_that_does_not_answer_keeps_no_call_from_another() -> None:
+    release = threading.Event()
+
+    def never_answers(exchange: Exchange) -> None:
+        release.wait(30)
+        exchange.connection.close()
+
+    with Worker(never_answers) as silent, Worker() as worker, Gateway(silent.endpoint, worker.endpoint) as gateway:
+        for number in range(20):
+            body = json.dumps(number).encode()
+            assert gateway.post(body).content == body
+        assert len(worker.runs) == 20
+        release.set()

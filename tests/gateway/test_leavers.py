@@ -1,0 +1,117 @@
+"""Callers that leave while they are received or queued leave nothing behind."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import pytest
+
+from tests.gateway.harness import PREDICT, Gateway, Worker, call, chunked, holding, outcome, reset
+from tests.service.harness import eventually
+
+CALLERS = 200
+SIZES = (20_000, 60_000, 70_000, 300_000, 20_000, 1_000_000, 20_000, 64_000, 100_000, 5_000_000)
+
+
+def whole(size: int) -> tuple[bytes, bool]:
+    return call(bytes(size)), True
+
+
+def half(size: int) -> tuple[bytes, bool]:
+    return call(bytes(size))[: -size // 2], False
+
+
+def in_chunks(size: int) -> tuple[bytes, bool]:
+    return chunked(bytes(size // 2), bytes(size - size // 2)), True
+
+
+def half_in_chunks(size: int) -> tuple[bytes, bool]:
+    return chunked(bytes(size))[: -size // 2], False
+
+
+def with_a_second_request(size: int) -> tuple[bytes, bool]:
+    return call(bytes(size)) + call(b"second"), True
+
+
+def with_half_a_second_request(size: int) -> tuple[bytes, bool]:
+    return call(bytes(size)) + f"POST {PREDICT} HTTP/1.1\r\nHo".encode(), True
+
+
+SENT = (whole, half, in_chunks, half_in_chunks, with_a_second_request, with_half_a_second_request)
+LEAVES: tuple[Callable[[socket.socket], None], ...] = (socket.socket.close, reset)
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def crowd(gateway: Gateway) -> tuple[list[socket.socket], int]:
+    """Send every kind of call in every size; return the connections, and how many calls are whole."""
+    connections, queued = [], 0
+    sizes = cycle(SIZES)
+    for number in range(CALLERS):
+        data, is_whole = SENT[number // 2 % len(SENT)](next(sizes))
+        connections.append(gateway.send(data))
+        queued += is_whole
+    return connections, queued
+
+
+def leave(connections: list[socket.socket]) -> None:
+    for number, connection in enumerate(connections):
+        LEAVES[number % len(LEAVES)](connection)
+
+
+def test_callers_that_leave_while_there_is_no_pod_leave_nothing_behind() -> None:
+    with Gateway() as gateway:
+        before = gateway.descriptors()
+        connections, queued = crowd(gateway)
+        eventually(lambda: gateway.queued() == queued)
+        assert gateway.metric("percore_gateway_uploads") == CALLERS - queued
+        assert gateway.spooled() > 10_000_000
+        leave(connections)
+        eventually(lambda: gateway.queued() == 0, 2)
+        eventually(lambda: gateway.spooled() == 0, 2)
+        eventually(lambda: gateway.metric("percore_gateway_uploads") == 0, 2)
+        eventually(lambda: gateway.descriptors() <= before, 2)
+        assert gateway.metric("percore_gateway_client_disconnects_total", state="queued") == queued
+        assert gateway.metric("percore_gateway_client_disconnects_total", state="receiving") == CALLERS - queued
+        lines = eventually(lambda: len(gateway.call_log()) == CALLERS and gateway.call_log())
+        assert {line["status"] for line in lines} == {"disconnected"}
+
+
+def test_callers_that_leave_while_a_pod_is_busy_never_run(release: threading.Event) -> None:
+    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway:
+        first = gateway.ask(b"first")
+        eventually(gateway.executing)
+        before = gateway.descriptors()
+        connections, queued = crowd(gateway)
+        eventually(lambda: gateway.queued() == queued)
+        leave(connections)
+        eventually(lambda: gateway.queued() == 0, 2)
+        eventually(lambda: gateway.spooled() == len(b"first"), 2)
+        eventually(lambda: gateway.descriptors() <= before, 2)
+        last = gateway.ask(b"last")
+        release.set()
+        assert [outcome(each)[0] for each in (first, last)] == [200, 200]
+        assert worker.bodies == [b"first", b"last"]
+        eventually(lambda: gateway.spooled() == 0, 2)
+
+
+def test_those_who_stay_are_served_in_their_order_while_others_leave(release: threading.Event) -> None:
+    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway:
+        first = gateway.ask(b"first")
+        eventually(gateway.executing)
+        calls = []
+        for number in range(60):
+            calls.append(gateway.ask(b"%d" % number * 10_000))
+            eventually(lambda number=number: gateway.queued() == number + 1)  # type: ignore[misc]
+        staying = [each for number, each in enumerate(calls) if number % 3 == 0]
+        leave([each for number, each in enumerate(calls) if number % 3])
+        eventually(lambda: gateway.queued() == len(staying), 2)
+        release.set()
+        assert [outcome(each)[0] for each in (first, *staying)] == [200] * 21
+        assert worker.bodies == [b"first", *(b"%d" % number * 10_000 for number in range(0, 60, 3))]
