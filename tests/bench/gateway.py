@@ -1,6 +1,6 @@
-"""What the gateway adds to a call: an empty one, through HAProxy and to the pod directly, in turns, on the same machine.
+"""What an empty call takes through the gateway and to the pod directly, in turns, on the same machine.
 
-The worker has one core; HAProxy, its controller and the client share another. In a cluster there is a network between them.
+The worker has one core; gateway and client share another. In a cluster there is a network between them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.bench.calls import quantile
 from tests.bench.empty import AT_ONCE, BODY
 from tests.bench.machine import cores, pinned
 from tests.gateway.harness import PREDICT, Gateway
-from tests.service.harness import Service, eventually
+from tests.service.harness import Service
 
 TURNS = 5
 
@@ -40,9 +40,7 @@ class Added:
 
     ways: list[Way]
     rate: float
-    """Calls a second through the gateway to one pod, several at once; a pod refuses whoever comes while it computes."""
-    retries: float
-    """How often a call of those was refused and sent again, on average."""
+    """Calls a second through the gateway to one pod, several at once."""
 
 
 def measure(seconds: float) -> Added:
@@ -51,16 +49,11 @@ def measure(seconds: float) -> Added:
         message = client.request(PREDICT, BODY)
         took: dict[str, list[float]] = {"the pod directly": [], "through the gateway": []}
         for _ in range(TURNS):
-            # Else it would ask after the pod's slot all the time, for others are there, on the client's core.
-            _know(gateway)
             took["the pod directly"] += client.one_by_one(pod.port, message, seconds / TURNS)
-            _know(gateway, Endpoint("127.0.0.1", pod.port, pod.exporter_port))
             took["through the gateway"] += client.one_by_one(gateway.port, message, seconds / TURNS)
-        retries, calls = _retries(gateway), _calls(gateway)
         rate = client.side_by_side(gateway.port, message, AT_ONCE, seconds)
-        again = (_retries(gateway) - retries) / max(1.0, _calls(gateway) - calls)
     ways = [Way(name, quantile(times, 0.5), quantile(times, 0.99), len(times)) for name, times in took.items()]
-    return Added(ways, rate, again)
+    return Added(ways, rate)
 
 
 @contextmanager
@@ -70,18 +63,5 @@ def _both() -> Iterator[tuple[Service, Gateway]]:
         for pid in pod.pids("exporter"):
             for task in (Path("/proc") / str(pid) / "task").iterdir():
                 os.sched_setaffinity(int(task.name), [other])
-        with Gateway() as gateway:
+        with Gateway(Endpoint("127.0.0.1", pod.port, pod.exporter_port)) as gateway:
             yield pod, gateway
-
-
-def _know(gateway: Gateway, *endpoints: Endpoint) -> None:
-    gateway.know(*endpoints)
-    eventually(lambda: gateway.pods("idle") == len(endpoints) and gateway.pods("taken") + gateway.pods("down") == 0)
-
-
-def _retries(gateway: Gateway) -> float:
-    return gateway.metric("percore_gateway_retries_total")
-
-
-def _calls(gateway: Gateway) -> float:
-    return gateway.metric("percore_gateway_call_duration_seconds_count")

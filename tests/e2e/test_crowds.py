@@ -43,7 +43,8 @@ def test_of_ten_thousand_calls_no_two_share_a_pod_and_only_killed_pods_cost_answ
         kubectl("-n", release.namespace, "delete", "pod", pod, "--grace-period=0", "--force")
         killed += [other, pod]
     summary = crowd.done()
-    ran = {line["request_id"]: line["pod"] for line in _calls(release)}
+    lines = _calls(release)
+    ran = {line["request_id"]: line["pod"] for line in lines}
     runs += release.calls(release.wait(6))
     assert len(runs) > 5_000
     assert overlaps(runs) == []
@@ -54,6 +55,7 @@ def test_of_ten_thousand_calls_no_two_share_a_pod_and_only_killed_pods_cost_answ
     assert len(odd) <= len(killed), "whatever is killed computes one call at the most"
     assert summary["outcomes"]["200"] >= 10_000 - summary["left"] - len(killed)
     assert summary["left"] > 200
+    assert sum(line["status"] == "disconnected" for line in lines) <= summary["left"]
 
 
 def _wait_for_calls(release: Release, count: int) -> None:

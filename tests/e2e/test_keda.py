@@ -85,7 +85,7 @@ def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_non
             others = [Call(gateway + CALL, sleeping(15), seconds=200).start() for _ in range(CALLS - 1)]
             assert [call.done().status for call in [first, *others]] == [200] * CALLS
         eventually(lambda: idle.replicas() == 0, seconds=90)
-    print(f"queue times {sorted(call.timing('wait') for call in [first, *others])}, replicas {watch.steps}")
+    print(f"queue times {sorted(call.timing('queue') for call in [first, *others])}, replicas {watch.steps}")
     counts = [count for _, count in watch.steps]
     assert counts[:3] == [0, 1, CALLS], watch.steps
     assert all(after < before for before, after in itertools.pairwise(counts[2:])), "it went up again with no call there"

@@ -75,6 +75,6 @@ def test_the_first_call_wakes_a_pod_and_afterwards_there_is_none_again(scaled: R
     with scaled.forwarded() as gateway:
         calls = [Call(gateway + CALL, sleeping(5), seconds=150).start() for _ in range(2)]
         assert [call.done().status for call in calls] == [200, 200]
-    print(f"queue times {sorted(call.timing('wait') for call in calls)}")
+    print(f"queue times {sorted(call.timing('queue') for call in calls)}")
     assert max(call.timing("queue") for call in calls) < 45
     eventually(lambda: scaled.replicas() == 0, seconds=90, every=1)

@@ -59,7 +59,7 @@ class Gateway:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log)
         try:
-            eventually(lambda: self.is_live() or self._ended(), 20)
+            eventually(lambda: self._ended() or self.is_live(), 30)
             assert not self._ended(), "it ended"
         except AssertionError as error:
             text = self.log_path.read_text()
@@ -71,8 +71,6 @@ class Gateway:
         if self.process is not None:
             self.process.kill()
             self.process.wait(5)
-        if os.environ.get("KEEP_LOG"):
-            print(self.log_path.read_text()[-3000:], self.process and self.process.returncode)
         self._folder.cleanup()
 
     def _ended(self) -> bool:
@@ -112,6 +110,18 @@ class Gateway:
     def ask(self, body: bytes = b"{}", *headers: str) -> socket.socket:
         """Send a call on a connection of its own, and return that without waiting for the answer."""
         return self.send(call(body, *headers))
+
+    def ask_in_order(self, *calls: tuple[bytes, str]) -> list[socket.socket]:
+        """Send calls, each a body and one more header or none, so that their last bytes arrive in this order."""
+        connections = []
+        for body, header in calls:
+            lines = [header] if header else []
+            connections.append(self.send(call(body, "Expect: 100-continue", *lines)[: -len(body)]))
+        for connection, (body, _) in zip(connections, calls, strict=True):
+            assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # it has been accepted
+            connection.sendall(body)
+            time.sleep(0.002)
+        return connections
 
     # --- as an operator
 
@@ -323,9 +333,9 @@ def serve(exchange: Exchange) -> None:
 
 
 class Worker:
-    """A worker with one thread: it takes one connection at a time. Each connection gets the next behaviour, later ones the last.
+    """A worker with one thread: it takes one connection at a time.
 
-    ``runs`` has head and body of every call that it received to its last byte.
+    Each connection gets the next behaviour, and all later ones the last. ``runs`` has head and body of every call that it received to its last byte.
     """
 
     def __init__(self, *behaviours: Behaviour) -> None:

@@ -48,6 +48,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(self.api.failures.pop(0), {"message": "failed as asked"})
         elif "watch" in query:
             self.stream()
+        elif url.path.endswith("/pods"):
+            self.api.accepted = self.headers["Accept"]
+            self.answer(200, {"metadata": {}, "items": self.api.pods})
         else:
             self.answer(200, {"metadata": {"resourceVersion": "5"}, "items": self.api.slices})
 
@@ -90,6 +93,8 @@ class ApiServer:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.patched: list[tuple[str, str, dict[str, Any]]] = []
         self.patch_status = 200
+        self.pods: list[dict[str, Any]] = []
+        self.accepted = ""
         self.ended = False
         self.pauses = 0
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"api": self}))
@@ -113,7 +118,7 @@ class Ended(Exception):
 
 
 def follow(cluster: Cluster, publish: Publish) -> None:
-    """Follow in a thread, as the controller does."""
+    """Follow in a thread, as the gateway does."""
 
     def run() -> None:
         with contextlib.suppress(Ended):
@@ -252,8 +257,8 @@ def test_an_api_server_that_is_not_there_or_talks_nonsense_is_an_os_error(api: A
         nobody.read()
 
 
-def test_a_mark_is_a_merge_patch_of_one_annotation(api: ApiServer) -> None:
-    connected(api).mark("pod-1", 1000)
+def test_a_deletion_cost_is_a_merge_patch_of_one_annotation(api: ApiServer) -> None:
+    connected(api).set_cost("pod-1", 1000)
     assert api.patched == [
         (
             "/api/v1/namespaces/here/pods/pod-1",
@@ -266,10 +271,25 @@ def test_a_mark_is_a_merge_patch_of_one_annotation(api: ApiServer) -> None:
 def test_a_pod_that_is_gone_and_a_right_that_is_missing_are_told_apart(api: ApiServer) -> None:
     api.patch_status = 404
     with pytest.raises(KeyError):
-        connected(api).mark("pod-1", 1000)
+        connected(api).set_cost("pod-1", 1000)
     api.patch_status = 403
     with pytest.raises(Refused, match="403"):
-        connected(api).mark("pod-1", 1000)
+        connected(api).set_cost("pod-1", 1000)
+
+
+def test_costs_are_read_from_metadata_alone_and_only_those_of_the_service_s_pods(api: ApiServer) -> None:
+    def pod(name: str, cost: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "annotations": {COST: cost}}}
+
+    api.slices = [slice_of("s", "a", "b", "c")]
+    api.pods = [pod("a", "1000"), pod("b", "nonsense"), {"metadata": {"name": "c"}}, pod("another", "1000")]
+    cluster = connected(api)
+    cluster.read()
+    assert cluster.read_costs() == {"a": 1000}
+    assert "PartialObjectMetadataList" in api.accepted
+    api.failures = [403]
+    with pytest.raises(Refused, match="403"):
+        cluster.read_costs()
 
 
 def test_a_thousand_pods_in_ten_slices_are_read_in_a_moment(api: ApiServer) -> None:

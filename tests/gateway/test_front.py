@@ -44,8 +44,11 @@ def gateway(worker: Worker) -> Iterator[Gateway]:
 
 
 def refused(connection: socket.socket) -> tuple[int, str]:
-    """Read one answer and the end of the connection; return its status and code."""
-    status, headers, body = parsed(everything(connection))
+    """Read one answer, after which nothing more comes; return its status and code."""
+    status, headers, body = read_answer(connection)
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+    assert everything(connection) == b""
     assert headers["content-type"] == "application/json"
     assert headers["connection"] == "close"
     assert len(body) == int(headers["content-length"])
@@ -132,7 +135,7 @@ def test_a_body_that_is_announced_too_large_is_refused_without_being_asked_for(g
 
 
 def test_a_body_that_grows_too_large_in_chunks_is_refused(gateway: Gateway) -> None:
-    assert refused(gateway.send(chunked(bytes(600_000), bytes(400_001)))) == (413, "body-too-large")
+    assert outcome(gateway.send(chunked(bytes(600_000), bytes(400_001)))) == (413, "body-too-large")
     assert outcome(gateway.send(chunked(bytes(600_000), bytes(400_000)))) == (200, "")
 
 
@@ -151,7 +154,13 @@ def test_a_client_that_is_refused_while_it_sends_can_read_why(gateway: Gateway) 
 
 
 @pytest.mark.parametrize("framed", [call(b"hello"), chunked(b"hel", b"lo")], ids=["length", "chunks"])
-@pytest.mark.parametrize("other", ["Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMA", "Upgrade: websocket\r\nConnection: upgrade"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMA",
+        "Upgrade: websocket\r\nConnection: upgrade",
+    ],
+)
 @pytest.mark.parametrize("at_once", [True, False])
 def test_an_upgrade_is_ignored_and_the_body_reaches_the_worker(
     gateway: Gateway, worker: Worker, framed: bytes, other: str, at_once: bool
@@ -189,8 +198,8 @@ def test_reads_side_by_side_do_not_delay_probes(gateway: Gateway) -> None:
     def read(_: int) -> int:
         count = 0
         with requests.Session() as session:
-            while time.monotonic() < ends:
-                session.get(gateway.url("/v2/health/live"), timeout=10)
+            while not count or time.monotonic() < ends:
+                assert session.get(gateway.url("/v2/health/live"), timeout=10).status_code == 200
                 count += 1
         return count
 
@@ -200,16 +209,13 @@ def test_reads_side_by_side_do_not_delay_probes(gateway: Gateway) -> None:
             began = time.monotonic()
             assert gateway.operator("/livez").status_code == 200
             slowest = max(slowest, time.monotonic() - began)
-    assert sum(counts) > 200
+    assert sum(counts) >= 200
     assert slowest < 1.5  # of which most is this process, which all callers share
 
 
 def test_at_the_bound_of_connections_the_one_that_was_idle_longest_is_closed() -> None:
     with Gateway(queue_max=1, gateway_uploads=1, gateway_connections=998) as gateway, contextlib.ExitStack() as stack:
-        connections = []
-        for _ in range(1001):
-            connections.append(stack.enter_context(gateway.connect()))
-            connections[-1].sendall(b"") 
+        connections = [stack.enter_context(gateway.connect()) for _ in range(1001)]
         assert gateway.metric("percore_gateway_connections_limit") == 1000
         eventually(lambda: gateway.metric("percore_gateway_connections") == 999, 5)
         closed = [each for each in connections if is_closed(each)]
@@ -222,12 +228,16 @@ def test_at_the_bound_of_connections_the_one_that_was_idle_longest_is_closed() -
 
 
 def is_closed(connection: socket.socket) -> bool:
+    timeout = connection.gettimeout()
+    connection.setblocking(False)
     try:
-        return connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+        return connection.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False
     except ConnectionResetError:
         return True
+    finally:
+        connection.settimeout(timeout)
 
 
 def test_an_idle_connection_is_closed_after_its_time() -> None:
@@ -247,22 +257,26 @@ def test_a_full_spool_turns_calls_away_and_empties_again() -> None:
                     status, headers, body = read_answer(connection)
                 assert (status, json.loads(body)["code"]) == (503, "overloaded")
                 assert int(headers["retry-after"]) > 0
-            assert gateway.spooled() == 80_000
-            assert gateway.metric("percore_gateway_rejected_calls_total", reason="overloaded") == 2
+            eventually(lambda: gateway.spooled() == 80_000, 2)
+            eventually(lambda: gateway.metric("percore_gateway_rejected_calls_total", reason="overloaded") == 2, 2)
         eventually(lambda: gateway.spooled() == 0, 2)
 
 
 def test_too_many_uploads_turn_the_next_away_and_fill_no_queue() -> None:
-    with Worker() as worker, Gateway(worker.endpoint, gateway_uploads=2) as gateway:
-        with gateway.send(call(b"slow")[:-1]) as first, gateway.send(call(b"slow")[:-1]):
-            eventually(lambda: gateway.metric("percore_gateway_uploads") == 2)
-            with gateway.ask() as connection:
-                status, headers, body = read_answer(connection)
-            assert (status, json.loads(body)["code"]) == (503, "overloaded")
-            assert int(headers["retry-after"]) > 0
-            first.sendall(b"w")
-            assert read_answer(first)[2] == b"slow"
-            assert gateway.post().status_code == 200
+    with (
+        Worker() as worker,
+        Gateway(worker.endpoint, gateway_uploads=2) as gateway,
+        gateway.send(call(b"slow")[:-1]) as first,
+        gateway.send(call(b"slow")[:-1]),
+    ):
+        eventually(lambda: gateway.metric("percore_gateway_uploads") == 2)
+        with gateway.ask() as connection:
+            status, headers, body = read_answer(connection)
+        assert (status, json.loads(body)["code"]) == (503, "overloaded")
+        assert int(headers["retry-after"]) > 0
+        first.sendall(b"w")
+        assert read_answer(first)[2] == b"slow"
+        assert gateway.post().status_code == 200
 
 
 def test_too_many_bytes_of_uploads_turn_the_next_away() -> None:
@@ -282,8 +296,8 @@ def test_a_full_queue_turns_the_next_call_away_before_its_body_is_read() -> None
         answer = gateway.post()
         assert (answer.status_code, answer.json()["code"]) == (429, "queue-full")
         assert int(answer.headers["Retry-After"]) > 0
-        assert gateway.metric("percore_gateway_rejected_calls_total", reason="queue-full") == 2
-        assert gateway.queued() == 2
+        eventually(lambda: gateway.metric("percore_gateway_rejected_calls_total", reason="queue-full") == 2, 2)
+        eventually(lambda: gateway.queued() == 2, 2)
 
 
 def test_a_call_that_is_queued_too_long_is_answered_and_never_runs() -> None:
@@ -316,7 +330,7 @@ def test_a_slow_reader_holds_no_worker_and_is_cut_in_the_end() -> None:
         began = time.monotonic()
         assert gateway.post(b"next").content == b"next"
         assert time.monotonic() - began < 1.9
-        assert gateway.spooled() > LARGE // 2
+        eventually(lambda: gateway.spooled() > LARGE // 2, 2)
         eventually(lambda: gateway.spooled() == 0, 6)
         assert len(everything(slow)) < LARGE
         assert [line["status"] for line in gateway.call_log()][-1] == "disconnected"

@@ -194,6 +194,8 @@ class Connection(asyncio.Protocol):
         """Start a request; of a pipelined one, nothing is kept."""
         if self._request is None:
             self._request = Request(self, self._peer)
+        elif self._request.complete:
+            self._request.close = True
 
     def on_url(self, url: bytes) -> None:
         """Take in a piece of the target."""
@@ -388,8 +390,11 @@ class Front:
         self._sweep()
 
     async def _accept(self) -> None:
-        if self._server is None and self._listener is not None and not self._closed:
-            self._server = await self.loop.create_server(lambda: Connection(self), sock=self._listener.dup(), backlog=BACKLOG)
+        listener = self._listener
+        if self._server is None and listener is not None:
+            self._server = await self.loop.create_server(lambda: Connection(self), sock=listener.dup(), backlog=BACKLOG)
+            if self._closed:
+                self._pause_accepting()
 
     def _pause_accepting(self) -> None:
         """Leave further connections in the kernel's queue: a descriptor too many would be accepted and closed at once."""
@@ -398,7 +403,7 @@ class Front:
             self._server = None
 
     def _resume_accepting(self) -> None:
-        if self._server is None and not self._closed and self._listener is not None:
+        if self._server is None and not self._closed and self._listener is not None and not self._tasks:
             task = self.loop.create_task(self._accept())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -180,26 +180,35 @@ class WorkerConnection(asyncio.Protocol):
 
     async def send(self, data: bytes) -> bool:
         """Hand bytes to the kernel; return False if the worker has answered already and reads no more."""
+        if self._has_answered():
+            return False
         self._check_open()
         self._write(data)
-        while not self._writable and not self.status:
+        while not self._writable and not self._has_answered():
             self._check()
             await self._wait()
+        if self._has_answered():
+            return False  # it may have closed as well: its answer counts
         self._check()
-        return not self.status
+        return True
 
     async def send_last(self, data: bytes) -> None:
         """Hand over the piece with the last byte. Raises ConnectionError if the kernel did not take all of it.
 
         A worker that closed without the event loop having seen it yet is noticed here, before it counts as a run.
         """
+        if self._has_answered():
+            return
         self._check_open()
         self._write(data)
-        while not self._writable and not self.status:
+        while not self._writable and not self._has_answered():
             self._check()
             await self._wait()
-        if self._transport is None or self._transport.is_closing():
+        if not self._has_answered() and (self._transport is None or self._transport.is_closing()):
             self._check()
+
+    def _has_answered(self) -> bool:
+        return self.status != 0
 
     def _check_open(self) -> None:
         self._check()

@@ -1,0 +1,71 @@
+"""Calls run in their order, one at a time in each pod, whichever gateway they came through."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.gateway.harness import PREDICT, Gateway, Worker, endpoint_of, holding, outcome, running, serve
+from tests.service.harness import Service, eventually
+
+CALLS = 200
+SPAN = "tests.gateway.handlers:Span"
+
+
+def test_calls_run_by_priority_and_then_in_the_order_of_their_last_bytes() -> None:
+    release = threading.Event()
+    with (
+        Worker(holding(release), serve) as worker,
+        Gateway(worker.endpoint, gateway_priority_header="X-Priority") as gateway,
+    ):
+        first = gateway.ask(b"first")
+        eventually(gateway.executing)
+        given = [["", "5", "9", "junk", "1", "", "55"][number % 7] for number in range(CALLS)]
+        calls = gateway.ask_in_order(
+            *((b"%d" % number, f"X-Priority: {priority}" if priority else "") for number, priority in enumerate(given))
+        )
+        eventually(lambda: gateway.queued() == CALLS)
+        release.set()
+        assert {outcome(each) for each in (first, *calls)} == {(200, "")}
+        ranks = {"5": 5, "9": 9, "1": 1}
+        expected = sorted(range(CALLS), key=lambda number: -ranks.get(given[number], 0))
+        assert worker.bodies == [b"first", *(b"%d" % number for number in expected)]
+
+
+def test_two_gateways_share_a_pod_and_the_one_with_fewer_calls_does_not_wait_for_the_other() -> None:
+    with Worker(running(0.05)) as worker, Gateway(worker.endpoint) as crowded, Gateway(worker.endpoint) as quiet:
+        calls = [crowded.ask(b"crowd") for _ in range(100)]
+        eventually(lambda: crowded.queued() > 50 and len(worker.runs) > 3)
+        for _ in range(3):
+            before = len(worker.runs)
+            assert quiet.post(b"quiet").status_code == 200
+            assert worker.bodies[before:].index(b"quiet") <= 2
+        assert {outcome(each) for each in calls} == {(200, "")}
+        assert len(worker.runs) == 103
+
+
+def test_in_real_pods_no_two_runs_overlap_and_every_call_runs_once() -> None:
+    with (
+        Service(pod=True, handler=SPAN).ready() as one,
+        Service(pod=True, handler=SPAN).ready() as other,
+        Gateway(endpoint_of(one), endpoint_of(other)) as first,
+        Gateway(endpoint_of(one), endpoint_of(other)) as second,
+    ):
+
+        def span(number: int) -> tuple[int, float, float]:
+            gateway = (first, second)[number % 2]
+            answer = gateway.post(b'{"inputs": {"seconds": 0.02}}', PREDICT)
+            assert answer.status_code == 200, answer.text
+            outputs = answer.json()["outputs"]
+            return outputs["port"], outputs["began"], outputs["ended"]
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(20) as pool:
+            spans = sorted(pool.map(span, range(100)))
+        assert time.monotonic() - began < 20
+        for (port, _, ended), (next_port, next_began, _) in itertools.pairwise(spans):
+            assert port != next_port or ended <= next_began
+        assert {port for port, _, _ in spans} == {one.port, other.port}
+        for pod in (one, other):
+            runs = sum(port == pod.port for port, _, _ in spans)
+            eventually(lambda pod=pod, runs=runs: pod.metric("percore_calls_total", code="200") == runs)  # type: ignore[misc]

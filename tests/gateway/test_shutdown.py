@@ -1,0 +1,69 @@
+"""SIGTERM ends the gateway once every call that it took is answered."""
+
+import json
+import signal
+import threading
+import time
+
+from tests.gateway.harness import Gateway, Worker, call, everything, holding, parsed, read_answer, running
+from tests.service.harness import eventually
+
+
+def test_queued_and_running_calls_are_answered_before_the_gateway_ends() -> None:
+    with Worker(running(0.1)) as worker, Gateway(worker.endpoint) as gateway:
+        calls = [gateway.ask(b"%d" % number) for number in range(10)]
+        eventually(lambda: gateway.queued() + gateway.executing() + len(worker.runs) >= 10)
+        gateway.signal()
+        for number, each in enumerate(calls):
+            status, headers, body = parsed(everything(each))
+            assert (status, body) == (200, b"%d" % number)
+            if number > 3:
+                assert headers["connection"] == "close"
+        assert gateway.wait(5) == 0
+        assert len(worker.runs) == 10
+
+
+def test_while_it_ends_no_call_is_taken_from_a_connection_that_is_still_open() -> None:
+    release = threading.Event()
+    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.connect() as kept:
+        kept.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(kept)[0] == 200
+        with gateway.ask(b"running") as connection:
+            eventually(gateway.executing)
+            assert gateway.operator("/readyz").status_code == 200
+            gateway.signal()
+            eventually(lambda: gateway.operator("/readyz").status_code == 503)
+            assert gateway.operator("/livez").status_code == 200
+            eventually(lambda: not gateway.is_live())
+            kept.sendall(call(b"late"))
+            status, headers, body = read_answer(kept)
+            assert (status, json.loads(body)["code"], headers["connection"]) == (503, "not-ready", "close")
+            assert int(headers["retry-after"]) > 0
+            release.set()
+            assert read_answer(connection)[0] == 200
+        assert gateway.wait(5) == 0
+        assert worker.bodies == [b"running"]
+
+
+def test_during_the_delay_calls_are_still_taken() -> None:
+    with Worker() as worker, Gateway(worker.endpoint, gateway_shutdown_delay=1) as gateway:
+        began = time.monotonic()
+        gateway.signal()
+        eventually(lambda: gateway.operator("/readyz").status_code == 503)
+        answer = gateway.post(b"in time")
+        assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+        assert gateway.wait(5) == 0
+        assert time.monotonic() - began >= 1
+        assert worker.bodies == [b"in time"]
+
+
+def test_a_second_signal_ends_the_gateway_at_once() -> None:
+    release = threading.Event()
+    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.ask():
+        eventually(gateway.executing)
+        gateway.signal()
+        eventually(lambda: gateway.operator("/readyz").status_code == 503)
+        time.sleep(0.2)
+        gateway.signal(signal.SIGTERM)
+        gateway.wait(3)
+        release.set()

@@ -1,0 +1,92 @@
+"""The queue: exact order, whatever leaves or comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from percore.gateway.queue import CallQueue
+
+
+@dataclass(eq=False)
+class Waiting:
+    number: int
+    priority: int = 0
+
+
+def drained(queue: CallQueue[Waiting]) -> list[int]:
+    found = []
+    while (call := queue.pop()) is not None:
+        found.append(call.number)
+    return found
+
+
+def test_calls_run_by_priority_and_then_by_arrival() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    for call in (Waiting(1), Waiting(2, 5), Waiting(3), Waiting(4, 9), Waiting(5, 5)):
+        queue.push(call)
+    assert [queue.ahead(priority) for priority in (0, 5, 9)] == [5, 3, 1]
+    assert drained(queue) == [4, 2, 5, 1, 3]
+    assert len(queue) == 0
+
+
+def test_a_call_that_comes_back_takes_its_old_place() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    for number in range(1, 5):
+        queue.push(Waiting(number))
+    first, second = queue.pop(), queue.pop()
+    assert first is not None
+    assert second is not None
+    queue.push(second)
+    queue.push(first)
+    assert drained(queue) == [1, 2, 3, 4]
+
+
+def test_a_call_is_queued_once() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    call = Waiting(1)
+    queue.push(call)
+    with pytest.raises(ValueError, match="queued already"):
+        queue.push(call)
+
+
+def test_callers_that_leave_do_not_make_the_queue_grow() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    kept = Waiting(0)
+    queue.push(kept)
+    for number in range(1, 10_000):
+        call = Waiting(number)
+        queue.push(call)
+        assert queue.remove(call)
+        assert not queue.remove(call)
+    assert len(queue._heap) < 200
+    assert kept in queue
+    assert drained(queue) == [0]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["push", "pop", "remove", "return"]), st.integers(0, 9), st.integers(0, 50))))
+def test_it_does_what_a_sorted_list_does(steps: list[tuple[str, int, int]]) -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    model: list[Waiting] = []
+    out: list[Waiting] = []
+    for number, (step, priority, pick) in enumerate(steps):
+        if step == "push":
+            call = Waiting(number, priority)
+            queue.push(call)
+            model.append(call)
+        elif step == "pop":
+            model.sort(key=lambda each: (-each.priority, each.number))
+            expected = model.pop(0) if model else None
+            assert queue.pop() is expected
+            out += [expected] if expected else []
+        elif step == "remove" and model:
+            call = model.pop(pick % len(model))
+            assert queue.remove(call)
+        elif step == "return" and out:
+            call = out.pop(pick % len(out))
+            queue.push(call)
+            model.append(call)
+        assert len(queue) == len(model)
+        assert queue.ahead(0) == len(model)

@@ -1,0 +1,130 @@
+"""The spool: bounds for all bodies together, in memory and in files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from percore.errors import Overloaded
+from percore.gateway.spool import SMALL_BYTES, Backlog, Body, Spool, SpoolLimits
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def on_loop(work: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+async def content(body: Body) -> bytes:
+    return b"".join([piece async for piece in body.pieces()])
+
+
+def test_small_bodies_stay_in_memory_until_its_bound_and_then_go_to_files(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=1000, disk=10_000))
+        first, second = spool.body(600), spool.body(600)
+        for body, text in ((first, b"a"), (second, b"b")):
+            await body.write(text * 600)
+        assert (spool.memory, spool.disk) == (600, 600)
+        assert first.data == b"a" * 600
+        assert second.data is None
+        assert await content(second) == b"b" * 600
+        for body in (first, second):
+            body.discard()
+            body.discard()
+        assert (spool.memory, spool.disk) == (0, 0)
+        assert list(tmp_path.iterdir()) == []
+
+    on_loop(work)
+
+
+def test_a_body_of_unknown_size_moves_to_a_file_when_it_is_no_longer_small(tmp_path: Path) -> None:
+    async def work() -> None:
+        before = open_files()
+        spool = Spool(tmp_path, SpoolLimits(memory=1 << 20, disk=1 << 20))
+        body = spool.body(None)
+        pieces = [bytes([number]) * 30_000 for number in range(10)]
+        for piece in pieces:
+            await body.write(piece)
+        assert (spool.memory, spool.disk) == (0, 300_000)
+        assert await content(body) == b"".join(pieces)
+        assert await content(body) == b"".join(pieces), "a call that is sent again is read again"
+        body.discard()
+        await spool.run(lambda: None)
+        await asyncio.sleep(0.1)
+        assert (spool.memory, spool.disk) == (0, 0)
+        assert open_files() <= before + 5
+
+    on_loop(work)
+
+
+def test_a_full_spool_says_so_and_gives_the_room_back(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=0, disk=100))
+        held = spool.body(80)
+        with pytest.raises(Overloaded, match="spool of the gateway is full"):
+            spool.body(21)
+        held.discard()
+        spool.body(100).discard()
+        growing = spool.body(None)
+        with pytest.raises(Overloaded):
+            await growing.write(b"x" * 101)
+        growing.discard()
+        assert (spool.memory, spool.disk) == (0, 0)
+
+    on_loop(work)
+
+
+def test_a_folder_that_cannot_be_written_is_overload_and_no_crash(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path / "missing", SpoolLimits(memory=0, disk=1000))
+        body = spool.body(10)
+        with pytest.raises(Overloaded, match="cannot be used: No such file"):
+            await body.write(b"0123456789")
+        body.discard()
+        assert spool.disk == 0
+
+    on_loop(work)
+
+
+def test_a_body_that_is_discarded_during_a_write_closes_its_file_afterwards(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=0, disk=1 << 30))
+        body = spool.body(8 << 20)
+        writing = asyncio.create_task(body.write(b"x" * (8 << 20)))
+        await asyncio.sleep(0)
+        writing.cancel()
+        body.discard()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        for _ in range(100):
+            if spool.disk == 0:
+                break
+            await asyncio.sleep(0.02)
+        assert spool.disk == 0
+
+    on_loop(work)
+
+
+def test_a_backlog_is_first_in_first_out_through_memory_and_file(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=1 << 20, disk=10 << 20))
+        backlog = Backlog(spool)
+        sent = [bytes([number]) * 20_000 for number in range(20)]
+        taken = b""
+        for number, piece in enumerate(sent):
+            await backlog.put(piece)
+            if number % 5 == 4:
+                taken += await backlog.get()
+        assert spool.disk > 0
+        assert spool.memory <= SMALL_BYTES
+        while backlog:
+            taken += await backlog.get()
+        assert taken == b"".join(sent)
+        assert (spool.memory, spool.disk) == (0, 0)
+
+    on_loop(work)
