@@ -19,6 +19,7 @@ import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
 FD_STANDARD_ERROR = 2
+GOODBYE_SECONDS = 0.2
 
 
 def timestamp(seconds: float) -> str:
@@ -124,3 +125,9 @@ def configure_background(level: str, lost: Callable[[], None]) -> BackgroundWrit
     logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
     logging.captureWarnings(capture=True)
     return writer
+
+
+def end_process(status: int) -> None:
+    """End the process at once, from any thread; what was logged just before has a moment to be written."""
+    time.sleep(GOODBYE_SECONDS)
+    os._exit(status)

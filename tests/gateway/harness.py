@@ -94,7 +94,7 @@ class Gateway:
     def post(self, body: bytes = b"{}", path: str = PREDICT, **more: Any) -> requests.Response:
         return requests.post(self.url(path), data=body, timeout=30, **more)
 
-    def connect(self, timeout: float = 15.0) -> socket.socket:
+    def connect(self, timeout: float = 30.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
 
     def send(self, data: bytes) -> socket.socket:
@@ -335,13 +335,14 @@ def serve(exchange: Exchange) -> None:
 class Worker:
     """A worker with one thread: it takes one connection at a time.
 
-    Each connection gets the next behaviour, and all later ones the last. ``runs`` has head and body of every call that it received to its last byte.
+    Each connection gets the next behaviour, and all later ones the last. ``runs`` has head and body of every call that was
+    received to its last byte.
     """
 
     def __init__(self, *behaviours: Behaviour) -> None:
         self._behaviours = deque(behaviours or (serve,))
         self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(512)
         self.port = self._listener.getsockname()[1]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from percore import logs
 from percore.errors import MethodNotAllowed, NotFound
 from percore.gateway.front import Front, FrontLimits
 from percore.gateway.request import Request
@@ -61,7 +61,7 @@ class Admin:
             loop.run_forever()
         except BaseException:
             log.exception("the port of probes and metrics failed; the gateway ends")
-            os._exit(1)
+            logs.end_process(1)
 
     async def serve(self, request: Request) -> None:
         """Answer one request."""

@@ -59,7 +59,7 @@ class Dispatcher:
         self._doubled = 0
         self._ramp: asyncio.TimerHandle | None = None
         self.running = 0
-        """Calls that have begun and are not ended."""
+        """Calls that hold a worker."""
 
     # --- pods
 
@@ -153,8 +153,12 @@ class Dispatcher:
             if call is None:
                 return 0.0
             pod.state = PodState.RESERVED
+            self.running += 1
             self.queue_shrank()
-            return await self._run(pod, worker, call)
+            try:
+                return await self._run(pod, worker, call)
+            finally:
+                self.running -= 1
         except (OSError, TimeoutError):
             return pod.fail()
         except Exception:
@@ -204,7 +208,6 @@ class Dispatcher:
         if pod.usable:
             pod.state = PodState.RUNNING
         pod.failures = 0
-        self.running += 1
         backstop = self._loop.call_later(self._run_seconds, worker.abort)
         try:
             await relay(call, worker, self._spool, self._answer_seconds)
@@ -214,7 +217,6 @@ class Dispatcher:
             call.fail(self._lost(call, error))
         finally:
             backstop.cancel()
-            self.running -= 1
             call.run_seconds = time.monotonic() - call.begun
             call.connection = None
             if call.state is CallState.RUNNING:

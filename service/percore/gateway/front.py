@@ -31,7 +31,7 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 20
 """After an early error the client may still send: so long and so much is read and dropped, so that it sees the answer."""
 FLUSH_SECONDS = 60.0
-"""How long the last bytes of a small answer may take before the connection is cut."""
+"""How long the last bytes of an answer may stand still before the connection is cut."""
 BACKLOG = 4096
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 Handler = Callable[[Request], Awaitable[None]]
@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_discarded",
         "_drain_waiter",
+        "_flush_timer",
         "_front",
         "_head_bytes",
         "_head_timer",
@@ -87,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._transport: Any = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
         self._head_bytes = 0
         self._in_head = False
@@ -280,25 +282,31 @@ class Connection(asyncio.Protocol):
                 raise Disconnected
 
     def answered(self, request: Request) -> None:
-        """End a request: wait for the next one, or close."""
-        if self._request is not request:
+        """End a request: wait for the next one, or close. What its client does from now on is no matter of this request."""
+        if self._request is not request or self._transport is None:
             return
-        if self._transport is None:
-            return
+        self._task = None
+        self._watch_flush(self._transport.get_write_buffer_size())
         if request.close or self._front.stopping:
             if request.complete:
-                self._close()
+                self._transport.close()
             else:
                 self._linger()
             return
-        self._request = self._task = None
+        self._request = None
         self._front.idle(self)
 
-    def _close(self) -> None:
-        """Close once everything is sent, or when the client has not taken it in time."""
-        self._transport.close()
-        if self._transport is not None and self._transport.get_write_buffer_size():
-            self._linger_timer = self.loop.call_later(FLUSH_SECONDS, self.abort)
+    def _watch_flush(self, left: int) -> None:
+        """Cut the connection if the client does not take the last bytes of an answer."""
+        if left:
+            self._flush_timer = self.loop.call_later(FLUSH_SECONDS, self._check_flush, left)
+
+    def _check_flush(self, before: int) -> None:
+        left = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if left and left >= before:
+            self.abort()
+        else:
+            self._watch_flush(left)
 
     def _linger(self) -> None:
         self._lingering = True
@@ -342,8 +350,9 @@ class Connection(asyncio.Protocol):
 
     def _stop_timers(self) -> None:
         self._stop_head_timer()
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
+        for timer in (self._linger_timer, self._flush_timer):
+            if timer is not None:
+                timer.cancel()
 
     @property
     def busy(self) -> bool:

@@ -178,8 +178,6 @@ class Intake:
             timer.cancel()
         if call.delivery is not None:
             await call.delivery
-        if not call.request.writable:
-            await call.request.drained(self._limits.answer_seconds)
 
     def _queue_expired(self, call: Call) -> None:
         if self._queue.remove(call):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import resource
 import signal
 import socket
@@ -128,6 +127,7 @@ class Gateway:
         """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
         self.lag.start()
         reads = asyncio.get_running_loop().create_task(self.reads.follow())
+        reads.add_done_callback(_must_go_on)
         await self.front.listen(listener)
         log.info("gateway listens on %s:%d", self.settings.server.host, self.settings.server.port)
         await stop.wait()
@@ -149,6 +149,13 @@ class Gateway:
         while (self.intake.open or self.front.busy) and not stop.is_set():
             await asyncio.sleep(STEP_SECONDS)
         self.front.close_connections()
+
+
+def _must_go_on(task: asyncio.Task[None]) -> None:
+    """End the process if a task failed without which the gateway is none."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task of the gateway failed; the gateway ends", exc_info=error)
+        logs.end_process(1)
 
 
 def _runs(state: PodState) -> bool:
@@ -238,6 +245,6 @@ def _vital(target: Any, *arguments: object) -> None:
             target(*arguments)
         except BaseException:
             log.exception("a thread of the gateway failed; the gateway ends")
-            os._exit(1)
+            logs.end_process(1)
 
     threading.Thread(target=run, name=getattr(target, "__qualname__", ""), daemon=True).start()
