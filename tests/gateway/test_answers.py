@@ -100,6 +100,19 @@ def test_a_client_that_wants_to_close_is_closed(gateway: Gateway) -> None:
     assert (status, headers["connection"], body) == (200, "close", b"last")
 
 
+def test_an_answered_call_counts_as_answered_whoever_closes_the_connection() -> None:
+    with Worker(serve) as worker, Gateway(worker.endpoint) as gateway:
+        for _ in range(20):
+            with gateway.ask(b"x", "Connection: close") as connection:
+                assert everything(connection).startswith(b"HTTP/1.1 200 ")
+            with gateway.ask(b"x") as connection:
+                assert read_answer(connection)[0] == 200
+        eventually(lambda: len(gateway.call_log()) == 40)
+        assert {line["status"] for line in gateway.call_log()} == {200}
+        assert gateway.metric("percore_gateway_client_disconnects_total") == 0
+        assert gateway.metric("percore_gateway_call_seconds_count", code="200") == 40
+
+
 def test_a_hundred_calls_share_a_connection(gateway: Gateway) -> None:
     with gateway.connect() as connection:
         for number in range(100):

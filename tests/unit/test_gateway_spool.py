@@ -128,3 +128,28 @@ def test_a_backlog_is_first_in_first_out_through_memory_and_file(tmp_path: Path)
         assert (spool.memory, spool.disk) == (0, 0)
 
     on_loop(work)
+
+
+def test_a_backlog_that_is_read_while_it_is_written_loses_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=1 << 20, disk=100 << 20))
+        backlog = Backlog(spool)
+        sent = [bytes([number % 251]) * 70_000 for number in range(300)]
+        taken: list[bytes] = []
+
+        async def read() -> None:
+            while sum(map(len, taken)) < 300 * 70_000:
+                if backlog:
+                    taken.append(await backlog.get())
+                else:
+                    await asyncio.sleep(0)
+
+        reader = asyncio.create_task(read())
+        for piece in sent:
+            await backlog.put(piece)
+        await reader
+        assert b"".join(taken) == b"".join(sent)
+        backlog.discard()
+        assert (spool.memory, spool.disk) == (0, 0)
+
+    on_loop(work)

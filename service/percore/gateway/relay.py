@@ -55,22 +55,25 @@ async def relay(call: Call, worker: WorkerConnection, spool: Spool, answer_secon
         if piece:
             await _pass_on(call, request.frame(piece), spool, answer_seconds)
     call.sent_all = True
-    if call.delivery is None or call.delivery.done():
+    if not _is_delivering(call):
         request.finish()  # in the step of the last byte: the client's next request may be on its way
 
 
 async def _pass_on(call: Call, data: bytes, spool: Spool, answer_seconds: float) -> None:
     request = call.request
-    if call.delivery is None or call.delivery.done():
-        if request.writable:
-            request.write(data)
-            return
-        call.backlog = call.backlog or Backlog(spool)
-        await _put(call, call.backlog, data, answer_seconds)
+    if not _is_delivering(call) and request.writable:
+        request.write(data)
+        return
+    call.backlog = call.backlog or Backlog(spool)
+    await _put(call, call.backlog, data, answer_seconds)
+    # A delivery that met an empty backlog while this piece went to the disk has ended.
+    if call.backlog and not _is_delivering(call):
         call.delivery = asyncio.get_running_loop().create_task(_deliver(call, call.backlog, answer_seconds))
         call.delivery.add_done_callback(lambda task: task.cancelled() or task.exception())
-    elif call.backlog is not None:
-        await _put(call, call.backlog, data, answer_seconds)
+
+
+def _is_delivering(call: Call) -> bool:
+    return call.delivery is not None and not call.delivery.done()
 
 
 async def _put(call: Call, backlog: Backlog, data: bytes, answer_seconds: float) -> None:

@@ -214,13 +214,14 @@ class Body:
 class Backlog:
     """Bytes of an answer that the client has not taken yet: first in, first out, in memory or in the spool's files."""
 
-    __slots__ = ("_body", "_pieces", "_read", "_size", "_spool", "_written")
+    __slots__ = ("_body", "_pieces", "_putting", "_read", "_size", "_spool", "_written")
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._pieces: deque[bytes] = deque()
         self._size = 0
         self._body: Body | None = None
+        self._putting = False
         self._read = 0
         self._written = 0
 
@@ -243,7 +244,11 @@ class Backlog:
             self._body = Body(self._spool)
             self._read = self._written = 0
             self._body.reserve(max(len(data), SMALL_BYTES + 1))
-        await self._body.write(data)
+        self._putting = True  # meanwhile the file must not be dropped, though all of it may have been read
+        try:
+            await self._body.write(data)
+        finally:
+            self._putting = False
         self._written += len(data)
 
     async def get(self) -> bytes:
@@ -257,7 +262,7 @@ class Backlog:
             return b""
         piece = await self._body.read(self._read, min(PIECE_BYTES, self._written - self._read))
         self._read += len(piece)
-        if self._read == self._written:
+        if self._read == self._written and not self._putting:
             self._drop_file()
         return piece
 
