@@ -78,7 +78,7 @@ def _is_delivering(call: Call) -> bool:
 
 async def _put(call: Call, backlog: Backlog, data: bytes, answer_seconds: float) -> None:
     """Spool a piece. Without room the worker is held back until the client has read on."""
-    while True:
+    while not call.ended:
         if backlog.has_room(len(data)):
             try:
                 await backlog.put(data)
@@ -86,7 +86,7 @@ async def _put(call: Call, backlog: Backlog, data: bytes, answer_seconds: float)
                 pass
             else:
                 return
-        if call.ended or (call.delivery is not None and call.delivery.done() and call.delivery.exception()):
+        if call.delivery is not None and call.delivery.done() and call.delivery.exception():
             return
         if not backlog:
             await call.request.drained(answer_seconds)
