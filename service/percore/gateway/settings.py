@@ -77,9 +77,6 @@ class GatewaySettings:
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
     """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
     there is no such header."""
-    buffer_bytes: int = setting("PERCORE_GATEWAY_BUFFER_BYTES", "16384", _within(4096, 2**20))
-    """What each waiting call holds in memory. A call that a pod turns away (503) is sent elsewhere only where it fits;
-    one whose connection a pod refuses, which is the rule, always."""
     deletion_costs: str = setting("PERCORE_GATEWAY_DELETION_COSTS", "yes", _one_of("yes", "no"))
     """In Kubernetes: whether pods that compute get a deletion cost, so that scaling in takes idle ones. Needs the
     rights to list and to patch pods."""
