@@ -180,16 +180,20 @@ def _read(environ: Mapping[str, str], declared: Field[Any]) -> Any:
         raise SettingsError(f"{key}={text!r}: must be {rule.text}") from None
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read every setting from ``environ`` (the process's own by default).
+def read_groups(groups: Mapping[str, type[Any]], environ: Mapping[str, str] | None) -> dict[str, Any]:
+    """Read every setting of the groups from ``environ`` (the process's own by default).
 
     An empty value counts as unset. A ``PERCORE_`` key that nobody reads is most likely misspelt, so it is refused too.
     """
     environ = os.environ if environ is None else environ
-    declared = {name: fields(group) for name, group in GROUPS.items()}
+    declared = {name: fields(group) for name, group in groups.items()}
     known = {each.metadata["key"] for group in declared.values() for each in group}
     for key in environ:
         if key.startswith("PERCORE_") and key not in known:
             raise SettingsError(f"{key}={environ[key]!r}: no such setting; known: {', '.join(sorted(known))}")
-    groups = {name: GROUPS[name](**{each.name: _read(environ, each) for each in group}) for name, group in declared.items()}
-    return Settings(**groups)
+    return {name: groups[name](**{each.name: _read(environ, each) for each in group}) for name, group in declared.items()}
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the service's settings; see ``read_groups``."""
+    return Settings(**read_groups(GROUPS, environ))

@@ -18,7 +18,7 @@ from percore.gateway.endpoints import Endpoint
 from percore.gateway.pods import Key, Pod, PodState, is_usable, key_of
 from percore.gateway.queue import CallQueue
 from percore.gateway.relay import relay
-from percore.gateway.request import HOP_BY_HOP, OWN_PREFIX
+from percore.gateway.request import HOP_BY_HOP, OWN_PREFIX, connection_tokens
 from percore.gateway.spool import Spool
 from percore.gateway.upstream import WorkerConnection, connect
 
@@ -265,7 +265,7 @@ class Dispatcher:
     def _head(call: Call) -> bytes:
         request = call.request
         lines = [b"%s %s HTTP/1.1" % (request.method, request.target)]
-        listed = request.connection_tokens()
+        listed = connection_tokens(request.headers)
         for name, value in request.headers:
             lowered = name.lower()
             if lowered not in NOT_FORWARDED and lowered not in listed and not lowered.startswith(OWN_PREFIX):

@@ -7,11 +7,11 @@ spool; if the spool is full, the worker is held back. A client that keeps up get
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from percore.errors import CallError
 from percore.gateway.call import Call
-from percore.gateway.request import HOP_BY_HOP, Header
+from percore.gateway.request import HOP_BY_HOP, Header, connection_tokens
 from percore.gateway.spool import Backlog, Spool
 from percore.gateway.upstream import WorkerConnection
 
@@ -19,12 +19,12 @@ ROOM_SECONDS = 0.05
 OWN = frozenset((b"content-length", b"x-request-id", b"server-timing"))
 
 
-def answer_headers(headers: Iterable[Header], request_id: str, queue_seconds: float) -> tuple[list[Header], int | None]:
+def answer_headers(headers: Sequence[Header], request_id: str, queue_seconds: float) -> tuple[list[Header], int | None]:
     """Return the headers for the client, and the body's length if the worker said it."""
     passed: list[Header] = []
     length: int | None = None
     timing = b"queue;dur=%.3f" % (queue_seconds * 1000)
-    listed = {token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")}
+    listed = connection_tokens(headers)
     for name, value in headers:
         lowered = name.lower()
         if lowered == b"content-length":

@@ -137,11 +137,6 @@ class Request:
                 return value
         return None
 
-    def connection_tokens(self) -> frozenset[bytes]:
-        """Return the names of headers that the client declares to belong to its connection alone."""
-        value = self.header(b"connection")
-        return frozenset(token.strip().lower() for token in value.split(b",")) if value else frozenset()
-
     @property
     def path(self) -> str:
         """The path without the query, percent-encoded as it came."""
@@ -259,6 +254,12 @@ class Request:
         """Close the connection in the middle of an answer: without the last chunk or byte the client sees that it is cut."""
         self.interrupted = True
         self._connection.abort()
+
+
+def connection_tokens(headers: Iterable[Header]) -> frozenset[bytes]:
+    """Return the names of headers that ``Connection`` declares to belong to this connection alone, in lower case."""
+    values = (value for name, value in headers if name.lower() == b"connection")
+    return frozenset(token.strip().lower() for value in values for token in value.split(b","))
 
 
 def _origin_form(target: bytes) -> bytes:

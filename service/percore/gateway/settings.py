@@ -6,10 +6,9 @@ here what they mean in a pod, so that one set of values serves both.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from percore.settings import (
     ServerSettings,
     _checked,
     _one_of,
-    _read,
     _within,
+    read_groups,
     setting,
 )
 
@@ -95,15 +94,8 @@ GROUPS: dict[str, type[Any]] = {"gateway": GatewaySettings, "server": ServerSett
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read every setting from ``environ`` (the process's own by default), as ``percore.settings.load`` does."""
-    environ = os.environ if environ is None else environ
-    declared = {name: fields(group) for name, group in GROUPS.items()}
-    known = {each.metadata["key"] for group in declared.values() for each in group}
-    for key in environ:
-        if key.startswith("PERCORE_") and key not in known:
-            raise SettingsError(f"{key}={environ[key]!r}: no such setting; known: {', '.join(sorted(known))}")
-    groups = {name: GROUPS[name](**{each.name: _read(environ, each) for each in group}) for name, group in declared.items()}
-    settings = Settings(**groups)
+    """Read the gateway's settings, as ``percore.settings.read_groups`` does."""
+    settings = Settings(**read_groups(GROUPS, environ))
     _check_source(settings.gateway)
     return settings
 
