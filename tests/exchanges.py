@@ -19,7 +19,7 @@ from percore.worker.report import Reporter
 from percore.worker.reservation import Reservations
 
 OPTIONS = b"OPTIONS * HTTP/1.1\r\nHost: x\r\nPercore-Gateway: one\r\n\r\n"
-RESERVED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
 LIMITS = settings.load({"PERCORE_BODY_LIMIT": "2", "PERCORE_MAX_BODY_BYTES": "1000000"}).limits
 CONFIG = Config()
 for _name, _value in {"forwarder_headers": "", "forwarded_allow_ips": ""}.items():

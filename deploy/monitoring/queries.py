@@ -13,9 +13,9 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-FAILED = "429|500|502|503|504|other"
+FAILED = "429|500|502|503|504|5xx"
 """As the recording rules count them; the chart's tests hold both together."""
-VALID = f"200|{FAILED}"
+VALID = f"200|2xx|3xx|{FAILED}"
 
 NAMESPACE = 'namespace="$namespace"'
 GATEWAY = NAMESPACE + ',service="${full}-gateway"'
@@ -55,5 +55,5 @@ def quantiles(histogram: str, labels: str, of: Iterable[int] = (50, 95, 99), pre
 
 
 def a_minute(counter: str, labels: str, by: str) -> str:
-    """Return how often a counter rises in a minute: calls that last minutes are too few to be told by the second."""
+    """Return how often a counter rises in a minute. Calls that last minutes are too few for a rate by the second."""
     return f"60 * sum by ({by}) (rate({counter}{{{labels}}}[$__rate_interval]))"

@@ -16,6 +16,7 @@
         ├── UnsupportedMediaType  415 unsupported-media-type
         ├── QueueFull             429 queue-full: never ran
         ├── HandlerFailed         500 handler-failed
+        ├── GatewayFailed         500 gateway-failed: a fault of percore
         ├── PodLost               502 pod-lost: ended together with its pod
         ├── NotReady              503 not-ready: no model is loaded yet
         ├── Overloaded            503 overloaded: no room to receive the call; never ran
@@ -120,6 +121,15 @@ class HandlerFailed(CallError):
     """The model or the user's handler raised; the log has the trace, the caller does not."""
 
     def __init__(self, message: str = "the model failed; the log of the service has the reason") -> None:
+        super().__init__(message)
+
+
+class GatewayFailed(CallError):
+    """A fault of the gateway itself; whether the call ran is not known."""
+
+    code = "gateway-failed"
+
+    def __init__(self, message: str = "the gateway failed; its log has the reason") -> None:
         super().__init__(message)
 
 

@@ -20,6 +20,8 @@ import orjson
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
 FD_STANDARD_ERROR = 2
 GOODBYE_SECONDS = 0.2
+GATHER_SECONDS = 0.01
+"""How long a background writer rests after a line: one that wakes for each line delays the calls."""
 
 
 def timestamp(seconds: float) -> str:
@@ -83,8 +85,11 @@ class BackgroundWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take in one record of the logging module."""
-        self._put(self.format(record).encode() + b"\n")
+        """Take in one record of the logging module; one that cannot be formatted must not fail whoever logs."""
+        try:
+            self._put(self.format(record).encode(errors="backslashreplace") + b"\n")
+        except Exception:  # noqa: BLE001 - whatever it is, the log is no reason to fail
+            self._lost()
 
     def write_call(self, fields: dict[str, Any]) -> None:
         """Take in the line of one call."""
@@ -111,12 +116,22 @@ class BackgroundWriter(logging.Handler):
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
-            view = memoryview(line)
-            try:
-                while view:
-                    view = view[os.write(FD_STANDARD_ERROR, view) :]
-            except OSError:
-                self._lost()
+            self._write(line)
+            # Others come meanwhile, and are written without a wait; calls go on without this thread.
+            time.sleep(GATHER_SECONDS)
+            for _ in range(self._lines.qsize()):
+                line = self._lines.get()
+                if line is None:
+                    return
+                self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        view = memoryview(line)
+        try:
+            while view:
+                view = view[os.write(FD_STANDARD_ERROR, view) :]
+        except OSError:
+            self._lost()
 
 
 def configure_background(level: str, lost: Callable[[], None]) -> BackgroundWriter:

@@ -38,7 +38,9 @@ def setting(key: str, default: str, rule: Rule) -> Any:
     return field(metadata={"key": key, "default": default, "rule": rule})
 
 
-def _checked(convert: Callable[[str], T], accepts: Callable[[T], bool]) -> Parser:
+def checked(convert: Callable[[str], T], accepts: Callable[[T], bool]) -> Parser:
+    """Return a parser: ``convert`` the text, and raise ValueError unless ``accepts`` returns true for the value."""
+
     def parse(text: str) -> T:
         value = convert(text)
         if not accepts(value):
@@ -48,12 +50,14 @@ def _checked(convert: Callable[[str], T], accepts: Callable[[T], bool]) -> Parse
     return parse
 
 
-def _within(low: int, high: int) -> Rule:
-    return Rule(f"a whole number from {low} to {high}", _checked(int, lambda value: low <= value <= high))
+def within(low: int, high: int) -> Rule:
+    """Return the rule for whole numbers from ``low`` to ``high``."""
+    return Rule(f"a whole number from {low} to {high}", checked(int, lambda value: low <= value <= high))
 
 
-def _one_of(*choices: str) -> Rule:
-    return Rule("one of " + ", ".join(f"`{choice}`" for choice in choices), _checked(str, lambda text: text in choices))
+def one_of(*choices: str) -> Rule:
+    """Return the rule for a choice of words."""
+    return Rule("one of " + ", ".join(f"`{choice}`" for choice in choices), checked(str, lambda text: text in choices))
 
 
 def _labels(text: str) -> dict[str, dict[str, int]]:
@@ -73,12 +77,12 @@ def _socket_folder(text: str) -> Path:
 
 
 WEEK_SECONDS = 7 * 24 * 3600
-SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", _checked(float, lambda value: 0 < value <= WEEK_SECONDS))
-PORT = _within(1, 65535)
-HANDLER = Rule("empty, or `module:Class`", _checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
+SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", checked(float, lambda value: 0 < value <= WEEK_SECONDS))
+PORT = within(1, 65535)
+HANDLER = Rule("empty, or `module:Class`", checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
 NAME = Rule(
     "1 to 128 letters, digits, `.`, `_` or `-`, not all of them dots",
-    _checked(str, lambda text: re.fullmatch(NAME_PATTERN, text) is not None),
+    checked(str, lambda text: re.fullmatch(NAME_PATTERN, text) is not None),
 )
 LABELS = Rule("empty, or `MODEL:LABEL=VERSION` entries with commas between them, each label of a model once", _labels)
 TEXT = Rule("any text", str)
@@ -113,7 +117,7 @@ class ServerSettings:
     run_dir: Path = setting("PERCORE_RUN_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
     """Folder for the workers' unix socket and the locks of cores. Two services on one machine need one each, and cores of their
     own (`taskset`): neither sees the other's locks."""
-    log_level: str = setting("PERCORE_LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"))
+    log_level: str = setting("PERCORE_LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"))
     """The least severe line that is logged. Lines are JSON, on standard error; the line of each call is `info`."""
 
     @property
@@ -126,7 +130,7 @@ class ServerSettings:
 class CoreSettings:
     """How a machine's cores are dealt out."""
 
-    per_call: int = setting("PERCORE_CORES_PER_CALL", "1", _within(1, 1024))
+    per_call: int = setting("PERCORE_CORES_PER_CALL", "1", within(1, 1024))
     """Cores that one call computes on. On one machine there are `cores / this` workers, rounded down."""
 
 
@@ -144,11 +148,11 @@ class LimitSettings:
     """Computing one call. A call that computes longer gets 504, and its worker is replaced."""
     drain: float = setting("PERCORE_DRAIN_LIMIT", "3600", SECONDS)
     """After SIGTERM: how long running calls may still take before they are killed."""
-    max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", _within(1, 2**40))
+    max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", within(1, 2**40))
     """Largest request body, in bytes; a larger one gets 413. JSON unfolds to many times its size in memory."""
-    backlog: int = setting("PERCORE_QUEUE_MAX", "1024", _within(1, 65535))
+    backlog: int = setting("PERCORE_QUEUE_MAX", "1024", within(1, 65535))
     """One machine: calls that may wait. The kernel caps it at `net.core.somaxconn`; beyond it clients cannot connect."""
-    abandoned: str = setting("PERCORE_ABANDONED", "end", _one_of("end", "end-if-worthwhile", "finish"))
+    abandoned: str = setting("PERCORE_ABANDONED", "end", one_of("end", "end-if-worthwhile", "finish"))
     """When the client goes away while its call computes: `end` the worker at once; end it only where what is left of the
     run limit exceeds the time a load takes; or `finish` the call for nobody."""
 

@@ -75,12 +75,13 @@ V2 = "/v2/models/default/infer"
 
 
 def _row(port: int, way: Way, tensor: Array) -> Bulk:
-    best = min((_timed(port, way.message) for _ in range(REPEATS)), key=lambda each: each[0])
+    best = min((timed(port, way.message) for _ in range(REPEATS)), key=lambda each: each[0])
     seconds, run = best
     return Bulk(way.name, len(way.message) / 1e6, seconds, run, 2 * tensor.nbytes / 1e6 / seconds)
 
 
-def _timed(port: int, message: bytes) -> tuple[float, float]:
+def timed(port: int, message: bytes) -> tuple[float, float]:
+    """Call once; return the seconds of the whole call and those of the worker's part."""
     began = time.perf_counter()
     reply = client.ask(port, message)
     took = time.perf_counter() - began

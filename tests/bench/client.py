@@ -36,7 +36,8 @@ class Timed(NamedTuple):
 
 def request(path: str, body: bytes | None = None, **headers: str) -> bytes:
     """Return a request as bytes; with a body it is a POST."""
-    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "Host: bench", "Connection: close"]
+    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "Host: bench"]
+    lines += [] if "Connection" in headers else ["Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     if body is not None:
         lines += [] if "Content_Type" in headers else ["Content-Type: application/json"]
@@ -110,23 +111,13 @@ def one_by_one(port: int, message: bytes, seconds: float) -> list[float]:
     ends = time.perf_counter() + seconds
     while (began := time.perf_counter()) < ends:
         with socket.socket() as connection:
-            _connect(connection, port)
+            connection.connect((HOST, port))
             connection.sendall(message)
             _expect(connection.recv(65536).startswith(b"HTTP/1.1 200 "))
             while connection.recv(65536):
                 pass
         took.append(time.perf_counter() - began)
     return took
-
-
-def _connect(connection: socket.socket, port: int) -> None:
-    """Connect; a pod's slot refuses until it is open again, a moment after the answer before."""
-    while True:
-        try:
-            connection.connect((HOST, port))
-            return
-        except ConnectionRefusedError:
-            time.sleep(0.00005)  # who never rests is interrupted in the middle of a call
 
 
 def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> float:
@@ -155,6 +146,29 @@ def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> flo
         _drain(connection)
         connection.close()
     return done / took
+
+
+def kept_alive(port: int, message: bytes, at_once: int, seconds: float) -> tuple[float, int]:
+    """Send calls over ``at_once`` connections that stay open, for so long; return calls answered a second, and how many.
+
+    Each answer is small and comes in one piece.
+    """
+    poll, connections = select.epoll(), {}
+    for _ in range(at_once):
+        connection = socket.create_connection((HOST, port))
+        connections[connection.fileno()] = connection
+        poll.register(connection, select.EPOLLIN)
+        connection.sendall(message)
+    began, done = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds:
+        for fd, _ in poll.poll():
+            _expect(connections[fd].recv(65536).startswith(b"HTTP/1.1 200 "))
+            connections[fd].sendall(message)
+            done += 1
+    for connection in connections.values():
+        _expect(connection.recv(65536).startswith(b"HTTP/1.1 200 "))
+        connection.close()
+    return done / took, done
 
 
 def _expect(answered: object) -> None:

@@ -9,7 +9,7 @@ from tests.bench.bursts import Burst
 from tests.bench.calls import ideal, most_at_once, summarise
 from tests.bench.empty import AT_ONCE, EmptyCall
 from tests.bench.footprint import Footprint
-from tests.bench.gateway import Added
+from tests.bench.gateway import INSTANT_AT_ONCE, INSTANT_WORKERS, Added
 from tests.bench.results import Results
 from tests.bench.setups import CALLS, Setup
 
@@ -82,10 +82,26 @@ def empty(found: EmptyCall) -> str:
 
 
 def gateway(found: Added) -> str:
-    """Return what an empty call takes directly and through the gateway, side by side."""
-    rows = [[way.name, f"{way.p50 * 1000:.3f} ms", f"{way.p99 * 1000:.3f} ms"] for way in found.ways]
-    several = f"Through the gateway to one pod, {AT_ONCE} at once: {found.rate:.0f} calls/s."
-    return table(["an empty call, one at a time", "p50", "p99"], rows) + "\n\n" + several
+    """Return what a call takes directly and through the gateway, side by side, and what the gateway can do alone."""
+    tensor = f"{MEGABYTES} MB of float32, binary, echoed"
+    rows = [
+        [way.name, f"{way.p50 * 1000:.3f} ms", f"{way.p99 * 1000:.3f} ms", f"{way.tensor * 1000:.0f} ms"] for way in found.ways
+    ]
+    direct, through = found.ways
+    rows.append(
+        [
+            "the gateway's part",
+            f"+ {(through.p50 - direct.p50) * 1000:.3f} ms",
+            "",
+            times(through.tensor / direct.tensor),
+        ]
+    )
+    alone = [
+        [f"calls/s, {INSTANT_WORKERS} workers that answer at once, {INSTANT_AT_ONCE} calls at once", f"{found.rate:.0f}"],
+        ["CPU of the gateway for one of those calls", f"{found.cpu * 1000:.3f} ms"],
+        ["from a worker that has loaded to the end of its first call", f"{found.first_call * 1000:.0f} ms"],
+    ]
+    return "\n\n".join([table(["an empty call, one at a time", "p50", "p99", tensor], rows), table(["", ""], alone)])
 
 
 def bulk(results: Results) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from percore.gateway.telemetry import GatewayTelemetry
+from percore.gateway.telemetry import GatewayTelemetry, label_of
 from percore.telemetry import DURATION_BUCKETS
 
 from deploy.monitoring import dashboard, queries
@@ -60,6 +60,11 @@ def test_the_codes_that_count_are_codes_that_the_gateway_has() -> None:
     samples = [sample for family in GatewayTelemetry().registry.collect() for sample in family.samples]
     codes = {sample.labels["code"] for sample in samples if sample.name == "percore_gateway_call_seconds_count"}
     assert found == {code for code in codes if not code.startswith("4")} - {"disconnected"} | {"429"}
+
+
+def test_no_more_than_429_and_every_5xx_counts_as_failed() -> None:
+    codes = {code for code in map(label_of, map(str, range(200, 600))) if code == "429" or code.startswith("5")}
+    assert set(queries.FAILED.split("|")) == codes
 
 
 def test_pods_that_are_late_are_those_that_had_the_load_limit_and_five_minutes() -> None:

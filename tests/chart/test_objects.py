@@ -201,6 +201,15 @@ def test_the_settings_that_containers_get_are_settings_and_both_sides_have_the_s
         assert read_gateway.gateway.priority_header == "X-Priority"
 
 
+@pytest.mark.parametrize("release", ["first", "a.b", "0"])
+def test_the_gateway_lists_the_pods_that_the_service_of_inference_pods_selects(release: str) -> None:
+    objects = render(release=release)
+    [container] = containers(_spec(objects, "gateway"))
+    selector = gateway_settings.load(environment(container)).gateway.pod_selector
+    of_service = one(objects, "Service", "-inference")["spec"]["selector"]
+    assert dict(entry.split("=") for entry in selector.split(",")) == of_service
+
+
 def test_the_values_of_the_gateway_arrive_as_its_settings() -> None:
     given = {"connections": 5, "uploads": 6, "idleTimeoutSeconds": 7, "shutdownDelaySeconds": 8, "spool.memoryBytes": 9}
     found = environment(_gateway(*(f"gateway.{name}={value}" for name, value in given.items())))
@@ -349,6 +358,12 @@ def test_the_gateway_reaches_its_pods_and_the_api_server() -> None:
     assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "inference"
     assert pods["ports"] == [{"port": 8080}, {"port": 9090}]
     assert api_server == {"ports": [{"port": 443}, {"port": 6443}]}
+
+
+def test_the_ports_of_the_api_server_are_a_value() -> None:
+    given = ("networkPolicy.apiServerPorts={443,16443}",)
+    _, api_server = one(render(*given), "NetworkPolicy", "-gateway")["spec"]["egress"]
+    assert api_server == {"ports": [{"port": 443}, {"port": 16443}]}
 
 
 @pytest.mark.parametrize(

@@ -263,19 +263,21 @@ def test_a_full_spool_turns_calls_away_and_empties_again() -> None:
 
 
 def test_too_many_uploads_turn_the_next_away_and_fill_no_queue() -> None:
+    large = b"slow" * 20_000
     with (
         Worker() as worker,
         Gateway(worker.endpoint, gateway_uploads=2) as gateway,
-        gateway.send(call(b"slow")[:-1]) as first,
-        gateway.send(call(b"slow")[:-1]),
+        gateway.send(call(large)[:-1]) as first,
+        gateway.send(call(large)[:-1]),
     ):
         eventually(lambda: gateway.metric("percore_gateway_uploads") == 2)
-        with gateway.ask() as connection:
+        with gateway.send(call(large)[:-1]) as connection:
             status, headers, body = read_answer(connection)
         assert (status, json.loads(body)["code"]) == (503, "overloaded")
         assert int(headers["retry-after"]) > 0
-        first.sendall(b"w")
-        assert read_answer(first)[2] == b"slow"
+        assert gateway.post(b"small").status_code == 200
+        first.sendall(large[-1:])
+        assert read_answer(first)[2] == large
         assert gateway.post().status_code == 200
 
 
@@ -283,8 +285,9 @@ def test_too_many_bytes_of_uploads_turn_the_next_away() -> None:
     with Worker() as worker, Gateway(worker.endpoint, gateway_upload_bytes=100_000) as gateway:
         with gateway.send(call(bytes(90_000))[:-1]):
             eventually(lambda: gateway.metric("percore_gateway_uploads") == 1)
-            assert outcome(gateway.ask(bytes(20_000))) == (503, "overloaded")
-            assert gateway.post(b"small").status_code == 200
+            assert outcome(gateway.ask(bytes(70_000))) == (503, "overloaded")
+            assert outcome(gateway.send(chunked(bytes(60_000)))) == (503, "overloaded")
+            assert gateway.post(bytes(20_000)).status_code == 200
         eventually(lambda: gateway.metric("percore_gateway_uploads") == 0, 2)
         assert gateway.post(bytes(200_000)).status_code == 200
 

@@ -1,8 +1,10 @@
 """A worker is lost, or misbehaves, in each gap between a reservation and the last byte of an answer."""
 
 import json
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +21,7 @@ from tests.gateway.harness import (
     holding,
     outcome,
     parsed,
+    read_answer,
     serve,
 )
 from tests.service.harness import eventually
@@ -250,3 +253,41 @@ def test_a_pod_that_does_not_answer_keeps_no_call_from_another() -> None:
             assert gateway.post(body).content == body
         assert len(worker.runs) == 20
         release.set()
+
+
+def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_next() -> None:
+    """SIGSTOP: a frozen virtual machine, a suspended container."""
+    gateways: list[Gateway] = []
+    closed = threading.Event()
+
+    def gives_up(exchange: Exchange) -> None:
+        exchange.read_reservation()
+        gateways[0].signal(signal.SIGSTOP)
+        exchange.connection.sendall(RESERVED)
+        exchange.connection.settimeout(0.1)  # as a worker does
+        try:
+            exchange.receive()
+        finally:
+            exchange.connection.close()
+            closed.set()
+
+    with Worker(gives_up, serve) as worker, Gateway(worker.endpoint) as gateway:
+        gateways.append(gateway)
+        with gateway.ask(b"once") as connection:
+            assert closed.wait(5)
+            gateway.signal(signal.SIGCONT)
+            assert read_answer(connection)[2] == b"once"
+        assert worker.bodies == [b"once"]
+        assert gateway.metric("percore_gateway_requeued_calls_total") == 1
+
+
+def test_a_gateway_that_stood_still_in_a_run_passes_its_answer_on() -> None:
+    release = threading.Event()
+    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.ask(b"once") as connection:
+        eventually(gateway.executing)
+        gateway.signal(signal.SIGSTOP)
+        release.set()
+        time.sleep(1)
+        gateway.signal(signal.SIGCONT)
+        assert read_answer(connection)[2] == b"once"
+        assert worker.bodies == [b"once"]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 
 import pytest
+from percore.gateway.spool import SMALL_BYTES
 
-from tests.gateway.harness import PREDICT, Gateway, Worker, call, chunked, holding, outcome, reset
+from tests.gateway.harness import PREDICT, Exchange, Gateway, Worker, call, chunked, holding, outcome, read_answer, reset, serve
 from tests.service.harness import eventually
 
 CALLERS = 200
@@ -49,15 +50,16 @@ def release() -> Iterator[threading.Event]:
     event.set()
 
 
-def crowd(gateway: Gateway) -> tuple[list[socket.socket], int]:
-    """Send every kind of call in every size; return the connections, and how many calls are whole."""
-    connections, queued = [], 0
-    sizes = cycle(SIZES)
-    for number in range(CALLERS):
-        data, is_whole = SENT[number // 2 % len(SENT)](next(sizes))
+def crowd(gateway: Gateway) -> tuple[list[socket.socket], int, int]:
+    """Send every kind of call in every size; return the connections, how many calls are whole, and how many are uploads."""
+    connections, queued, uploads = [], 0, 0
+    for number, size in zip(range(CALLERS), cycle(SIZES)):
+        kind = SENT[number // 2 % len(SENT)]
+        data, is_whole = kind(size)
         connections.append(gateway.send(data))
         queued += is_whole
-    return connections, queued
+        uploads += not is_whole and (size > SMALL_BYTES or kind is half_in_chunks)
+    return connections, queued, uploads
 
 
 def leave(connections: list[socket.socket]) -> None:
@@ -68,9 +70,9 @@ def leave(connections: list[socket.socket]) -> None:
 def test_callers_that_leave_while_there_is_no_pod_leave_nothing_behind() -> None:
     with Gateway() as gateway:
         before = gateway.descriptors()
-        connections, queued = crowd(gateway)
+        connections, queued, uploads = crowd(gateway)
         eventually(lambda: gateway.queued() == queued)
-        eventually(lambda: gateway.metric("percore_gateway_uploads") == CALLERS - queued, 2)
+        eventually(lambda: gateway.metric("percore_gateway_uploads") == uploads, 2)
         eventually(lambda: gateway.spooled() > 10_000_000, 2)
         leave(connections)
         eventually(lambda: gateway.queued() == 0, 2)
@@ -88,11 +90,11 @@ def test_callers_that_leave_while_a_pod_is_busy_never_run(release: threading.Eve
         first = gateway.ask(b"first")
         eventually(gateway.executing)
         before = gateway.descriptors()
-        connections, queued = crowd(gateway)
+        connections, queued, _ = crowd(gateway)
         eventually(lambda: gateway.queued() == queued)
         leave(connections)
         eventually(lambda: gateway.queued() == 0, 2)
-        eventually(lambda: gateway.spooled() == len(b"first"), 2)
+        eventually(lambda: gateway.spooled() == 0, 2)
         eventually(lambda: gateway.descriptors() <= before, 2)
         last = gateway.ask(b"last")
         release.set()
@@ -113,3 +115,28 @@ def test_those_who_stay_are_served_in_their_order_while_others_leave(release: th
         release.set()
         assert [outcome(each)[0] for each in (first, *staying)] == [200] * 21
         assert worker.bodies == [b"first", *(b"%d" % number * 10_000 for number in range(0, 60, 3))]
+
+
+def test_a_pod_that_computes_has_one_connection_however_many_callers_come_and_leave() -> None:
+    """Each dead connection would stay in its accept queue until its run ends, and there keep other gateways' out."""
+    begun, release = threading.Event(), threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        exchange.reserve()
+        exchange.receive()
+        begun.set()
+        release.wait(30)
+        exchange.answer()
+
+    with Worker(behave, serve) as worker, Gateway(worker.endpoint) as gateway:
+        first = gateway.ask(b"first")
+        assert begun.wait(5)
+        for _ in range(50):
+            with gateway.ask():
+                eventually(gateway.queued)
+            eventually(lambda: gateway.queued() == 0)
+        release.set()
+        assert outcome(first)[0] == 200
+        with gateway.ask(b"last") as last:
+            assert read_answer(last)[2] == b"last"
+        assert worker.connections <= 3

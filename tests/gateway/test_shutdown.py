@@ -23,11 +23,17 @@ def test_queued_and_running_calls_are_answered_before_the_gateway_ends() -> None
         assert len(worker.runs) == 10
 
 
-def test_while_it_ends_no_call_is_taken_from_a_connection_that_is_still_open() -> None:
+def test_while_it_ends_no_call_is_taken_and_idle_connections_are_closed() -> None:
     release = threading.Event()
-    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.connect() as kept:
-        kept.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert read_answer(kept)[0] == 200
+    with (
+        Worker(holding(release)) as worker,
+        Gateway(worker.endpoint) as gateway,
+        gateway.connect() as idle,
+        gateway.connect() as kept,
+    ):
+        idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(idle)[0] == 200
+        kept.sendall(call(b"late")[:20])
         with gateway.ask(b"running") as connection:
             eventually(gateway.executing)
             assert gateway.operator("/readyz").status_code == 200
@@ -35,7 +41,8 @@ def test_while_it_ends_no_call_is_taken_from_a_connection_that_is_still_open() -
             eventually(lambda: gateway.operator("/readyz").status_code == 503)
             assert gateway.operator("/livez").status_code == 200
             eventually(lambda: not gateway.is_live())
-            kept.sendall(call(b"late"))
+            assert idle.recv(100) == b""
+            kept.sendall(call(b"late")[20:])
             status, headers, body = read_answer(kept)
             assert (status, json.loads(body)["code"], headers["connection"]) == (503, "not-ready", "close")
             assert int(headers["retry-after"]) > 0
@@ -67,3 +74,15 @@ def test_a_second_signal_ends_the_gateway_at_once() -> None:
         gateway.signal(signal.SIGTERM)
         gateway.wait(3)
         release.set()
+
+
+def test_an_answer_whose_client_reads_slowly_is_delivered_before_the_gateway_ends() -> None:
+    body = bytes(8 << 20)
+    with Worker() as worker, Gateway(worker.endpoint) as gateway, gateway.connect() as connection:
+        connection.sendall(call(body))
+        eventually(lambda: len(worker.runs) == 1 and not gateway.executing())
+        gateway.signal()
+        time.sleep(0.5)
+        status, _, received = parsed(everything(connection))
+        assert (status, len(received)) == (200, len(body))
+        assert gateway.wait(5) == 0

@@ -216,7 +216,12 @@ def whole() -> results.Results:
         ],
         io=[Burst(Setup("11 sync workers", "sync", 11), all_at_once(11, 1.0))],
         empty=EmptyCall([Empty("percore", 0.0004, 0.0006, 2500.0, 9000)], Costs(340.0, cost, cost)),
-        gateway=Added([Way("the pod directly", 0.0004, 0.0006, 900), Way("through the gateway", 0.0007, 0.0012, 800)], 900.0),
+        gateway=Added(
+            [Way("the pod directly", 0.0004, 0.0006, 900, 0.05), Way("through the gateway", 0.0007, 0.0012, 800, 0.06)],
+            1800.0,
+            0.0004,
+            0.012,
+        ),
         bulk=[Bulk("binary", 16.8, 0.05, 0.0006, 640.0)],
         footprint=Footprint(
             [Start("digits", 4.8)],
@@ -251,7 +256,8 @@ def test_every_table_is_in_the_report_with_as_many_cells_in_each_row() -> None:
     assert "| 11 sync workers | default | 6.00 x | 6.00 x | 18.0 s | 18.0 s | 1.00 x | 11 | 0 |" in text
     assert "here the same as 11 sync workers" in text
     assert "did not start: 3 of 16 workers answered within 150 s" in text
-    assert "| through the gateway | 0.700 ms | 1.200 ms |" in text
+    assert "| through the gateway | 0.700 ms | 1.200 ms | 60 ms |" in text
+    assert "| the gateway's part | + 0.300 ms |  | 1.20 x |" in text
     assert "| **together** | 42 MB | 25 MB |" in text
 
 

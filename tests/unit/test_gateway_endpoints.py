@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, State, parse
 from percore.gateway.slices import endpoints_of
+from percore.gateway.slices import parse as parse_slice
 
 
 class Enough(Exception):
@@ -55,7 +56,7 @@ def entry(address: str, pod: str = "", **conditions: bool) -> dict[str, Any]:
 
 
 def seen(*slices: dict[str, Any]) -> Endpoints:
-    return endpoints_of(slices, 8080, 9090)
+    return endpoints_of(map(parse_slice, slices), 8080, 9090)
 
 
 def test_the_endpoints_of_every_slice_count() -> None:
@@ -101,3 +102,28 @@ def test_endpoints_that_are_no_pods_count_by_their_address() -> None:
 
 def test_names_instead_of_addresses_are_passed_over() -> None:
     assert seen(slice_of(entry("example.org", "a"), family="FQDN")) == ()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        "nonsense",
+        {},
+        {"addressType": ["IPv4"]},
+        slice_of({"addresses": []}),
+        slice_of({"addresses": None}),
+        slice_of({}),
+        slice_of({"addresses": [7]}),
+        slice_of({"addresses": ["inference.example.org"]}),
+        slice_of({"addresses": ["10.0.0.1"], "targetRef": {"name": None}}),
+        slice_of({"addresses": ["10.0.0.1"], "targetRef": "pod"}),
+        slice_of({"addresses": ["10.0.0.1"], "conditions": ["ready"]}),
+        {"addressType": "IPv4", "endpoints": 7},
+        {"addressType": "IPv4", "endpoints": [None]},
+    ],
+)
+def test_a_slice_that_is_not_as_documented_is_a_value_error(document: Any) -> None:
+    with pytest.raises(ValueError, match="Error: "):
+        parse_slice(document)

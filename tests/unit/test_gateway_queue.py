@@ -52,6 +52,45 @@ def test_a_call_is_queued_once() -> None:
         queue.push(call)
 
 
+def test_as_many_calls_are_ahead_as_run_before_one_that_arrives_now() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    assert queue.ahead(0) == 0
+    calls = [Waiting(number, priority) for number, priority in enumerate((0, 9, 5, 5, 0, 7, 5))]
+    for call in calls:
+        queue.push(call)
+    # Calls of one's own priority are ahead, lower ones are not; a priority that nobody has counts as well.
+    assert {priority: queue.ahead(priority) for priority in range(11)} == {
+        **dict.fromkeys([0], 7),
+        **dict.fromkeys([1, 2, 3, 4, 5], 5),
+        **dict.fromkeys([6, 7], 2),
+        **dict.fromkeys([8, 9], 1),
+        10: 0,
+    }
+
+
+def test_a_call_that_runs_or_is_removed_is_ahead_of_nobody_and_one_that_comes_back_is_again() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    calls = [Waiting(1, 5), Waiting(2), Waiting(3, 5), Waiting(4, 9)]
+    for call in calls:
+        queue.push(call)
+
+    def ahead() -> list[int]:
+        return [queue.ahead(priority) for priority in (0, 5, 9)]
+
+    assert ahead() == [4, 3, 1]
+    first = queue.pop()
+    assert first is calls[3]
+    assert ahead() == [3, 2, 0]
+    assert queue.remove(calls[0])
+    assert not queue.remove(calls[0])
+    assert ahead() == [2, 1, 0]
+    queue.push(first)
+    assert ahead() == [3, 2, 1]
+    assert drained(queue) == [4, 3, 2]
+    assert queue.pop() is None
+    assert ahead() == [0, 0, 0]
+
+
 def test_callers_that_leave_do_not_make_the_queue_grow() -> None:
     queue: CallQueue[Waiting] = CallQueue()
     kept = Waiting(0)
@@ -89,4 +128,5 @@ def test_it_does_what_a_sorted_list_does(steps: list[tuple[str, int, int]]) -> N
             queue.push(call)
             model.append(call)
         assert len(queue) == len(model)
-        assert queue.ahead(0) == len(model)
+        for each in range(11):
+            assert queue.ahead(each) == sum(call.priority >= each for call in model)

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 from percore.errors import BadRequest
-from percore.gateway.front import Connection
+from percore.gateway.connection import Connection
 from percore.gateway.relay import answer_headers
 from percore.gateway.request import Header, Request
 

@@ -30,8 +30,8 @@ def test_small_bodies_stay_in_memory_until_its_bound_and_then_go_to_files(tmp_pa
         for body, text in ((first, b"a"), (second, b"b")):
             await body.write(text * 600)
         assert (spool.memory, spool.disk) == (600, 600)
-        assert first.data == b"a" * 600
-        assert second.data is None
+        assert (first.on_disk, second.on_disk) == (False, True)
+        assert await content(first) == b"a" * 600
         assert await content(second) == b"b" * 600
         for body in (first, second):
             body.discard()
@@ -42,10 +42,22 @@ def test_small_bodies_stay_in_memory_until_its_bound_and_then_go_to_files(tmp_pa
     on_loop(work)
 
 
+def test_large_bodies_get_half_of_the_memory_and_small_ones_all_of_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=200_000, disk=1 << 20))
+        large, second, small = spool.body(90_000), spool.body(90_000), spool.body(60_000)
+        assert (spool.memory, spool.disk) == (150_000, 90_000)
+        for body in (large, second, small):
+            await body.write(bytes(60_000))
+        assert [body.on_disk for body in (large, second, small)] == [False, True, False]
+
+    on_loop(work)
+
+
 def test_a_body_of_unknown_size_moves_to_a_file_when_it_is_no_longer_small(tmp_path: Path) -> None:
     async def work() -> None:
         before = open_files()
-        spool = Spool(tmp_path, SpoolLimits(memory=1 << 20, disk=1 << 20))
+        spool = Spool(tmp_path, SpoolLimits(memory=100_000, disk=1 << 20))
         body = spool.body(None)
         pieces = [bytes([number]) * 30_000 for number in range(10)]
         for piece in pieces:
@@ -112,15 +124,16 @@ def test_a_body_that_is_discarded_during_a_write_closes_its_file_afterwards(tmp_
 
 def test_a_backlog_is_first_in_first_out_through_memory_and_file(tmp_path: Path) -> None:
     async def work() -> None:
-        spool = Spool(tmp_path, SpoolLimits(memory=1 << 20, disk=10 << 20))
+        spool = Spool(tmp_path, SpoolLimits(memory=128_000, disk=10 << 20))
         backlog = Backlog(spool)
         sent = [bytes([number]) * 20_000 for number in range(20)]
-        taken = b""
+        taken, in_files = b"", 0
         for number, piece in enumerate(sent):
             await backlog.put(piece)
+            in_files = max(in_files, spool.disk)
             if number % 5 == 4:
                 taken += await backlog.get()
-        assert spool.disk > 0
+        assert in_files > 0
         assert spool.memory <= SMALL_BYTES
         while backlog:
             taken += await backlog.get()
@@ -132,7 +145,7 @@ def test_a_backlog_is_first_in_first_out_through_memory_and_file(tmp_path: Path)
 
 def test_a_backlog_that_is_read_while_it_is_written_loses_nothing(tmp_path: Path) -> None:
     async def work() -> None:
-        spool = Spool(tmp_path, SpoolLimits(memory=1 << 20, disk=100 << 20))
+        spool = Spool(tmp_path, SpoolLimits(memory=100_000, disk=100 << 20))
         backlog = Backlog(spool)
         sent = [bytes([number % 251]) * 70_000 for number in range(300)]
         taken: list[bytes] = []

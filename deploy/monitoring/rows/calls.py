@@ -14,7 +14,8 @@ def panels() -> Iterator[make.Panel]:
     """Yield the row's panels."""
     ended = make.lines(
         "Calls that ended, a minute",
-        "By status; `disconnected` means that the client disconnected before its answer. More of everything: more load. "
+        "By status, a rare one by its class, such as `2xx`. `disconnected`: the client disconnected before its answer. "
+        "More of everything: more load. "
         "More than pods can serve: calls are queued.",
         "cpm",
         [line(a_minute(COUNT, GATEWAY, "code"), "{{code}}")],
@@ -24,6 +25,7 @@ def panels() -> Iterator[make.Panel]:
         "Failed calls, a minute",
         "Calls that failed by a fault of the release. 429: the queue is full. 500: the model raises, see the pods' logs. "
         "502: pods die. 503: the wait limit has passed, or the gateway is overloaded. 504: the run limit has passed. "
+        "5xx: a handler answered with another such status. "
         "The runbook says more.",
         "cpm",
         [line(a_minute(COUNT, f'{GATEWAY},code=~"{FAILED}"', "code"), "{{code}}")],

@@ -27,7 +27,7 @@ STUCK_SECONDS = 60.0
 """A restart costs the queue, so the gateway is alive until its loop has stood still this long."""
 KEPT_SECONDS = 0.2
 """Metrics are rendered at most five times a second, however many ask."""
-LIMITS = FrontLimits(connections=1000, idle_seconds=30.0, head_seconds=5.0)
+LIMITS = FrontLimits(connections=1000, idle_seconds=30.0, answer_seconds=10.0, head_seconds=5.0)
 JSON = [(b"Content-Type", b"application/json")]
 
 

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from percore.errors import CallError
-from percore.gateway.request import Request
+from percore.gateway.request import Disconnected, Request
 from percore.gateway.spool import Backlog, Body
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ class Call:
         "delivery",
         "done",
         "number",
+        "overdue",
+        "overrun",
         "pod",
         "position",
         "priority",
-        "queue_deadline",
         "request",
         "request_id",
         "requeues",
@@ -74,9 +75,12 @@ class Call:
         self.begun: float | None = None
         """When its last byte was written to a worker."""
         self.run_seconds: float | None = None
-        self.queue_deadline = 0.0
+        self.overdue = False
+        """Whether it was queued, and sent, for as long as it may be: it is not queued again."""
         self.position = 0
         """How many calls were ahead when it was queued."""
+        self.overrun = False
+        """Whether it ran for longer than the gateway waits for any call."""
         self.requeues = 0
         self.broken_sends = 0
         """How often a worker ended after its reservation and before this call's last byte."""
@@ -106,7 +110,7 @@ class Call:
         if not self.done.done():
             self.done.set_result(None)
 
-    def fail(self, error: CallError) -> None:
+    def fail(self, error: CallError | Disconnected) -> None:
         """End it with an error, unless its caller left."""
         if self.done.done():
             return

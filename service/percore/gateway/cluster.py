@@ -1,13 +1,17 @@
-"""Kubernetes: which endpoints a Service has, and marks on its pods. The only module that imports its client.
+"""Kubernetes: the endpoints of a Service, and the deletion costs of its pods. The only module that imports its client.
 
-Only the client's core is used, its connections and credentials (a token's file is read again as it changes): the classes it
-has for every object would take 90 MB, and a watch hands over JSON anyway.
+It uses only the client's core: connections and credentials (it reads a token's file again as the file changes). The client's
+classes for every kind of object would take 90 MB, and a watch yields JSON anyway.
+
+Two threads use one ``Cluster``: one follows the endpoints, the other reads and sets deletion costs. They share the endpoints
+as a tuple, which the first replaces.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,16 +26,19 @@ from kubernetes.client.exceptions import OpenApiException
 from percore.errors import StartError
 from percore.gateway.endpoints import Endpoints, Publish
 from percore.gateway.settings import GatewaySettings
-from percore.gateway.slices import endpoints_of
+from percore.gateway.slices import Slice, endpoints_of, parse
 
 log = logging.getLogger("percore.gateway")
 ANSWER_SECONDS = (3.0, 10.0)
 WATCH_SECONDS = 60
-"""How long one watch lasts. Its end, like anything it says, confirms what is known."""
+"""How long one watch lasts. Its end confirms the endpoints, as each of its events does."""
 RETRY_SECONDS = 1.0
+WARN_SECONDS = 60.0
+"""The shortest time between two warnings: what fails once mostly fails every second."""
 COST = "controller.kubernetes.io/pod-deletion-cost"
+COST_VALUE = re.compile(r"-?[0-9]{1,10}")
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-"""Names and annotations are enough; a pod's environment is nobody's business here."""
+"""The gateway needs names and annotations, and should not see the environment of pods."""
 MERGE_PATCH = "application/merge-patch+json"
 KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -44,7 +51,7 @@ Query = list[tuple[str, str]]
 
 
 class Refused(OSError):
-    """The API server answers, and not with what was asked for."""
+    """The API server answers with an error."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"the API server answers {status}: {text[:300]}")
@@ -60,41 +67,40 @@ class Cluster:
         self._gateway = gateway
         self._api = connect() if api is None else api
         self._sleep = sleep
-        self._slices: dict[str, dict[str, Any]] = {}
+        self._slices: dict[str, Slice] = {}
+        """The last version of each slice that could be parsed, by name. Only the thread that follows uses it."""
+        self._endpoints: Endpoints = ()
+        """The endpoints of these slices. Never changed, only replaced, so that any thread may read it."""
+        self._list_again = False
         self._confirmed = time.monotonic()
-        self._away = False
+        self._warned: float | None = None
 
     def age(self) -> float:
-        """Return how long ago the API server last confirmed what is known, in seconds."""
+        """Return how long ago the API server last confirmed the endpoints, in seconds."""
         return time.monotonic() - self._confirmed
 
-    def read(self) -> Endpoints:
-        """Return the endpoints there are now; raise OSError where the API server cannot say."""
-        self._list()
-        return self._endpoints()
-
     def follow(self, publish: Publish) -> None:
-        """Publish the endpoints, and again after each change. While the API server is away, what was published stands."""
+        """Publish the endpoints, and again after each change. While the API server is away, the last ones stay."""
         while True:
             try:
                 self.follow_once(publish)
             except Refused as error:
-                if error.status != 410:  # 410: what was known is too old to go on from; list anew, at once
+                if error.status != 410:  # 410: the version is too old to watch from, so list again at once
                     self._pause(error)
             except OSError as error:
                 self._pause(error)
 
     def follow_once(self, publish: Publish) -> None:
-        """List, then watch until something is lost, and raise OSError then."""
+        """List, then watch until that fails, and raise OSError then. Return if it is time to list again."""
+        self._list_again = False
         version = self._list()
-        publish(self._endpoints())
-        while True:
-            for kind, slice_ in self._watch(version):
-                version = slice_["metadata"]["resourceVersion"]
+        publish(self._endpoints)
+        while not self._list_again:
+            for kind, document in self._watch(version):
+                version = self._take(kind, document)
                 self._confirm()
                 if kind != "BOOKMARK":
-                    self._take(kind, slice_)
-                    publish(self._endpoints())
+                    publish(self._endpoints)
             self._confirm()
 
     def set_cost(self, pod: str, cost: int) -> None:
@@ -102,7 +108,7 @@ class Cluster:
         path = f"/api/v1/namespaces/{self._gateway.namespace}/pods/{pod}"
         body = {"metadata": {"annotations": {COST: str(cost)}}}
         try:
-            self._ask("PATCH", path, body=body)
+            self._ask("PATCH", path, [], body)
         except Refused as error:
             if error.status == 404:
                 raise KeyError(pod) from error
@@ -110,24 +116,31 @@ class Cluster:
 
     def read_costs(self) -> dict[str, int]:
         """Return the deletion cost of each of the Service's pods that has one; raise OSError if that fails."""
+        path = f"/api/v1/namespaces/{self._gateway.namespace}/pods"
+        query = [("labelSelector", self._gateway.pod_selector)] if self._gateway.pod_selector else []
+        known = {entry.pod for entry in self._endpoints}
+        document = self._ask("GET", path, query, accept=METADATA_ONLY)
         with _as_os_errors():
-            known = {entry.pod for entry in self._endpoints()}
-            path = f"/api/v1/namespaces/{self._gateway.namespace}/pods"
-            listed = orjson.loads(self._open("GET", path, [], None, ANSWER_SECONDS, accept=METADATA_ONLY).data)["items"]
-            found = {each["metadata"]["name"]: (each["metadata"].get("annotations") or {}).get(COST) for each in listed}
-        return {name: int(cost) for name, cost in found.items() if name in known and cost and cost.lstrip("-").isdigit()}
+            found = {
+                each["metadata"]["name"]: (each["metadata"].get("annotations") or {}).get(COST) for each in _items(document)
+            }
+            return {name: int(cost) for name, cost in found.items() if name in known and cost and COST_VALUE.fullmatch(cost)}
 
     def _list(self) -> str:
-        document = self._ask("GET", self._path)
+        """Take in every slice; return the version of the list."""
+        document = self._ask("GET", self._path, self._of_service)
         with _as_os_errors():
-            self._slices = {each["metadata"]["name"]: each for each in document["items"]}
+            listed = {each["metadata"]["name"]: each for each in _items(document)}
             version = str(document["metadata"]["resourceVersion"])
+        parsed = {name: self._parsed(name, each) for name, each in listed.items()}
+        self._slices = {name: each for name, each in parsed.items() if each is not None}
+        self._refresh()
         self._confirm()
         return version
 
     def _watch(self, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (kind, slice) for each change after ``version``, until the API server ends the watch, as it was asked to."""
-        query = [("watch", "true"), ("resourceVersion", version), ("allowWatchBookmarks", "true")]
+        """Yield (kind, slice) for each change after ``version``, until the API server ends the watch after its time."""
+        query = [*self._of_service, ("watch", "true"), ("resourceVersion", version), ("allowWatchBookmarks", "true")]
         query.append(("timeoutSeconds", str(WATCH_SECONDS)))
         seconds = (ANSWER_SECONDS[0], WATCH_SECONDS + ANSWER_SECONDS[1])
         with _as_os_errors(), contextlib.closing(self._open("GET", self._path, query, None, seconds)) as answer:
@@ -137,30 +150,49 @@ class Cluster:
                     raise Refused(event["object"].get("code", 500), event["object"].get("message", ""))
                 yield event["type"], event["object"]
 
-    def _take(self, kind: str, slice_: dict[str, Any]) -> None:
-        name = slice_["metadata"]["name"]
-        if kind == "DELETED":
-            self._slices.pop(name, None)
-        else:
-            self._slices[name] = slice_
+    def _take(self, kind: str, document: Any) -> str:
+        """Take in one event; return its version."""
+        with _as_os_errors():
+            metadata = document["metadata"]
+            if kind == "DELETED":
+                self._slices.pop(metadata["name"], None)
+            elif kind in ("ADDED", "MODIFIED"):
+                parsed = self._parsed(metadata["name"], document)
+                if parsed is not None:
+                    self._slices[metadata["name"]] = parsed
+            elif kind != "BOOKMARK":
+                raise ValueError(f"an event of type {kind!r}")
+            self._refresh()
+            return str(metadata["resourceVersion"])
 
-    def _endpoints(self) -> Endpoints:
-        return endpoints_of(self._slices.values(), self._gateway.pod_port, self._gateway.pod_exporter_port)
+    def _parsed(self, name: str, document: Any) -> Slice | None:
+        """Return a slice. If it cannot be parsed: return its last version, so that no pod is lost, and list again later."""
+        try:
+            return parse(document)
+        except ValueError as error:
+            self._list_again = True
+            self._warn("the API server sends a strange EndpointSlice %s; the gateway keeps its last version: %s", name, error)
+            return self._slices.get(name)
+
+    def _refresh(self) -> None:
+        self._endpoints = endpoints_of(self._slices.values(), self._gateway.pod_port, self._gateway.pod_exporter_port)
 
     @property
     def _path(self) -> str:
         return f"/apis/discovery.k8s.io/v1/namespaces/{self._gateway.namespace}/endpointslices"
 
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+    @property
+    def _of_service(self) -> Query:
+        return [("labelSelector", f"kubernetes.io/service-name={self._gateway.service}")]
+
+    def _ask(self, method: str, path: str, query: Query, body: Any = None, accept: str = "application/json") -> Any:
         with _as_os_errors():
-            return orjson.loads(self._open(method, path, [], body, ANSWER_SECONDS).data)
+            return orjson.loads(self._open(method, path, query, body, ANSWER_SECONDS, accept).data)
 
     def _open(
         self, method: str, path: str, query: Query, body: Any, seconds: tuple[float, float], accept: str = "application/json"
     ) -> urllib3.BaseHTTPResponse:
         headers = {"Accept": accept, **({"Content-Type": MERGE_PATCH} if body else {})}
-        if path == self._path:
-            query = [*query, ("labelSelector", f"kubernetes.io/service-name={self._gateway.service}")]
         request = self._api.param_serialize(
             method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
@@ -170,14 +202,18 @@ class Cluster:
         return answer
 
     def _pause(self, error: OSError) -> None:
-        """Say once that the API server is away, and wait a little."""
-        if not self._away:
-            log.warning("the endpoints cannot be watched, and those that are known stay: %s", error)
-        self._away = True
+        """Warn, and wait a little before the next try."""
+        self._warn("the API server does not list the endpoints; the gateway keeps the last ones: %s", error)
         self._sleep(RETRY_SECONDS)
 
+    def _warn(self, text: str, *arguments: object) -> None:
+        now = time.monotonic()
+        if self._warned is None or now - self._warned >= WARN_SECONDS:
+            self._warned = now
+            log.warning(text, *arguments)
+
     def _confirm(self) -> None:
-        self._confirmed, self._away = time.monotonic(), False
+        self._confirmed = time.monotonic()
 
 
 def connect() -> ApiClient:
@@ -197,11 +233,20 @@ def connect() -> ApiClient:
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Raise whatever the client raises as OSError, and so what an API server says that is not JSON."""
+    """Raise as OSError what the client raises, and what reading a document raises that is not as documented."""
+    document_errors = (ValueError, LookupError, TypeError, AttributeError)
     try:
         yield
-    except (OpenApiException, urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
+    except (OpenApiException, config.ConfigException, urllib3.exceptions.HTTPError, *document_errors) as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _items(document: Any) -> list[Any]:
+    """Return the items of a list; raise TypeError if it has none. An empty list is another thing than no list."""
+    items = document["items"]
+    if not isinstance(items, list):
+        raise TypeError(f"items is {items!r}, and not a list"[:300])
+    return items
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,28 +1,32 @@
-"""The thread that keeps deletion costs right. It is apart from the event loop, which must not wait for the API server."""
+"""The thread that writes deletion costs, because the event loop must not wait for the API server or for pods."""
 
 from __future__ import annotations
 
-import http.client
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-import orjson
-
 from percore.gateway.costs import IDLE_COST, DeletionCosts
 from percore.gateway.endpoints import Endpoint
+from percore.gateway.slots import SLOT_SECONDS, Slots
 from percore.gateway.telemetry import FAILED, GONE, SET, GatewayTelemetry
 
 log = logging.getLogger("percore.gateway")
-STEP_SECONDS = 1.0
+RECONCILE_SECONDS = 1.0
+"""The pause between two reconciles."""
+BUDGET_SECONDS = 5.0
+"""How long one reconcile may take. The next one does the rest."""
+ASK_SECONDS = 3.0
+"""How much of this time pods are asked, so that there is time for writes too."""
 READ_SECONDS = 20.0
-"""How often costs are read back. One that a dead gateway left is so removed within a minute."""
-SLOT_SECONDS = 2.0
+"""How often costs are read back. So a cost that a dead gateway left is removed within a minute."""
+WARN_SECONDS = 60.0
+"""The shortest time between two warnings."""
 
 
-class Pods(Protocol):
-    """What the API server is asked."""
+class PodCosts(Protocol):
+    """The deletion costs of pods, as the API server has them."""
 
     def set_cost(self, pod: str, cost: int) -> None:
         """Set a pod's deletion cost; raise OSError if that fails, and KeyError if there is no such pod any more."""
@@ -36,72 +40,85 @@ class CostWriter:
 
     def __init__(
         self,
-        pods: Pods,
+        pods: PodCosts,
         running: Callable[[], Iterable[str]],
         endpoints: Callable[[], Mapping[str, Endpoint]],
         telemetry: GatewayTelemetry,
-        computes: Callable[[Endpoint], bool] | None = None,
+        ask: Callable[[Mapping[str, Endpoint], float], Mapping[str, bool]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what it needs to know.
 
-        ``running`` returns the pods with calls of this gateway, ``endpoints`` every listed pod by name. ``computes`` asks a
-        pod whether it computes.
+        ``running`` returns the pods with calls of this gateway, ``endpoints`` every listed pod by name. ``ask`` asks pods
+        whether they compute; see ``Slots.ask``.
         """
         self._pods = pods
         self._running = running
         self._endpoints = endpoints
         self._telemetry = telemetry
-        self._computes = computes or slot_is_taken
+        self._ask = ask or Slots().ask
+        self._clock = clock
         self._costs = DeletionCosts()
         self._read_at: float | None = None
+        self._warned: float | None = None
 
-    def run(self) -> None:
-        """Write what is due, for ever; for a thread of its own."""
+    def reconcile_forever(self) -> None:
+        """Reconcile for ever; for a thread of its own."""
         while True:
             try:
-                self.step(time.monotonic())
+                self.reconcile()
             except Exception:
-                log.exception("deletion costs could not be compared; they are compared again")
-            time.sleep(STEP_SECONDS)
+                log.exception("deletion costs could not be reconciled; the gateway tries again")
+            time.sleep(RECONCILE_SECONDS)
 
-    def step(self, now: float) -> None:
-        """Write what is due now; a failure ends the step, and the next one tries again."""
+    def reconcile(self) -> None:
+        """Write what is due, as far as the time allows; a failure ends this reconcile, and the next one tries again."""
+        began = self._clock()
+        ends = began + BUDGET_SECONDS
         try:
-            if self._read_at is None or now - self._read_at >= READ_SECONDS:
+            if self._read_at is None or began - self._read_at >= READ_SECONDS:
                 self._costs.read(self._pods.read_costs())
-                self._read_at = now
-            for pod, cost in self._costs.due(now, self._running()):
-                self._write(pod, cost, now)
+                self._read_at = began
+            due = self._costs.due(began, self._running())
+            self._write([(pod, cost) for pod, cost in due if cost != IDLE_COST], ends)
+            free = self._free([pod for pod, cost in due if cost == IDLE_COST], ends)
+            self._write([(pod, IDLE_COST) for pod in free], ends)
         except OSError as error:
-            log.warning("deletion costs cannot be written: %s", error)
             self._costs.failed()
             self._count(FAILED)
+            self._warn(began, error)
 
-    def _write(self, pod: str, cost: int, now: float) -> None:
-        endpoint = self._endpoints().get(pod)
-        if cost == IDLE_COST and endpoint is not None and self._computes(endpoint):
-            self._costs.postponed(pod, now)
-            return
-        try:
-            self._pods.set_cost(pod, cost)
-        except KeyError:
-            self._costs.gone(pod)
-            self._count(GONE)
-            return
-        self._costs.written(pod, cost)
-        self._count(SET)
+    def _write(self, costs: Iterable[tuple[str, int]], ends: float) -> None:
+        for pod, cost in costs:
+            if self._clock() >= ends:
+                return
+            try:
+                self._pods.set_cost(pod, cost)
+            except KeyError:
+                self._costs.gone(pod)
+                self._count(GONE)
+                continue
+            self._costs.written(pod, cost)
+            self._count(SET)
+
+    def _free(self, pods: list[str], ends: float) -> list[str]:
+        """Return the pods that do not compute for another gateway, as far as the time allows to ask."""
+        seconds = min(ASK_SECONDS, ends - self._clock())
+        if seconds < SLOT_SECONDS:
+            return []
+        endpoints = self._endpoints()
+        # A pod that is not listed gets no calls, so it is not asked.
+        listed = {pod: endpoints[pod] for pod in pods if pod in endpoints}
+        taken = self._ask(listed, seconds) if listed else {}
+        for pod in listed:
+            if taken.get(pod):
+                self._costs.postponed(pod, self._clock())
+        return [pod for pod in pods if pod not in listed or taken.get(pod) is False]
+
+    def _warn(self, now: float, error: OSError) -> None:
+        if self._warned is None or now - self._warned >= WARN_SECONDS:
+            self._warned = now
+            log.warning("deletion costs cannot be read or written; the gateway tries again: %s", error)
 
     def _count(self, result: str) -> None:
         self._telemetry.costs.labels(result).inc()
-
-
-def slot_is_taken(endpoint: Endpoint) -> bool:
-    """Ask a pod's status server whether the pod computes; one that does not answer counts as computing."""
-    connection = http.client.HTTPConnection(endpoint.address, endpoint.exporter_port, timeout=SLOT_SECONDS)
-    try:
-        connection.request("GET", "/slot")
-        return bool(orjson.loads(connection.getresponse().read(4096))["slot"] == "taken")
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return True
-    finally:
-        connection.close()

@@ -1,8 +1,8 @@
-"""Which pods get a deletion cost (``controller.kubernetes.io/pod-deletion-cost``), so that scaling in takes idle ones.
+"""Which pods get a deletion cost (``controller.kubernetes.io/pod-deletion-cost``), so that scaling in removes free ones. Pure.
 
-A deletion cost only says which pods go first: a pod that computes and goes anyway finishes its call. So costs may come a
-little late, and a pod that computes for a moment gets none; each one is a write to the API server. What the API server
-holds is read back from time to time: a cost that another gateway set, and left behind, is seen and removed. Pure.
+A deletion cost only says which pods are removed first: a pod that computes and is removed anyway finishes its call. So a cost
+may come a little late. A pod that computes only for a moment gets none, because each cost is a write to the API server.
+Costs are read back from the API server from time to time, so that a cost which another gateway process left is removed.
 """
 
 from __future__ import annotations
@@ -13,29 +13,31 @@ from dataclasses import dataclass, field
 BUSY_COST, IDLE_COST = 1000, 0
 SETTLE_SECONDS = 3.0
 """How long a pod must compute, or not compute, before its cost is changed."""
+ASK_AGAIN_SECONDS = 20.0
+"""How long a pod that computes for another gateway is not asked again. That gateway removes the cost itself."""
 UPDATES_A_SECOND = 20.0
 BURST = 100.0
 
 
 @dataclass(slots=True)
 class DeletionCosts:
-    """What each pod's cost is, and since when it should be another."""
+    """The cost of each pod, and since when it has been wrong."""
 
     costs: dict[str, int] = field(default_factory=dict)
     """The cost of each pod that has one, as last read or written."""
     _since: dict[str, float] = field(default_factory=dict)
-    """Since when a pod's cost has been wrong."""
+    """Since when a pod's cost has been wrong. In the future for a pod that is not to be asked yet."""
     _allowance: float = BURST
     _last: float | None = None
 
     def read(self, costs: Mapping[str, int]) -> None:
-        """Take in what the API server holds."""
+        """Take in the costs that the API server has."""
         self.costs = dict(costs)
 
     def due(self, now: float, running: Iterable[str]) -> list[tuple[str, int]]:
-        """Return (pod, cost) to write now, given the pods that this gateway's calls run on; costs of busy pods first.
+        """Return (pod, cost) to write now, given the pods on which calls of this gateway run; costs of busy pods first.
 
-        Before a cost is taken back, ask the pod whether it still computes for somebody else.
+        Before you write ``IDLE_COST``, ask the pod whether it computes for another gateway.
         """
         self._refill(now)
         busy = set(running)
@@ -53,11 +55,14 @@ class DeletionCosts:
         self._since.pop(name, None)
 
     def postponed(self, name: str, now: float) -> None:
-        """Take note that a pod still computes for somebody else: it is asked again after a while."""
-        self._since[name] = now
+        """Take note that a pod computes for another gateway: it is not due for ``ASK_AGAIN_SECONDS``.
+
+        This uses no allowance, which is for writes. The time of a reconcile bounds how many pods are asked.
+        """
+        self._since[name] = now + ASK_AGAIN_SECONDS - SETTLE_SECONDS
 
     def gone(self, name: str) -> None:
-        """Forget a pod that is no more."""
+        """Forget a pod that does not exist any more."""
         self.costs.pop(name, None)
 
     def failed(self) -> None:

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from percore.errors import CallError, PodLost, QueueTimeout, RunTimeout
+from percore.errors import CallError, GatewayFailed, PodLost, QueueTimeout, RunTimeout
 from percore.gateway.call import Call, CallState
 from percore.gateway.endpoints import Endpoint
 from percore.gateway.pods import Key, Pod, PodState, is_usable, key_of
 from percore.gateway.queue import CallQueue
 from percore.gateway.relay import relay
-from percore.gateway.request import HOP_BY_HOP, OWN_PREFIX, connection_tokens
-from percore.gateway.spool import Spool
-from percore.gateway.upstream import WorkerConnection, connect
+from percore.gateway.request import HOP_BY_HOP, OWN_PREFIX, Disconnected, connection_tokens
+from percore.gateway.spool import SMALL_BYTES, Spool
+from percore.gateway.upstream import TooLate, WorkerConnection, connect
 
 log = logging.getLogger("percore.gateway")
 
@@ -55,7 +55,9 @@ class Dispatcher:
         """Every pod that is listed, or that still has a run."""
         self._idle: dict[Key, Pod] = {}
         """Pods to try, the one that was freed last at the end: it is the likeliest to be free."""
+        self._listed: frozenset[Key] = frozenset()
         self._waiting = 0
+        """Reservations that are not answered, of pods that were tried since the queue was empty last."""
         self._doubled = 0
         self._ramp: asyncio.TimerHandle | None = None
         self.running = 0
@@ -81,10 +83,8 @@ class Dispatcher:
             self._retire(self.pods[key])
             if self.pods[key].task is None:
                 del self.pods[key]
-        self._listed = listed.keys()
+        self._listed = frozenset(listed)
         self.match()
-
-    _listed: Iterable[Key] = ()
 
     def _retire(self, pod: Pod) -> None:
         """Give a pod no new calls. What runs there goes on."""
@@ -131,20 +131,26 @@ class Dispatcher:
             self.match()
 
     def queue_shrank(self) -> None:
-        """Take note that a call left the queue: without calls no reservation is waited for."""
+        """Take note that a call left the queue. When it is empty, the next call is the first of a new search for a free pod.
+
+        Reservations that are not answered stay: a pod that computes for long would get a dead connection for each new one.
+        """
         if len(self._queue):
             return
         self._doubled = 0
+        if self._ramp is not None:
+            self._ramp.cancel()
+            self._ramp = None
         if self._waiting:
             for pod in self.pods.values():
-                if pod.state is PodState.WAITING and pod.task is not None:
-                    pod.task.cancel()
+                self._answered(pod)
 
     # --- one pod
 
     async def _serve(self, pod: Pod) -> float:
         """Reserve a pod and run the next call there; return how long not to try the pod again, in seconds."""
         worker: WorkerConnection | None = None
+        call: Call | None = None
         try:
             worker = await connect(pod.endpoint.address, pod.endpoint.port)
             await worker.reserve(b"OPTIONS * HTTP/1.1\r\nHost: worker\r\nPercore-Gateway: %s\r\n\r\n" % self._name)
@@ -163,13 +169,17 @@ class Dispatcher:
             return pod.fail()
         except Exception:
             log.exception("pod %s could not be served", pod.name)
+            if call is not None:
+                call.fail(GatewayFailed())
+                if worker is not None:
+                    worker.abort()
             return pod.fail()
         finally:
             if worker is not None:
-                worker.abort() if pod.waits else worker.close()
+                worker.close()
 
     def _answered(self, pod: Pod) -> None:
-        """Take note that a reservation is no longer waited for."""
+        """Take note that a reservation no longer counts among those that are waited for."""
         if pod.waits:
             pod.waits = False
             self._waiting -= 1
@@ -195,12 +205,13 @@ class Dispatcher:
         call.state, call.pod, call.connection = CallState.SENDING, pod.name, worker
         try:
             await self._send(worker, call)
-        except (OSError, TimeoutError):
-            return self._not_begun(pod, call)
+        except (OSError, TimeoutError) as error:
+            return self._not_begun(pod, call, worker, error)
         except CallError as error:
             call.fail(error)
             worker.abort()
             return 0.0
+        call.body.discard()  # it is never sent again
         if call.ended:
             worker.abort()
             return 0.0
@@ -208,10 +219,13 @@ class Dispatcher:
         if pod.usable:
             pod.state = PodState.RUNNING
         pod.failures = 0
-        backstop = self._loop.call_later(self._run_seconds, worker.abort)
+        backstop = self._loop.call_later(self._run_seconds, self._overrun, call, worker)
         try:
             await relay(call, worker, self._spool, self._answer_seconds)
             call.finish()
+        except Disconnected as error:
+            worker.abort()
+            call.fail(error)
         except (OSError, TimeoutError) as error:
             worker.abort()
             call.fail(self._lost(call, error))
@@ -223,23 +237,32 @@ class Dispatcher:
                 call.state = CallState.ANSWERING
         return 0.0
 
+    @staticmethod
+    def _overrun(call: Call, worker: WorkerConnection) -> None:
+        call.overrun = True
+        worker.abort()
+
     def _lost(self, call: Call, error: BaseException) -> CallError:
-        if call.begun is not None and time.monotonic() - call.begun >= self._run_seconds:
+        if call.overrun:
             return RunTimeout(f"the call had no answer after {self._run_seconds:g} s, and was ended")
         log.warning("call %s: pod %s was lost while it ran: %s", call.request_id, call.pod, error)
         return PodLost("the pod went away while it computed the call; whether to send it again is yours to decide")
 
-    def _not_begun(self, pod: Pod, call: Call) -> float:
-        """Put a call back whose worker was lost before its last byte. It did not run."""
+    def _not_begun(self, pod: Pod, call: Call, worker: WorkerConnection, error: BaseException) -> float:
+        """Put a call back whose worker was lost before its last byte: it did not run. Return how long not to try the pod again.
+
+        A worker that got no byte of the call did not end because of it. If the gateway was late, or if the client left, the pod
+        is not to blame either.
+        """
         call.connection = None
-        delay = pod.fail()
         if call.ended:
-            return delay
-        call.broken_sends += 1
+            return 0.0
+        delay = 0.0 if isinstance(error, TooLate) else pod.fail()
+        call.broken_sends += worker.used
         call.requeues += 1
         if call.broken_sends >= MOST_BROKEN_SENDS:
             call.fail(PodLost(f"{MOST_BROKEN_SENDS} workers ended while they received the call; it may be what ends them"))
-        elif time.monotonic() >= call.queue_deadline:
+        elif call.overdue:
             call.fail(QueueTimeout("the call was queued for longer than it may be, and never ran"))
         else:
             call.state, call.pod = CallState.QUEUED, ""
@@ -252,8 +275,12 @@ class Dispatcher:
         request, body = call.request, call.body
         worker.expect(head_only=request.method == b"HEAD")
         waiting = self._head(call)
+        if body.on_disk:  # the worker waits for 0.1 s only, and a disk may take longer
+            if not await worker.send(waiting):
+                return
+            waiting = b""
         async for piece in body.pieces():
-            if waiting and len(waiting) + len(piece) > 65536:
+            if waiting and len(waiting) + len(piece) > SMALL_BYTES:
                 if not await worker.send(waiting):
                     return
                 waiting = piece
@@ -265,10 +292,10 @@ class Dispatcher:
     def _head(call: Call) -> bytes:
         request = call.request
         lines = [b"%s %s HTTP/1.1" % (request.method, request.target)]
-        listed = connection_tokens(request.headers)
+        dropped = NOT_FORWARDED | (connection_tokens(request.headers) - {b"host"})
         for name, value in request.headers:
             lowered = name.lower()
-            if lowered not in NOT_FORWARDED and lowered not in listed and not lowered.startswith(OWN_PREFIX):
+            if lowered not in dropped and not lowered.startswith(OWN_PREFIX):
                 lines.append(b"%s: %s" % (name, value))
         if request.header(b"host") is None:
             lines.append(b"Host: worker")

@@ -1,4 +1,4 @@
-"""Which pods there are: what an endpoint is, and the sources that tell of them where there is no Kubernetes."""
+"""Which pods there are: what an endpoint is, and where the gateway learns of endpoints without Kubernetes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 ENTRY = re.compile(r"\[?([0-9a-fA-F.:]+?)\]?:(\d{1,5})/(\d{1,5})(?:=([a-z-]+))?")
-LOOK_SECONDS = 0.1
+READ_SECONDS = 0.1
+"""How often a file of endpoints is read."""
 
 
 class State(StrEnum):
-    """What may be done with an endpoint."""
+    """What the source of endpoints says about one."""
 
     READY = "ready"
     """It may get calls."""
     NOT_READY = "not-ready"
-    """It gets none for now; one that runs there goes on."""
+    """It may get calls too. The gateway reserves it, and the pod answers the reservation when it is ready and free."""
     TERMINATING = "terminating"
-    """It gets none any more; one that runs there goes on."""
+    """It gets no more calls. A call that runs there goes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A pod, as whoever watches over pods sees it."""
+    """A pod, as the source of endpoints lists it."""
 
     address: str
     port: int
@@ -37,24 +39,16 @@ class Endpoint:
     pod: str = ""
     """The pod's name, where it has one."""
 
-    @property
-    def place(self) -> tuple[str, int]:
-        """Where it takes calls: what tells it from others."""
-        return self.address, self.port
-
 
 Endpoints = tuple[Endpoint, ...]
 Publish = Callable[[Endpoints], None]
 
 
 class Source(Protocol):
-    """Whoever knows the endpoints."""
-
-    def read(self) -> Endpoints:
-        """Return those there are now; raise OSError where that cannot be said."""
+    """Where the gateway learns which endpoints there are."""
 
     def follow(self, publish: Publish) -> None:
-        """Call ``publish`` with all of them, at once and after each change; blocks, for a thread of its own."""
+        """Call ``publish`` with all endpoints, at once and after each change. It blocks, so it needs a thread of its own."""
 
 
 def parse(text: str) -> Endpoints:
@@ -78,41 +72,41 @@ class Fixed:
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
 
-    def read(self) -> Endpoints:
-        """Return them."""
-        return self._endpoints
-
     def follow(self, publish: Publish) -> None:
         """Publish them once."""
         publish(self._endpoints)
 
 
 class Listed:
-    """Endpoints in a file, which whoever starts pods writes anew, in one piece (by renaming), whenever they change."""
+    """Endpoints in a file. The program that starts pods replaces the file in one piece, by renaming."""
 
     def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep) -> None:
         self._path = path
         self._sleep = sleep
 
-    def read(self) -> Endpoints:
-        """Return what the file says; raise OSError where it cannot be read or understood."""
-        try:
-            return parse(self._path.read_text())
-        except ValueError:
-            raise OSError(f"{self._path}: holds what is no endpoint") from None
-
     def follow(self, publish: Publish) -> None:
-        """Read the file again whenever it changes; where it is missing or wrong, what was known stays."""
-        known: Endpoints | None = None
+        """Publish what the file lists, again after each change. While it is missing or wrong, the last endpoints stay."""
+        seen: str | None = None
+        published: Endpoints | None = None
         while True:
-            known = self._look(known, publish)
-            self._sleep(LOOK_SECONDS)
+            text = self._read()
+            if text is not None and text != seen:  # a thousand lines take milliseconds to parse
+                seen = text
+                found = self._parsed(text)
+                if found is not None and found != published:
+                    publish(found)
+                    published = found
+            self._sleep(READ_SECONDS)
 
-    def _look(self, known: Endpoints | None, publish: Publish) -> Endpoints | None:
+    @staticmethod
+    def _parsed(text: str) -> Endpoints | None:
+        with suppress(ValueError):
+            return parse(text)
+        return None
+
+    def _read(self) -> str | None:
+        """Return what the file says; None while it cannot be read."""
         try:
-            found = self.read()
-        except OSError:
-            return known
-        if found != known:
-            publish(found)
-        return found
+            return self._path.read_text()
+        except (OSError, ValueError):
+            return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from percore.errors import (
     BodyTooLarge,
     CallError,
     NotReady,
-    Overloaded,
     PodLost,
     QueueFull,
     QueueTimeout,
@@ -26,7 +25,8 @@ from percore.gateway.dispatch import Dispatcher
 from percore.gateway.queue import CallQueue
 from percore.gateway.request import Disconnected, Request
 from percore.gateway.spool import Body, Spool
-from percore.gateway.telemetry import CODES, DISCONNECTED, OTHER, QUEUE_CODES, REJECTION_REASONS, GatewayTelemetry
+from percore.gateway.telemetry import DISCONNECTED, REJECTION_REASONS, GatewayTelemetry, label_of, queue_label_of
+from percore.gateway.uploads import Upload, Uploads
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 STATES = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUNNING: "executing"}
@@ -39,7 +39,6 @@ class IntakeLimits:
     queue_length: int
     queue_seconds: float
     body_seconds: float
-    answer_seconds: float
     body_bytes: int
     uploads: int
     upload_bytes: int
@@ -66,9 +65,7 @@ class Intake:
         self._telemetry = telemetry
         self._write_line = write_line
         self._number = 0
-        self.uploads = 0
-        """Bodies that are being received."""
-        self._upload_bytes = 0
+        self.uploads = Uploads(limits.uploads, limits.upload_bytes)
         self.open = 0
         """Calls that are received, queued, running or answered."""
         self.stopping = False
@@ -124,41 +121,33 @@ class Intake:
 
     async def _receive(self, request: Request) -> Body:
         """Return the whole body, spooled."""
-        length = request.content_length
-        if self.uploads >= self._limits.uploads or (
-            self.uploads and self._upload_bytes + (length or 0) > self._limits.upload_bytes
-        ):
-            raise Overloaded(f"{self.uploads} bodies are being received, and no more may be; send the call again later")
-        body = self._spool.body(length)
-        self.uploads += 1
-        self._upload_bytes += length or 0
-        try:
-            if request.complete:
-                await self._copy(request, body)
-            else:
-                async with asyncio.timeout(self._limits.body_seconds):
-                    await self._copy(request, body)
-        except TimeoutError:
-            body.discard()
-            raise BodyTimeout(f"the body was not complete within {self._limits.body_seconds:g} s") from None
-        except BaseException:
-            body.discard()
-            raise
-        finally:
-            self.uploads -= 1
-            self._upload_bytes -= length or 0
+        with self.uploads.admit(request.content_length) as upload:
+            body = self._spool.body(request.content_length)
+            try:
+                if request.complete:
+                    await self._copy(request, body, upload)
+                else:
+                    async with asyncio.timeout(self._limits.body_seconds):
+                        await self._copy(request, body, upload)
+            except TimeoutError:
+                body.discard()
+                raise BodyTimeout(f"the body was not complete within {self._limits.body_seconds:g} s") from None
+            except BaseException:
+                body.discard()
+                raise
         return body
 
-    async def _copy(self, request: Request, body: Body) -> None:
+    async def _copy(self, request: Request, body: Body, upload: Upload) -> None:
         while data := await request.read():
-            if body.size + len(data) > self._limits.body_bytes:
+            size = body.size + len(data)
+            if size > self._limits.body_bytes:
                 raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and more came in chunks")
+            upload.grow(size)
             await body.write(data)
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
         self._number += 1
         call = Call(request, body, self._number, self._priority(request), request_id)
-        call.queue_deadline = call.arrived + self._limits.queue_seconds
         call.position = self._queue.ahead(call.priority)
         self._queue.push(call)
         self._dispatcher.match()
@@ -178,12 +167,15 @@ class Intake:
             timer.cancel()
         if call.delivery is not None:
             await call.delivery
+        await call.request.flushed()
 
     def _queue_expired(self, call: Call) -> None:
+        call.overdue = True
         if self._queue.remove(call):
             self._dispatcher.queue_shrank()
-            limit = self._limits.queue_seconds
-            call.fail(QueueTimeout(f"the call was queued for {limit:g} s, as long as it may be, and never ran"))
+            call.fail(
+                QueueTimeout(f"the call was queued for {self._limits.queue_seconds:g} s, as long as it may be; it never ran")
+            )
 
     # --- the end
 
@@ -213,12 +205,11 @@ class Intake:
 
     def _end(self, request: Request, request_id: str, began: float, call: Call | None, code: str) -> None:
         total = time.monotonic() - began
-        label = code if code in CODES or code == DISCONNECTED else OTHER
-        self._telemetry.total.labels(label).observe(total)
+        self._telemetry.total.labels(label_of(code)).observe(total)
         queue_seconds = None
         if call is not None:
             queue_seconds = call.queue_seconds if call.begun is not None or call.state is CallState.ENDED else total
-            self._telemetry.queue.labels(label if label in QUEUE_CODES else OTHER).observe(queue_seconds)
+            self._telemetry.queue.labels(queue_label_of(code)).observe(queue_seconds)
         self._write_line(
             {
                 "logger": "percore.gateway.call",
@@ -242,12 +233,12 @@ class Intake:
         """Count and log a request that the front answered itself, because it is not HTTP or came too slowly."""
         if error.code in REJECTION_REASONS:
             self._telemetry.rejected.labels(error.code).inc()
-        self._end(request, uuid.uuid4().hex, time.monotonic(), None, str(error.status))
+        self._end(request, secrets.token_hex(16), time.monotonic(), None, str(error.status))
 
 
 def _request_id(request: Request) -> str:
     given = request.header(b"x-request-id") or b""
-    return given.decode("latin-1") if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode("latin-1") if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def _rounded(value: float | None) -> float | None:

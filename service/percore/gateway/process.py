@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from percore import __version__, logs, rundir
 from percore.errors import StartError
 from percore.gateway.admin import Admin
 from percore.gateway.call import Call
-from percore.gateway.cost_writer import CostWriter
+from percore.gateway.cost_writer import CostWriter, PodCosts
 from percore.gateway.dispatch import Dispatcher
-from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed
+from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, Source
 from percore.gateway.front import Front, FrontLimits, bind
 from percore.gateway.intake import Intake, IntakeLimits
 from percore.gateway.lag import LoopLag
@@ -64,7 +65,6 @@ class Gateway:
             queue_length=limits.backlog,
             queue_seconds=limits.wait,
             body_seconds=limits.body,
-            answer_seconds=limits.body,
             body_bytes=limits.max_body_bytes,
             uploads=gateway.uploads,
             upload_bytes=gateway.upload_bytes,
@@ -72,7 +72,7 @@ class Gateway:
         )
         self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, telemetry, writer.write_call)
         self.connections = limits.backlog + gateway.uploads + gateway.connections
-        front_limits = FrontLimits(connections=self.connections, idle_seconds=gateway.idle_timeout)
+        front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.body)
         self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
         self.reads = Reads(ready=lambda: not self.not_ready())
         self.lag = LoopLag(loop)
@@ -121,7 +121,7 @@ class Gateway:
         to.spool.labels("memory").set(self.spool.memory)
         to.spool.labels("disk").set(self.spool.disk)
         to.connections.set(self.front.connections)
-        to.uploads.set(self.intake.uploads)
+        to.uploads.set(self.intake.uploads.count)
 
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
@@ -172,11 +172,11 @@ def serve(settings: Settings) -> int:
     host = settings.server.host
     listener = _bound(host, settings.server.port, "PERCORE_PORT")
     admin_listener = _bound(host, settings.server.exporter_port, "PERCORE_EXPORTER_PORT")
-    source = _source(settings.gateway, telemetry)
+    sources = _sources(settings.gateway, telemetry)
     writer = logs.configure_background(settings.server.log_level, telemetry.lines_lost.inc)
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        uvloop.run(_main(settings, telemetry, writer, source, listener, admin_listener))
+        uvloop.run(_main(settings, telemetry, writer, sources, listener, admin_listener))
     finally:
         writer.close()
     return 0
@@ -186,7 +186,7 @@ async def _main(
     settings: Settings,
     telemetry: GatewayTelemetry,
     writer: logs.BackgroundWriter,
-    source: Any,
+    sources: Sources,
     listener: socket.socket,
     admin_listener: socket.socket,
 ) -> None:
@@ -196,24 +196,33 @@ async def _main(
         loop.add_signal_handler(each, stop.set)
     gateway = Gateway(settings, telemetry, writer)
     Admin(telemetry, gateway.observe, gateway.not_ready, lambda: gateway.lag.ticked).start(admin_listener)
-    _vital(source.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
-    if hasattr(source, "set_cost") and settings.gateway.deletion_costs == "yes":
-        _vital(CostWriter(source, gateway.running_pods, lambda: gateway.endpoints, telemetry).run)
+    _vital(sources.endpoints.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
+    if sources.costs is not None:
+        _vital(CostWriter(sources.costs, gateway.running_pods, lambda: gateway.endpoints, telemetry).reconcile_forever)
     gc.collect()
     gc.freeze()
     await gateway.run(listener, stop)
 
 
-def _source(gateway: GatewaySettings, telemetry: GatewayTelemetry) -> Any:
-    """Return the source of endpoints that the settings name."""
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the gateway learns from elsewhere."""
+
+    endpoints: Source
+    costs: PodCosts | None
+    """Where deletion costs are read and written; None where there are none."""
+
+
+def _sources(gateway: GatewaySettings, telemetry: GatewayTelemetry) -> Sources:
+    """Return the sources that the settings name."""
     if not gateway.service:
-        return Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file)
+        return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file), None)
     # Only here: elsewhere the client of Kubernetes need not be installed.
     from percore.gateway.cluster import Cluster  # noqa: PLC0415
 
     cluster = Cluster(gateway)
     telemetry.knowledge_age.set_function(cluster.age)
-    return cluster
+    return Sources(cluster, cluster if gateway.deletion_costs == "yes" else None)
 
 
 def _bound(host: str, port: int, key: str) -> socket.socket:

@@ -16,7 +16,7 @@ from percore.gateway.spool import Backlog, Spool
 from percore.gateway.upstream import WorkerConnection
 
 ROOM_SECONDS = 0.05
-OWN = frozenset((b"content-length", b"x-request-id", b"server-timing"))
+NOT_PASSED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server-timing"}
 
 
 def answer_headers(headers: Sequence[Header], request_id: str, queue_seconds: float) -> tuple[list[Header], int | None]:
@@ -24,14 +24,14 @@ def answer_headers(headers: Sequence[Header], request_id: str, queue_seconds: fl
     passed: list[Header] = []
     length: int | None = None
     timing = b"queue;dur=%.3f" % (queue_seconds * 1000)
-    listed = connection_tokens(headers)
+    dropped = NOT_PASSED | connection_tokens(headers)
     for name, value in headers:
         lowered = name.lower()
         if lowered == b"content-length":
             length = int(value)
         elif lowered == b"server-timing":
             timing += b", " + value
-        elif lowered not in OWN and lowered not in HOP_BY_HOP and lowered not in listed:
+        elif lowered not in dropped:
             passed.append((name, value))
     passed += [(b"X-Request-ID", request_id.encode("latin-1")), (b"Server-Timing", timing)]
     return passed, length

@@ -16,7 +16,7 @@ import orjson
 from percore.errors import BadRequest, CallError
 
 if TYPE_CHECKING:
-    from percore.gateway.front import Connection
+    from percore.gateway.connection import Connection
 
 Header = tuple[bytes, bytes]
 """Name and value, as they came."""
@@ -32,6 +32,8 @@ MOST_HEADERS = 90
 """Gunicorn takes 100; the gateway adds some."""
 MOST_FIELD_BYTES = 8000
 """Gunicorn takes 8,190 for a header's line."""
+MOST_HEAD_BYTES = 32 * 1024
+"""For all headers together, and for what stands between and after the pieces of a body."""
 MOST_TARGET_BYTES = 4000
 """Gunicorn takes 4,094 for the request line."""
 NO_BODY_STATUSES = frozenset((204, 304))
@@ -50,6 +52,7 @@ class Request:
         "_chunked",
         "_chunks",
         "_connection",
+        "_framed",
         "_head_sent",
         "_waiter",
         "answered_bytes",
@@ -58,9 +61,10 @@ class Request:
         "close",
         "complete",
         "content_length",
+        "delivered",
         "expects_continue",
+        "failed",
         "headers",
-        "interrupted",
         "method",
         "received",
         "target",
@@ -89,9 +93,12 @@ class Request:
         self._waiter: asyncio.Future[None] | None = None
         self._head_sent = False
         self._chunked = False
+        self._framed = True
         self.answered_bytes = 0
-        self.interrupted = False
-        """Whether the answer began and cannot be completed."""
+        self.failed: CallError | None = None
+        """Why the rest of the request cannot be received."""
+        self.delivered = False
+        """Whether the kernel has the whole answer."""
 
     # --- the head
 
@@ -102,8 +109,9 @@ class Request:
             raise BadRequest(f"HTTP version: expected 1.1 or 1.0, got {self.version}")
         if len(self.headers) > MOST_HEADERS:
             raise BadRequest(f"headers: expected at most {MOST_HEADERS}, got {len(self.headers)}")
-        hosts, self.content_length = 0, 0
+        hosts, size, self.content_length = 0, 0, 0
         for name, value in self.headers:
+            size += len(name) + len(value)
             if len(name) + len(value) > MOST_FIELD_BYTES:
                 raise BadRequest(f"header {name[:60].decode('latin-1')!r}: expected at most {MOST_FIELD_BYTES} bytes")
             lowered = name.lower()
@@ -111,6 +119,8 @@ class Request:
                 hosts += 1
             else:
                 self._note(lowered, value)
+        if size > MOST_HEAD_BYTES:
+            raise BadRequest(f"headers: expected at most {MOST_HEAD_BYTES} bytes together, got {size}")
         if hosts > 1 or (hosts == 0 and self.version == "1.1"):
             raise BadRequest(f"Host: expected exactly one such header, got {hosts}")
 
@@ -156,16 +166,23 @@ class Request:
         self.complete = True
         self._wake()
 
+    def fail(self, error: CallError) -> None:
+        """Take note that the rest cannot be received; whoever reads the body gets the error."""
+        self.failed = error
+        self._wake()
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def read(self) -> bytes:
-        """Return the next piece of the body, all that has arrived; ``b""`` at its end."""
+        """Return the next piece of the body, all that has arrived; ``b""`` at its end. Raises what ``fail`` was given."""
         if self.expects_continue and not self.complete and not self.received:
             self._connection.send_continue()
         self.expects_continue = False
-        while not self._chunks:
+        while self.failed is not None or not self._chunks:
+            if self.failed is not None:
+                raise self.failed
             if self.complete:
                 return b""
             self._waiter = self._connection.loop.create_future()
@@ -202,7 +219,7 @@ class Request:
                 self._chunked = True
                 lines.append(b"Transfer-Encoding: chunked")
             else:
-                self.close = True  # HTTP/1.0 knows no chunks: the end of the connection is the end of the body
+                self._framed, self.close = False, True  # HTTP/1.0 knows no chunks: the connection's end is the body's end
         if self._connection.must_close(self):
             self.close = True
             lines.append(b"Connection: close")
@@ -230,7 +247,7 @@ class Request:
         await self._connection.drained(seconds)
 
     def finish(self) -> None:
-        """End the answer: write the last chunk if the body is chunked, and free the connection for its next request."""
+        """End the answer: write the last chunk if the body is chunked."""
         if self._chunked:
             self._connection.write(LAST_CHUNK)
         self._connection.answered(self)
@@ -250,16 +267,35 @@ class Request:
             self.close = True
         self.respond(error.status, fields, orjson.dumps(error.document()))
 
+    def deliver(self) -> None:
+        """Take note that the kernel has the whole answer; called by the connection."""
+        self.delivered = True
+        self._wake()
+
+    async def flushed(self) -> None:
+        """Wait until the kernel has the whole answer. If the client does not take it, the connection and its task end."""
+        while not self.delivered:
+            self._waiter = self._connection.loop.create_future()
+            await self._waiter
+
     def interrupt(self) -> None:
-        """Close the connection in the middle of an answer: without the last chunk or byte the client sees that it is cut."""
-        self.interrupted = True
-        self._connection.abort()
+        """Close the connection in the middle of an answer: without the last chunk or byte the client sees that it is cut.
+
+        An answer that ends with its connection (HTTP/1.0) has neither, so the client gets a reset.
+        """
+        if self._head_sent and not self._framed:
+            self._connection.reset()
+        else:
+            self._connection.abort()
 
 
 def connection_tokens(headers: Iterable[Header]) -> frozenset[bytes]:
     """Return the names of headers that ``Connection`` declares to belong to this connection alone, in lower case."""
-    values = (value for name, value in headers if name.lower() == b"connection")
-    return frozenset(token.strip().lower() for value in values for token in value.split(b","))
+    tokens: set[bytes] = set()
+    for name, value in headers:
+        if len(name) == len(b"connection") and name.lower() == b"connection":
+            tokens.update(token.strip() for token in value.lower().split(b","))
+    return frozenset(tokens)
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -22,18 +22,23 @@ from percore.settings import (
     LimitSettings,
     Rule,
     ServerSettings,
-    _checked,
-    _one_of,
-    _within,
+    checked,
+    one_of,
     read_groups,
     setting,
+    within,
 )
 
-HEADER = Rule("empty, or a header's name", _checked(str, lambda text: re.fullmatch(r"[A-Za-z0-9-]*", text) is not None))
-DELAY = Rule("seconds, from 0 to 600", _checked(float, lambda value: 0 <= value <= 600))
+HEADER = Rule("empty, or a header's name", checked(str, lambda text: re.fullmatch(r"[A-Za-z0-9-]*", text) is not None))
+DELAY = Rule("seconds, from 0 to 600", checked(float, lambda value: 0 <= value <= 600))
 IDENTITY = Rule(
     "empty, or up to 100 letters, digits, `.`, `_` or `-`",
-    _checked(str, lambda text: re.fullmatch(r"[\w.-]{0,100}", text) is not None),
+    checked(str, lambda text: re.fullmatch(r"[\w.-]{0,100}", text) is not None),
+)
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9_./-]*[A-Za-z0-9])?=([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?"
+SELECTOR = Rule(
+    "empty, or `LABEL=VALUE` entries with commas between them",
+    checked(str, lambda text: re.fullmatch(rf"({LABEL}(,{LABEL})*)?", text) is not None),
 )
 ENDPOINTS = Rule("empty, or `ADDRESS:PORT/EXPORTER_PORT` entries with commas between them", parse)
 
@@ -56,29 +61,32 @@ class GatewaySettings:
     """In Kubernetes: the port on which pods take calls."""
     pod_exporter_port: int = setting("PERCORE_GATEWAY_POD_EXPORTER_PORT", "9090", PORT)
     """In Kubernetes: the port of the pods' exporters, for checks and for everything that is read only."""
-    connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", _within(1, 2**20))
+    connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
     """Connections of clients beyond those of queued calls. At the bound the one that is idle longest is closed. Without an
     idle one, further connections wait in the kernel."""
     idle_timeout: float = setting("PERCORE_GATEWAY_IDLE_TIMEOUT", "620", SECONDS)
     """How long a connection may be idle between requests: longer than load balancers in front keep theirs."""
-    uploads: int = setting("PERCORE_GATEWAY_UPLOADS", "256", _within(1, 65535))
-    """Bodies that may be received at once; the next one gets 503. Slow clients fill no queue: only whole calls are queued."""
-    upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", _within(1, 2**50))
-    """Bytes of all bodies that are being received, as announced. One body is always taken."""
+    uploads: int = setting("PERCORE_GATEWAY_UPLOADS", "256", within(1, 65535))
+    """Bodies over 64 KiB, or of unknown length, that may be received at once; the next one gets 503. Others do not count."""
+    upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", within(1, 2**50))
+    """Bytes of all those bodies: as announced, and for bodies of unknown length as they come. One body is always taken."""
     spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
     """Folder, on a disk, for bodies and answers that wait. Files in it have no name. Empty: the run folder."""
-    spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", _within(0, 2**50))
+    spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", within(0, 2**50))
     """Bytes that may wait in files. Beyond it callers get 503."""
-    spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", _within(0, 2**40))
-    """Bytes of small bodies that may wait in memory; beyond it they go to files too."""
+    spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", within(0, 2**40))
+    """Bytes of bodies and answers that may stay in memory, large ones in half of it; what finds no room goes to files."""
     shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
-    """Seconds from SIGTERM to closing the listener: the time in which whoever sends calls here learns that it is not ready."""
+    """Seconds from SIGTERM to closing the listener. In this time load balancers see that the gateway is not ready."""
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
     """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
     there is no such header."""
-    deletion_costs: str = setting("PERCORE_GATEWAY_DELETION_COSTS", "yes", _one_of("yes", "no"))
-    """In Kubernetes: whether pods that compute get a deletion cost, so that scaling in takes idle ones. Needs the
+    deletion_costs: str = setting("PERCORE_GATEWAY_DELETION_COSTS", "yes", one_of("yes", "no"))
+    """In Kubernetes: whether pods that compute get a deletion cost, so that scaling in removes free pods first. Needs the
     rights to list and to patch pods."""
+    pod_selector: str = setting("PERCORE_GATEWAY_POD_SELECTOR", "", SELECTOR)
+    """In Kubernetes: labels of the pods. The gateway reads deletion costs of pods with these labels only. Empty: it lists all
+    pods of the namespace."""
 
 
 @dataclass(frozen=True, slots=True)

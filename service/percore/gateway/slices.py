@@ -5,42 +5,73 @@ Source: https://kubernetes.io/docs/reference/kubernetes-api/service-resources/en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from percore.gateway.endpoints import Endpoint, Endpoints, State
 
-Document = Mapping[str, Any]
 FAMILIES = ("IPv4", "IPv6")
 """In this order: a pod with addresses of both is one pod, and gets one slot."""
 
 
-def endpoints_of(slices: Iterable[Document], port: int, exporter_port: int) -> Endpoints:
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One endpoint of a slice."""
+
+    address: str
+    pod: str
+    """The pod's name; empty where the endpoint is no pod."""
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What the gateway needs of an EndpointSlice."""
+
+    family: str
+    entries: tuple[Entry, ...]
+
+
+def parse(document: Any) -> Slice:
+    """Return what an EndpointSlice lists; raise ValueError if it is not what Kubernetes documents."""
+    try:
+        family = _text(document["addressType"])
+        entries = document.get("endpoints") or () if family in FAMILIES else ()
+        return Slice(family, tuple(_entry(each) for each in entries))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def endpoints_of(slices: Iterable[Slice], port: int, exporter_port: int) -> Endpoints:
     """Return the endpoints of every slice, one for each pod. While a pod moves from one slice to another it is in both."""
     by_pod: dict[str, Endpoint] = {}
-    for family, document in _of_known_families(slices):
-        for address, pod, state in _entries(document):
-            found = Endpoint(address, port, exporter_port, state, pod)
-            key = pod or f"{family} {address}"
+    known_families = [each for each in slices if each.family in FAMILIES]
+    for slice_ in sorted(known_families, key=lambda each: FAMILIES.index(each.family)):
+        for entry in slice_.entries:
+            key = entry.pod or f"{slice_.family} {entry.address}"
             known = by_pod.get(key)
-            # The same address twice: the slice that says it may get calls is no older than the other.
-            if known is None or (known.address == address and state is State.READY):
-                by_pod[key] = found
+            # The same address twice: the slice that says it is ready is no older than the other.
+            if known is None or (known.address == entry.address and entry.state is State.READY):
+                by_pod[key] = Endpoint(entry.address, port, exporter_port, entry.state, entry.pod)
     return tuple(by_pod.values())
 
 
-def _of_known_families(slices: Iterable[Document]) -> list[tuple[str, Document]]:
-    known = [(each["addressType"], each) for each in slices if each["addressType"] in FAMILIES]
-    return sorted(known, key=lambda each: FAMILIES.index(each[0]))
+def _entry(document: Any) -> Entry:
+    # Every address of an endpoint leads to the same pod.
+    address = _text(document["addresses"][0])
+    ipaddress.ip_address(address)
+    return Entry(address, _text((document.get("targetRef") or {}).get("name", "")), _state(document.get("conditions") or {}))
 
 
-def _entries(document: Document) -> Iterator[tuple[str, str, State]]:
-    for entry in document.get("endpoints") or ():
-        # Every address of an entry leads to the same pod.
-        yield entry["addresses"][0], (entry.get("targetRef") or {}).get("name", ""), _state(entry.get("conditions") or {})
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
 
 
-def _state(conditions: Document) -> State:
+def _state(conditions: Any) -> State:
     """Read conditions; one that is absent is unknown, and then ready counts as true, terminating as false."""
     if conditions.get("terminating"):
         return State.TERMINATING

@@ -1,8 +1,8 @@
 """The spool: bytes of requests and answers that wait, in memory up to a bound, and in unlinked files beyond it.
 
-Small bodies stay in memory while there is room. Large ones, and all of them beyond that room, go to files. A file has no name,
-so the kernel frees it when the gateway ends, however it ends. Reads and writes of files run in a small pool of threads: the
-event loop never waits for a disk.
+Bytes stay in memory while there is room; large bodies and answers may take half of it, so that the rest is there for small
+ones. What finds no room goes to files. A file has no name, so the kernel frees it when the gateway ends, however it ends. Reads
+and writes of files run in a small pool of threads: the event loop never waits for a disk.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from percore.errors import Overloaded
 
 SMALL_BYTES = 64 * 1024
-"""Bodies up to this size may stay in memory."""
-PIECE_BYTES = 256 * 1024
+"""A body or an answer over this size is large."""
+PIECE_BYTES = 512 * 1024
 """How much of a file is read at once."""
 THREADS = 4
 
@@ -53,12 +53,15 @@ class Spool:
             body.reserve(size)
         return body
 
-    def take_memory(self, size: int) -> bool:
-        """Reserve memory, if there is room."""
-        if self.memory + size > self.limits.memory:
+    def take_memory(self, size: int, *, large: bool) -> bool:
+        """Reserve memory, if there is room: half of it for what is ``large``."""
+        if not self._fits(size, large=large):
             return False
         self.memory += size
         return True
+
+    def _fits(self, size: int, *, large: bool) -> bool:
+        return self.memory + size <= (self.limits.memory // 2 if large else self.limits.memory)
 
     def take_disk(self, size: int) -> None:
         """Reserve room in files; raise Overloaded if there is none."""
@@ -66,9 +69,9 @@ class Spool:
             raise Overloaded(f"the spool of the gateway is full ({self.limits.disk} bytes); send the call again later")
         self.disk += size
 
-    def has_room(self, size: int) -> bool:
+    def has_room(self, size: int, *, large: bool) -> bool:
         """Tell whether there is room for so many bytes, in memory or in files."""
-        return self.memory + size <= self.limits.memory or self.disk + size <= self.limits.disk
+        return self._fits(size, large=large) or self.disk + size <= self.limits.disk
 
     async def run(self, work: object, *arguments: object) -> object:
         """Run blocking work on files in a thread."""
@@ -106,25 +109,27 @@ class Body:
         self.size = 0
         """Bytes that were written."""
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is in a file."""
+        return self._fd is not None
+
     def reserve(self, size: int) -> None:
         """Have room for ``size`` bytes in all; raise Overloaded if there is none."""
-        if self._fd is None and not self._disk and size <= SMALL_BYTES and self._spool.take_memory(size - self._memory):
+        if not self._disk and self._spool.take_memory(size - self._memory, large=size > SMALL_BYTES):
             self._memory = size
-            return
+        else:
+            self.reserve_disk(size)
+
+    def reserve_disk(self, size: int) -> None:
+        """Have room for ``size`` bytes in a file; raise Overloaded if there is none."""
         self._spool.take_disk(size - self._disk)
         self._disk = size
 
-    @property
-    def data(self) -> bytes | None:
-        """The whole body, if it is in memory; None if it is in a file."""
-        if self._fd is not None:
-            return None
-        if len(self._chunks) > 1:
-            self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0] if self._chunks else b""
-
     async def write(self, data: bytes) -> None:
-        """Append; raise Overloaded if there is no room, or if the disk is full."""
+        """Append; raise Overloaded if there is no room, or if the disk is full. A body that was discarded takes nothing in."""
+        if self._discarded:
+            return
         size = self.size + len(data)
         if size > max(self._memory, self._disk):
             self.reserve(size)
@@ -152,8 +157,6 @@ class Body:
 
     async def read(self, offset: int, size: int = PIECE_BYTES) -> bytes:
         """Return up to ``size`` bytes from ``offset`` on."""
-        if self._fd is None:
-            return (self.data or b"")[offset : offset + size]
         data = await self._in_thread(self._read, offset, size)
         if not isinstance(data, bytes) or not data:
             raise Overloaded("a spooled body cannot be read back; send the call again later")
@@ -166,10 +169,9 @@ class Body:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the whole body, piece by piece."""
-        data = self.data
-        if data is not None:
-            if data:
-                yield data
+        if self._fd is None:
+            for chunk in tuple(self._chunks):
+                yield chunk
             return
         offset = 0
         while offset < self.size:
@@ -214,7 +216,7 @@ class Body:
 class Backlog:
     """Bytes of an answer that the client has not taken yet: first in, first out, in memory or in the spool's files."""
 
-    __slots__ = ("_body", "_pieces", "_putting", "_read", "_size", "_spool", "_written")
+    __slots__ = ("_body", "_discarded", "_pieces", "_putting", "_read", "_size", "_spool", "_written")
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
@@ -222,6 +224,7 @@ class Backlog:
         self._size = 0
         self._body: Body | None = None
         self._putting = False
+        self._discarded = False
         self._read = 0
         self._written = 0
 
@@ -231,25 +234,28 @@ class Backlog:
 
     def has_room(self, size: int) -> bool:
         """Tell whether so many more bytes fit."""
-        return self._spool.has_room(size)
+        return self._spool.has_room(size, large=self._size + size > SMALL_BYTES)
 
     async def put(self, data: bytes) -> None:
         """Append. Once a file has begun, everything goes there until it has been read to its end."""
-        in_memory = self._size + len(data) <= SMALL_BYTES and self._read == self._written
-        if in_memory and self._spool.take_memory(len(data)):
+        if self._discarded:
+            return
+        size = self._size + len(data)
+        if self._read == self._written and self._spool.take_memory(len(data), large=size > SMALL_BYTES):
             self._pieces.append(data)
-            self._size += len(data)
+            self._size = size
             return
         if self._body is None:
             self._body = Body(self._spool)
             self._read = self._written = 0
-            self._body.reserve(max(len(data), SMALL_BYTES + 1))
+            self._body.reserve_disk(len(data))
         self._putting = True  # meanwhile the file must not be dropped, though all of it may have been read
         try:
             await self._body.write(data)
         finally:
             self._putting = False
-        self._written += len(data)
+        if not self._discarded:
+            self._written += len(data)
 
     async def get(self) -> bytes:
         """Return the next bytes; call it only while there are some."""
@@ -273,7 +279,8 @@ class Backlog:
         self._read = self._written = 0
 
     def discard(self) -> None:
-        """Give the room back."""
+        """Give the room back. What is put in afterwards is dropped."""
+        self._discarded = True
         self._spool.memory -= self._size
         self._pieces.clear()
         self._size = 0

@@ -1,6 +1,6 @@
 """Every metric of the gateway: its name, its unit, its labels, and who looks at it.
 
-``code`` is a status, ``disconnected`` (the client left), or ``other``: at most twenty values.
+``code`` is ``disconnected``, a usual status, or the class of another one (``2xx``): see ``label_of``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,30 @@ from percore.telemetry import DURATION_BUCKETS
 
 DISCONNECTED, OTHER = "disconnected", "other"
 CODES = frozenset(map(str, (200, 400, 401, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)))
+CLASSES = frozenset(("2xx", "3xx", "4xx", "5xx"))
 QUEUE_CODES = frozenset(("200", "503", DISCONNECTED, OTHER))
-"""How most times in the queue end. Every code would make hundreds of series, which are scraped every two seconds."""
+"""How most queue times end. Every code would make hundreds of series, which are scraped every two seconds."""
 DISCONNECT_STATES = ("receiving", "queued", "executing", "answering")
 REJECTION_REASONS = ("bad-request", "body-timeout", "body-too-large", "queue-full", "overloaded", "queue-timeout", "not-ready")
 SET, FAILED, GONE = "set", "failed", "gone"
 """Results of writing a deletion cost."""
+
+
+def label_of(code: str) -> str:
+    """Return the label of a call's code: ``disconnected``, a code of ``CODES``, or a class of ``CLASSES``.
+
+    A handler may answer with any status, and a label for each would be unbounded. A status that HTTP does not have counts as
+    ``5xx``. Source: https://www.rfc-editor.org/rfc/rfc9110#section-15
+    """
+    if code in CODES or code == DISCONNECTED:
+        return code
+    of = f"{code[:1]}xx"
+    return of if len(code) == 3 and code.isdigit() and of in CLASSES else "5xx"
+
+
+def queue_label_of(code: str) -> str:
+    """Return the label of a queue time that ended with this code."""
+    return code if code in QUEUE_CODES else OTHER
 
 
 @dataclass(slots=True)
@@ -84,7 +102,10 @@ class GatewayTelemetry:
             registry=to,
         )
         self.disconnects = Counter(
-            "percore_gateway_client_disconnects", "Calls whose client left before the answer's end.", ["state"], registry=to
+            "percore_gateway_client_disconnects",
+            "Calls whose client disconnected before the answer's end.",
+            ["state"],
+            registry=to,
         )
         self.rejected = Counter("percore_gateway_rejected_calls", "Calls that never ran.", ["reason"], registry=to)
         self.requeued = Counter(
@@ -97,18 +118,20 @@ class GatewayTelemetry:
             "Answers that ended after their first byte and before their last.",
             registry=to,
         )
-        self.pods = Gauge("percore_gateway_pods", "Pods, by what each has to do with this gateway.", ["state"], registry=to)
+        self.pods = Gauge("percore_gateway_pods", "Pods, by their state in this gateway.", ["state"], registry=to)
         self.knowledge_age = Gauge(
             "percore_gateway_endpoints_age_seconds", "Time since the API server last confirmed the endpoints.", registry=to
         )
         self.lag = Gauge("percore_gateway_loop_lag_seconds", "Longest delay of the event loop in the last minute.", registry=to)
-        self.spool = Gauge("percore_gateway_spool_bytes", "Bytes of bodies and answers that wait.", ["place"], registry=to)
+        self.spool = Gauge(
+            "percore_gateway_spool_bytes", "Bytes of bodies and answers that the spool holds.", ["place"], registry=to
+        )
         self.spool_limit = Gauge("percore_gateway_spool_limit_bytes", "Bound of the spool.", ["place"], registry=to)
         self.connections = Gauge("percore_gateway_connections", "Connections of clients.", registry=to)
         self.connections_limit = Gauge("percore_gateway_connections_limit", "Bound of connections.", registry=to)
         self.uploads = Gauge("percore_gateway_uploads", "Bodies that are being received.", registry=to)
         self.lines_lost = Counter(
-            "percore_gateway_log_lines_lost", "Log lines that were dropped because nobody read them in time.", registry=to
+            "percore_gateway_log_lines_lost", "Log lines that were dropped because the log was read too slowly.", registry=to
         )
         self.costs = Counter(
             "percore_gateway_deletion_cost_updates", "Deletion costs written to pods, by result.", ["result"], registry=to
@@ -118,7 +141,7 @@ class GatewayTelemetry:
 
     def _begin_at_zero(self) -> None:
         """Have the series there before the first event: Prometheus does not see a rise from nothing to one."""
-        for code in CODES | {DISCONNECTED, OTHER}:
+        for code in CODES | CLASSES | {DISCONNECTED}:
             self.total.labels(code)
         for code in QUEUE_CODES:
             self.queue.labels(code)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -38,8 +39,16 @@ KEEPALIVE = (
 """A worker that is dead without a word is noticed within 30 s, whether or not anything was sent to it."""
 
 
+RESERVED = (b"Percore-Worker", b"free")
+"""The header by which a worker answers a reservation: no other server that has got a pod's address is taken for one."""
+
+
 class BrokenAnswer(ConnectionError):
     """The worker's answer is not HTTP, or it ended in the middle."""
+
+
+class TooLate(ConnectionError):
+    """The gateway itself was too slow: the worker is closing the reservation, or will."""
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -54,9 +63,9 @@ class WorkerConnection(asyncio.Protocol):
         self.buffered = 0
         """Bytes of the answer's body that have arrived and were not taken yet."""
         self._reserved = math.inf
-        self.socket: socket.socket | None = None
-        """The kernel's socket, for a look at it without the event loop."""
-        self._head_bytes = 0
+        self._ended = select.poll()
+        self._bare_bytes = 0
+        """Bytes since the last one of a body: of a head, of trailers, of what stands between chunks."""
         self._paused = False
         self._writable = True
         self._failure: Exception | None = None
@@ -67,6 +76,8 @@ class WorkerConnection(asyncio.Protocol):
         self.headers: list[Header] = []
         self.complete = False
         """Whether the answer's last byte has arrived."""
+        self.used = False
+        """Whether any byte of a call was written."""
 
     # --- asyncio.Protocol
 
@@ -74,6 +85,7 @@ class WorkerConnection(asyncio.Protocol):
         """Take in the transport. Its buffer counts as empty only when the kernel has everything."""
         self._transport = transport
         transport.set_write_buffer_limits(high=0, low=0)
+        self._ended.register(transport.get_extra_info("socket"), select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Say so to whoever waits."""
@@ -93,20 +105,23 @@ class WorkerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser."""
-        if self._failure is not None:
+        if self._failure is not None or self._has_ended():
             return
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserCallbackError) as error:
-            self._fail(BrokenAnswer(f"the worker's answer is not well-formed HTTP: {error}"))
+            if not self._has_ended():  # what comes after an answer does not matter
+                self._fail(BrokenAnswer(f"the worker's answer is not well-formed HTTP: {error}"))
             return
-        if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
-            self._fail(BrokenAnswer(f"the head of the worker's answer is over {MOST_HEAD_BYTES} bytes"))
+        if self._bare_bytes > MOST_HEAD_BYTES and not self._has_ended():
+            self._fail(BrokenAnswer(f"the head or trailer of the worker's answer is over {MOST_HEAD_BYTES} bytes"))
         elif self.buffered > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+
+    def _has_ended(self) -> bool:
+        return self.complete and self.status != 0
 
     def _fail(self, error: Exception) -> None:
         self._failure = error
@@ -128,7 +143,8 @@ class WorkerConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Start an answer."""
-        self.headers, self._in_head, self.complete = [], True, False
+        if not self._has_ended():
+            self.headers, self._in_head, self.complete = [], True, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header; trailers are dropped."""
@@ -137,8 +153,10 @@ class WorkerConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Take note of the head; an interim answer (1xx) is dropped."""
+        if not self._in_head:
+            return
         status = self._parser.get_status_code()
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._bare_bytes = False, 0
         if status >= 200:
             self.status = status
             if self._ends_at_head or status in (204, 304):
@@ -148,6 +166,7 @@ class WorkerConnection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Take in a piece of the body."""
         if not self.complete:
+            self._bare_bytes = 0
             self._chunks.append(data)
             self.buffered += len(data)
             self._wake()
@@ -166,11 +185,12 @@ class WorkerConnection(asyncio.Protocol):
         while not self.complete:
             self._check()
             await self._wait()
-        if self.status != 200:
-            raise BrokenAnswer(f"the worker answers {self.status} to a reservation")
+        if self.status != 200 or RESERVED not in self.headers:
+            raise BrokenAnswer(f"this is no worker: it answers {self.status} to a reservation, without Percore-Worker: free")
         self._reserved = time.monotonic()
         self.status, self.complete = 0, False
         self._chunks.clear()
+        self._bare_bytes = 0
 
     # --- a call
 
@@ -180,15 +200,8 @@ class WorkerConnection(asyncio.Protocol):
 
     async def send(self, data: bytes) -> bool:
         """Hand bytes to the kernel; return False if the worker has answered already and reads no more."""
-        if self._has_answered():
+        if not await self._hand_over(data):
             return False
-        self._check_open()
-        self._write(data)
-        while not self._writable and not self._has_answered():
-            self._check()
-            await self._wait()
-        if self._has_answered():
-            return False  # it may have closed as well: its answer counts
         self._check()
         return True
 
@@ -197,35 +210,42 @@ class WorkerConnection(asyncio.Protocol):
 
         A worker that closed without the event loop having seen it yet is noticed here, before it counts as a run.
         """
+        if await self._hand_over(data) and (self._transport is None or self._transport.is_closing()):
+            raise self._failure or ConnectionResetError("closed")
+
+    async def _hand_over(self, data: bytes) -> bool:
         if self._has_answered():
-            return
+            return False
         self._check_open()
         self._write(data)
+        self.used = True
         while not self._writable and not self._has_answered():
             self._check()
             await self._wait()
-        if not self._has_answered() and (self._transport is None or self._transport.is_closing()):
-            self._check()
+        return not self._has_answered()  # a worker that has answered may have closed as well: its answer counts
 
     def _has_answered(self) -> bool:
         return self.status != 0
 
     def _check_open(self) -> None:
         self._check()
-        late, self._reserved = time.monotonic() - self._reserved > STALE_SECONDS, math.inf
-        if late or self._peer_closed():
-            raise ConnectionResetError("the worker has closed, or will before the call is there")
+        if time.monotonic() - self._reserved > STALE_SECONDS:
+            raise TooLate("the reservation was not used in time")
+        if self._peer_closed():
+            raise ConnectionResetError("the worker has closed")
+        self._reserved = math.inf
 
     def _peer_closed(self) -> bool:
-        """Tell whether the end of the connection waits to be read."""
-        if self.socket is None:
+        """Tell whether the end of the connection is the next that the loop would read; bytes before it are an answer."""
+        if not self._ended.poll(0):
             return False
-        try:
-            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as look:
+            try:
+                return not look.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
 
     async def answer(self) -> None:
         """Wait for the answer's head: ``status`` and ``headers``."""
@@ -279,39 +299,12 @@ class WorkerConnection(asyncio.Protocol):
 
 
 async def connect(host: str, port: int) -> WorkerConnection:
-    """Connect to a worker; raise OSError if that fails, or takes longer than ``CONNECT_SECONDS``."""
+    """Connect to a worker; raise OSError if that fails, TimeoutError if it takes longer than ``CONNECT_SECONDS``."""
     loop = asyncio.get_running_loop()
-    connecting = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        for level, option, value in KEEPALIVE:
-            with suppress(OSError):
-                connecting.setsockopt(level, option, value)
-        try:
-            connecting.connect((host, port))
-        except BlockingIOError:
-            await _connected(loop, connecting)
-        _, connection = await loop.create_connection(lambda: WorkerConnection(loop), sock=connecting)
-    except BaseException:
-        connecting.close()
-        raise
-    connection.socket = connecting
+    async with asyncio.timeout(CONNECT_SECONDS):
+        transport, connection = await loop.create_connection(lambda: WorkerConnection(loop), host, port)
+    kernel = transport.get_extra_info("socket")
+    for level, option, value in KEEPALIVE:
+        with suppress(OSError):  # a kernel without this option: the loss of a peer is noticed later
+            kernel.setsockopt(level, option, value)
     return connection
-
-
-async def _connected(loop: asyncio.AbstractEventLoop, connecting: socket.socket) -> None:
-    """Wait until a connection that has begun is there; raise OSError if it fails or takes too long."""
-    done = loop.create_future()
-
-    def connected() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    loop.add_writer(connecting, connected)
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            await done
-    finally:
-        loop.remove_writer(connecting)
-    error = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error:
-        raise OSError(error, os.strerror(error))

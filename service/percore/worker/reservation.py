@@ -11,7 +11,7 @@ from typing import Any
 
 from percore.worker import receive
 
-RESERVED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
 CALL_SECONDS = 0.1
 """How long a reserved worker waits for the first byte of the call."""
 HEAD_STEP = 8192

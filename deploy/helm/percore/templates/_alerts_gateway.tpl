@@ -1,11 +1,11 @@
-{{/* Alerts on the gateways, and on the numbers that the other alerts rest on. */}}
+{{/* Alerts on the gateways, and on the numbers that the other alerts need. */}}
 {{- define "percore.gatewayAlerts" -}}
 {{- $series := include "percore.gatewaySeries" . }}
 {{- $gateways := printf "namespace=%q,deployment=\"%s-gateway\"" .Release.Namespace (include "percore.fullname" .) }}
 {{- $ready := printf "max by (namespace) (kube_deployment_status_replicas_ready{%s})" $gateways }}
 {{- $unscraped := printf "max by (namespace) (up{%s}) == 0 unless on (namespace) %s > 0" $series $ready }}
 {{- $rules := .Values.monitoring.rules }}
-# kube-state-metrics knows best. Without it, no answer to Prometheus is taken for not ready.
+# kube-state-metrics knows which gateways are ready. Without it, a gateway that does not answer Prometheus counts as not ready.
 - alert: PercoreNoGatewayReady
   expr: |-
     {{ $ready }} == 0
@@ -46,7 +46,7 @@
   annotations:
     summary: A gateway's event loop is delayed.
     description: {{`'The event loop of gateway pod {{ $labels.pod }} was delayed by {{ $value | humanizeDuration }} within a minute, and this has gone on for five minutes. Every caller of this gateway is delayed.'`}}
-# On disk alone: when the memory is full, bodies go to disk, which is as it should be.
+# Only on disk: when the memory is full, bodies go to disk, and that is no fault.
 - alert: PercoreGatewaySpoolFull
   expr: |-
     max by (namespace, pod) (percore_gateway_spool_bytes{ {{- $series }},place="disk"})
@@ -74,7 +74,7 @@
   labels:
     severity: warning
   annotations:
-    summary: A gateway does not hear of new pods.
+    summary: A gateway does not learn of new pods.
     description: {{`'The API server last confirmed the endpoints to gateway pod {{ $labels.pod }} {{ $value | humanizeDuration }} ago. This gateway gives no calls to pods that started since.'`}}
 # While calls are queued the gateway keeps a connection to every pod, even to one that still loads its models. A pod without one
 # refuses connections or does not answer. A new pod refuses them until its image is pulled, hence ten minutes.

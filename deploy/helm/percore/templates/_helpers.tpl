@@ -1,6 +1,7 @@
 {{/*
-The release's full name, at most 44 characters, which leaves room for suffixes. Release names may hold dots, begin with a digit
-and be 53 characters long, and names of Services may not: then a hash keeps two releases apart. So it does where a name could be another's with a suffix.
+The release's full name, at most 44 characters, which leaves room for suffixes. Release names may have dots, begin with a digit
+and be 53 characters long, but names of Services may not. Such a name is changed and gets a hash, so that two releases never have one
+name. A name that could be that of another release with a suffix gets a hash too.
 */}}
 {{- define "percore.fullname" -}}
 {{- $name := .Release.Name | replace "." "-" -}}
@@ -16,6 +17,15 @@ and be 53 characters long, and names of Services may not: then a hash keeps two 
 app.kubernetes.io/name: percore
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* The same as a label selector, such as `a=b,c=d`. */}}
+{{- define "percore.selectorText" -}}
+{{- $pairs := list -}}
+{{- range $label, $value := include "percore.selector" . | fromYaml -}}
+{{- $pairs = append $pairs (printf "%s=%s" $label $value) -}}
+{{- end -}}
+{{- join "," $pairs -}}
 {{- end }}
 
 {{- define "percore.labels" -}}
@@ -77,7 +87,7 @@ The gateway's memory in MiB: 320 for the process, what it may hold of bodies, an
 {{- .Values.gateway.memory | default (printf "%dMi" (add 320 (div (add $bytes 1048575) 1048576))) -}}
 {{- end }}
 
-{{/* Size of the spool's volume: a quarter more than the gateway writes, so that the kubelet never evicts a gateway for it. */}}
+{{/* Size of the spool's volume: a quarter more than the gateway writes, so that the kubelet does not evict a gateway for it. */}}
 {{- define "percore.spoolVolumeBytes" -}}
 {{- div (add (mul 5 (int64 .Values.gateway.spool.bytes)) 3) 4 -}}
 {{- end }}

@@ -1,11 +1,14 @@
-{{/* Codes of calls that failed by a fault of the release. A model that raises counts too, because only the operator can mend it. */}}
-{{- define "percore.failedCodes" -}}429|500|502|503|504|other{{- end }}
+{{/*
+Codes of calls that failed by a fault of the release: 429, and every 5xx. A model that raises counts too, because only the operator
+can mend it.
+*/}}
+{{- define "percore.failedCodes" -}}429|500|502|503|504|5xx{{- end }}
 
 {{/*
-Codes of calls that count for the objective of success. Errors of the caller (400, 404, 413 ...) and clients that disconnected say
-nothing about the release, and would make the share of failures look smaller.
+Codes of calls that count for the objective of success. `2xx` and `3xx` are other good answers of a handler. Errors of the caller (400,
+404, 413 ...) and clients that disconnected say nothing about the release, and would make the share of failures look smaller.
 */}}
-{{- define "percore.validCodes" -}}200|{{ include "percore.failedCodes" . }}{{- end }}
+{{- define "percore.validCodes" -}}200|2xx|3xx|{{ include "percore.failedCodes" . }}{{- end }}
 
 {{/* Labels that select the series of this release's gateways, and what is recorded from them. */}}
 {{- define "percore.gatewaySeries" -}}

@@ -1,0 +1,112 @@
+"""Peers that vanish without a word, as a machine does that loses its power: in a network namespace whose link goes down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from percore.gateway.endpoints import Endpoint
+
+from tests.gateway.harness import Gateway, call, outcome
+from tests.service.harness import ROOT, eventually
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and ip (iproute2), for a network namespace"
+)
+PORT = 8080
+WORKER = f"""
+from tests.exchanges import RESERVED
+import socket, time
+listener = socket.create_server(("", {PORT}))
+connection, _ = listener.accept()
+assert connection.recv(1000).startswith(b"OPTIONS")
+connection.sendall(RESERVED)
+print("run", connection.recv(1000).split()[0].decode(), flush=True)
+time.sleep(300)
+"""
+CLIENT = """
+import socket, sys, time
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+connection.sendall(bytes.fromhex(sys.argv[3]))
+time.sleep(300)
+"""
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+
+
+class Elsewhere:
+    """A machine of its own: a network namespace, with a link to this one."""
+
+    def __init__(self) -> None:
+        self.name = f"percore-{os.getpid()}"
+        self._link = f"pc{os.getpid() % 100_000}"
+        net = f"10.213.{os.getpid() % 250}"
+        self.here, self.there = f"{net}.1", f"{net}.2"
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def make(self) -> None:
+        ip("netns", "add", self.name)
+        ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        ip("address", "add", f"{self.here}/24", "dev", self._link)
+        ip("link", "set", self._link, "up")
+        ip("-n", self.name, "address", "add", f"{self.there}/24", "dev", "eth0")
+        ip("-n", self.name, "link", "set", "eth0", "up")
+
+    def run(self, program: str, *arguments: str) -> subprocess.Popen[str]:
+        command = ["ip", "netns", "exec", self.name, sys.executable, "-c", program, *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self._processes.append(process)
+        return process
+
+    def vanish(self) -> None:
+        """Drop every packet from now on, without any answer to them."""
+        ip("-n", self.name, "link", "set", "eth0", "down")
+
+    def remove(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait(5)
+            if process.stdout is not None:
+                process.stdout.close()
+        for arguments in (["link", "delete", self._link], ["netns", "delete", self.name]):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip(*arguments)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Elsewhere]:
+    machine = Elsewhere()
+    try:
+        try:
+            machine.make()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"this system makes no network namespaces: {error.stderr.decode().strip()}")
+        yield machine
+    finally:
+        machine.remove()
+
+
+def test_a_pod_and_a_client_that_vanish_are_noticed_by_keepalives(elsewhere: Elsewhere) -> None:
+    worker = elsewhere.run(WORKER)
+    endpoint = Endpoint(elsewhere.there, PORT, 9090)
+    with Gateway(endpoint, host="0.0.0.0") as gateway:
+        running = gateway.ask(b"{}")
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "run POST\n"
+        elsewhere.run(CLIENT, elsewhere.here, str(gateway.port), call(b"{}").hex())
+        eventually(lambda: gateway.queued() == 1)
+        began = time.monotonic()
+        elsewhere.vanish()
+        running.settimeout(60)
+        assert outcome(running) == (502, "pod-lost")
+        assert time.monotonic() - began < 40
+        eventually(lambda: gateway.queued() == 0, 75 - (time.monotonic() - began))
+        assert gateway.metric("percore_gateway_client_disconnects_total", state="queued") == 1

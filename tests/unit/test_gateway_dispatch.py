@@ -1,0 +1,595 @@
+"""The dispatcher: which pods are tried for the calls that are queued, when, and what becomes of their reservations."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from percore.errors import GatewayFailed, PodLost, QueueTimeout, RunTimeout
+from percore.gateway import dispatch, upstream
+from percore.gateway.call import Call, CallState
+from percore.gateway.connection import Connection
+from percore.gateway.dispatch import Dispatcher
+from percore.gateway.endpoints import Endpoint
+from percore.gateway.pods import Pod, key_of
+from percore.gateway.queue import CallQueue
+from percore.gateway.request import Request
+from percore.gateway.spool import Spool, SpoolLimits
+from percore.gateway.upstream import WorkerConnection
+
+from tests.exchanges import RESERVED
+from tests.unit.fake_clock import FakeClockLoop, on_fake_clock
+
+LONG = 1.0
+"""Seconds after which nothing more happens by itself."""
+
+
+class Bench:
+    """A dispatcher, its queue, and the workers' ends of its connections. A pod is known by its port."""
+
+    def __init__(self, folder: Path, loop: FakeClockLoop) -> None:
+        self.loop = loop
+        self.spool = Spool(folder, SpoolLimits(memory=0, disk=0))
+        self.queue: CallQueue[Call] = CallQueue()
+        self.dispatcher = Dispatcher(self.queue, self.spool, "here", run_seconds=100.0, answer_seconds=10.0)
+        self.tried: list[tuple[float, int]] = []
+        """When which pod was tried."""
+        self.ends: dict[int, socket.socket] = {}
+        """The worker's end of the last connection to each pod."""
+        self.refusing: set[int] = set()
+        self._number = 0
+
+    async def connect(self, host: str, port: int) -> WorkerConnection:
+        """Do what ``upstream.connect`` does, but over a pair of sockets."""
+        self.tried.append((self.loop.time(), port))
+        if port in self.refusing:
+            raise ConnectionRefusedError
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self.close(port)
+        self.ends[port] = theirs
+        _, connection = await self.loop.create_connection(lambda: WorkerConnection(self.loop), sock=ours)
+        return connection
+
+    def know(self, count: int) -> list[Pod]:
+        """Have the dispatcher know pods 1 to ``count``."""
+        endpoints = [Endpoint("10.0.0.1", port, 9090) for port in range(1, count + 1)]
+        self.dispatcher.publish(endpoints)
+        return [self.dispatcher.pods[key_of(endpoint)] for endpoint in endpoints]
+
+    def enqueue(self) -> Call:
+        """Queue a call, as ``intake`` does."""
+        call = self.prepare()
+        self.push(call)
+        return call
+
+    def prepare(self) -> Call:
+        """Return a call without a body."""
+        request = Request(cast("Connection", None), "client")
+        request.method, request.target, request.version, request.headers = b"POST", b"/", "1.1", [(b"Host", b"a")]
+        request.finish_head()
+        self._number += 1
+        return Call(request, self.spool.body(None), self._number, 0, str(self._number))
+
+    def push(self, call: Call) -> None:
+        self.queue.push(call)
+        self.dispatcher.match()
+
+    def leave(self, *calls: Call) -> None:
+        """Take queued calls away, as ``intake`` does for clients that disconnect."""
+        for call in calls:
+            assert self.queue.remove(call)
+            call.leave()
+            self.dispatcher.queue_shrank()
+
+    def free(self, port: int) -> None:
+        """Have a worker say that it is free."""
+        self.ends[port].send(RESERVED)
+
+    def close(self, port: int) -> None:
+        """Have a worker close its connection."""
+        if port in self.ends:
+            self.ends.pop(port).close()
+
+    async def stop(self) -> None:
+        """Close every connection while the loop still runs, so that none is left to the garbage collector."""
+        while self.queue.pop() is not None:
+            self.dispatcher.queue_shrank()
+        for port in list(self.ends):
+            self.close(port)
+        await asyncio.sleep(LONG)
+
+    def received(self, port: int) -> bytes:
+        """Return what a worker has got; it ends in ``<end>`` if the dispatcher has closed the connection."""
+        found = b""
+        try:
+            while data := self.ends[port].recv(65536):
+                found += data
+        except BlockingIOError:
+            return found
+        return found + b"<end>"
+
+    def tried_since(self, moment: float) -> list[tuple[float, int]]:
+        """Return when which pod was tried from a moment on: seconds after it, and the port."""
+        return [(round(when - moment, 4), port) for when, port in self.tried if when >= moment]
+
+    def sizes(self, moment: float = 0.0) -> dict[float, int]:
+        """Return how many pods were tried at which time after a moment."""
+        return Counter(when for when, _ in self.tried_since(moment))
+
+    def assert_none_unanswered(self) -> None:
+        """Check that no reservation counts as unanswered: one too many would keep a pod from every later call."""
+        assert self.dispatcher._waiting == 0
+        assert not [pod for pod in self.dispatcher.pods.values() if pod.waits]
+
+
+Work = Callable[[Bench], Awaitable[None]]
+OnBench = Callable[[Work], None]
+
+
+@pytest.fixture
+def on_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnBench:
+    """Return what runs a test on a bench."""
+
+    def run(work: Work) -> None:
+        async def on_loop(loop: FakeClockLoop) -> None:
+            bench = Bench(tmp_path, loop)
+            monkeypatch.setattr(dispatch, "connect", bench.connect)
+            try:
+                await work(bench)
+            finally:
+                await bench.stop()
+
+        on_fake_clock(on_loop)
+
+    return run
+
+
+# --- how many
+
+
+@pytest.mark.parametrize(
+    ("calls", "pods", "expected"),
+    [
+        (1, 20, {0.0: 1, 0.002: 1, 0.004: 2, 0.006: 4, 0.008: 8, 0.01: 4}),
+        (3, 20, {0.0: 3, 0.002: 3, 0.004: 6, 0.006: 8}),
+        (5, 3, {0.0: 3}),
+        (4, 4, {0.0: 4}),
+    ],
+)
+def test_as_many_pods_are_tried_as_calls_are_queued_and_twice_as_many_after_each_2_ms_without_an_answer(
+    on_bench: OnBench, calls: int, pods: int, expected: dict[float, int]
+) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(pods)
+        for _ in range(calls):
+            bench.enqueue()
+        await asyncio.sleep(LONG)
+        assert bench.sizes() == expected
+        assert len({port for _, port in bench.tried}) == pods, "each pod is tried once"
+
+    on_bench(work)
+
+
+def test_pods_that_become_known_while_a_call_is_queued_are_tried(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.enqueue()
+        await asyncio.sleep(LONG)
+        bench.know(3)
+        await asyncio.sleep(LONG)
+        assert bench.sizes(LONG) == {0.0: 1, 0.002: 1, 0.004: 1}
+
+    on_bench(work)
+
+
+def test_after_an_empty_queue_it_begins_again_with_as_many_pods_as_calls(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(20)
+        bench.leave(await tried_by_all(bench))
+        for port in bench.ends:
+            bench.free(port)
+        await asyncio.sleep(LONG)
+        began = bench.loop.time()
+        bench.enqueue()
+        await asyncio.sleep(0.003)
+        assert bench.sizes(began) == {0.0: 1, 0.002: 1}
+
+    on_bench(work)
+
+
+# --- which
+
+
+def test_the_pod_that_was_freed_last_is_tried_first(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(3)
+        calls = [bench.enqueue() for _ in range(3)]
+        await asyncio.sleep(LONG)
+        for port in (3, 1, 2):
+            bench.free(port)
+        await asyncio.sleep(LONG)
+        for port in (1, 3, 2):  # each runs a call, and the loss of the worker ends it
+            bench.close(port)
+            await asyncio.sleep(LONG)
+        for call in calls:
+            assert isinstance(call.done.exception(), PodLost)
+        began = bench.loop.time()
+        bench.enqueue()
+        await asyncio.sleep(LONG)
+        assert bench.tried_since(began) == [(0.0, 2), (0.002, 3), (0.004, 1)]
+
+    on_bench(work)
+
+
+# --- when the queue becomes empty
+
+
+async def tried_by_all(bench: Bench) -> Call:
+    """Queue one call, and have every pod leave its reservation unanswered."""
+    call = bench.enqueue()
+    await asyncio.sleep(LONG)
+    assert len(bench.tried) == len(bench.dispatcher.pods)
+    return call
+
+
+def test_when_the_last_call_leaves_reservations_stay_and_count_no_more(on_bench: OnBench) -> None:
+    """A pod that computes for minutes would otherwise get a dead connection for each call that leaves."""
+
+    async def work(bench: Bench) -> None:
+        bench.know(5)
+        for _ in range(30):
+            bench.leave(bench.enqueue())
+            await asyncio.sleep(LONG)
+        bench.leave(await tried_by_all(bench))
+        bench.assert_none_unanswered()
+        for port in bench.ends:
+            assert bench.received(port).count(b"OPTIONS") == 1
+            assert not bench.received(port).endswith(b"<end>")
+
+    on_bench(work)
+
+
+def test_a_reservation_that_stayed_takes_the_next_call_when_its_pod_is_free(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(3)
+        bench.leave(await tried_by_all(bench))
+        call = bench.enqueue()
+        await asyncio.sleep(LONG)
+        bench.free(2)
+        await asyncio.sleep(0.1)
+        assert b"POST / HTTP/1.1\r\n" in bench.received(2)
+        assert len(bench.tried) == 3
+        bench.close(2)
+        with pytest.raises(PodLost):
+            await call.done
+
+    on_bench(work)
+
+
+def test_reservations_that_stayed_do_not_delay_the_trial_of_a_free_pod(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(20)
+        bench.leave(await tried_by_all(bench))
+        bench.know(21)
+        began = bench.loop.time()
+        bench.enqueue()
+        await asyncio.sleep(LONG)
+        assert bench.tried_since(began) == [(0.0, 21)]
+
+    on_bench(work)
+
+
+def test_a_reservation_that_stayed_and_finds_no_call_ends_and_its_pod_is_offered_again(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(1)
+        bench.leave(await tried_by_all(bench))
+        bench.free(1)
+        await asyncio.sleep(0.1)
+        assert bench.received(1).endswith(b"<end>")
+        began = bench.loop.time()
+        bench.enqueue()
+        await asyncio.sleep(LONG)
+        assert bench.tried_since(began) == [(0.0, 1)]
+
+    on_bench(work)
+
+
+def test_a_call_that_leaves_others_in_the_queue_ends_no_reservation(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(5)
+        first = bench.enqueue()
+        await tried_by_all(bench)
+        bench.leave(first)
+        await asyncio.sleep(LONG)
+        assert not [port for port in bench.ends if bench.received(port).endswith(b"<end>")]
+        assert len(bench.tried) == 5, "none was begun anew"
+
+    on_bench(work)
+
+
+def test_a_reservation_that_is_cancelled_before_its_first_step_costs_nothing(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(2)
+        bench.enqueue()
+        bench.know(0)  # in one step of the loop, so no task has begun
+        await asyncio.sleep(LONG)
+        assert bench.tried == []
+        bench.assert_none_unanswered()
+        assert bench.dispatcher.pods == {}
+
+    on_bench(work)
+
+
+def test_a_call_that_arrives_in_the_step_in_which_the_queue_was_empty_is_served(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(3)
+        bench.leave(bench.enqueue())
+        bench.enqueue()
+        await asyncio.sleep(LONG)
+        assert len(bench.tried) == 3
+
+    on_bench(work)
+
+
+def test_the_pod_that_answers_gets_the_last_call_and_the_other_reservations_count_no_more(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(4)
+        call = await tried_by_all(bench)
+        bench.free(2)
+        await asyncio.sleep(0.1)
+        assert b"POST / HTTP/1.1\r\n" in bench.received(2)
+        assert bench.dispatcher.running == 1
+        bench.assert_none_unanswered()
+        bench.close(2)
+        with pytest.raises(PodLost):
+            await call.done
+        assert bench.dispatcher.running == 0
+
+    on_bench(work)
+
+
+def test_of_two_pods_that_answer_in_one_step_one_gets_the_call_and_the_other_is_offered_again(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        pods = bench.know(2)
+        for pod in pods:
+            pod.failures = 3
+        call = await tried_by_all(bench)
+        bench.free(1)
+        bench.free(2)
+        await asyncio.sleep(0.1)
+        received = {port: bench.received(port) for port in (1, 2)}
+        (winner,) = [port for port, data in received.items() if b"POST" in data]
+        other = 3 - winner
+        assert received[other].endswith(b"<end>")
+        assert pods[winner - 1].failures == 0
+        assert pods[other - 1].failures == 3, "only a run makes failures forgotten"
+        assert bench.dispatcher.running == 1
+        bench.assert_none_unanswered()
+        began = bench.loop.time()
+        bench.enqueue()
+        await asyncio.sleep(LONG)
+        assert bench.tried_since(began) == [(0.0, other)]
+        bench.close(winner)
+        with pytest.raises(PodLost):
+            await call.done
+
+    on_bench(work)
+
+
+def test_a_pod_that_is_no_longer_listed_ends_its_reservation_and_is_not_tried_again(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(2)
+        await tried_by_all(bench)
+        bench.know(1)
+        await asyncio.sleep(LONG)
+        assert bench.received(2).endswith(b"<end>")
+        assert not bench.received(1).endswith(b"<end>")
+        assert [port for _, port in bench.tried] == [2, 1]
+        assert bench.dispatcher._waiting == 1
+
+    on_bench(work)
+
+
+# --- pods that fail
+
+
+def test_a_pod_that_refuses_is_tried_again_after_its_backoff_until_it_takes_the_call(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        (pod,) = bench.know(1)
+        bench.refusing = {1}
+        call = bench.enqueue()
+        await asyncio.sleep(3.0)
+        assert [when for when, _ in bench.tried] == pytest.approx([0, 0.02, 0.06, 0.14, 0.30, 0.62, 1.26, 2.26])
+        bench.assert_none_unanswered()
+        bench.refusing = set()
+        await asyncio.sleep(LONG)
+        bench.free(1)
+        await asyncio.sleep(0.1)
+        assert pod.failures == 0, "a run makes the failures before it forgotten"
+        began = bench.loop.time()
+        bench.refusing = {1}
+        bench.close(1)
+        with pytest.raises(PodLost):
+            await call.done
+        bench.enqueue()
+        await asyncio.sleep(0.1)
+        assert [when for when, _ in bench.tried_since(began)] == pytest.approx([0, 0.02, 0.06])
+
+    on_bench(work)
+
+
+def test_a_reservation_that_no_call_used_leaves_the_failures_before_it_counted(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(1)
+        bench.refusing = {1}
+        call = bench.enqueue()
+        await asyncio.sleep(0.1)
+        assert bench.sizes() == {0.0: 1, 0.02: 1, 0.06: 1}
+        bench.refusing = set()
+        await asyncio.sleep(0.1)
+        bench.leave(call)
+        bench.free(1)
+        await asyncio.sleep(0.1)
+        began = bench.loop.time()
+        bench.refusing = {1}
+        bench.enqueue()
+        await asyncio.sleep(0.2)
+        assert bench.sizes(began) == {0.0: 1, 0.16: 1}
+
+    on_bench(work)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", b"nonsense\r\n\r\n", b""])
+def test_a_worker_that_does_not_say_that_it_is_free_counts_as_a_failure(on_bench: OnBench, answer: bytes) -> None:
+    async def work(bench: Bench) -> None:
+        bench.know(1)
+        bench.enqueue()
+        await asyncio.sleep(0.1)
+        began = bench.loop.time()
+        bench.ends[1].send(answer)
+        bench.close(1)
+        await asyncio.sleep(0.1)
+        assert bench.tried_since(began) == [(0.02, 1)]
+        assert bench.dispatcher._waiting == 1
+
+    on_bench(work)
+
+
+def test_an_error_that_nobody_foresaw_is_logged_and_costs_no_pod(
+    on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(bench: Bench) -> None:
+        async def broken(*_: Any) -> WorkerConnection:
+            raise RuntimeError("unforeseen")
+
+        monkeypatch.setattr(dispatch, "connect", broken)
+        bench.know(1)
+        bench.enqueue()
+        await asyncio.sleep(0.001)
+        bench.assert_none_unanswered()
+        assert "unforeseen" in caplog.text
+        monkeypatch.setattr(dispatch, "connect", bench.connect)
+        await asyncio.sleep(LONG)
+        assert bench.tried == [(0.02, 1)]
+
+    on_bench(work)
+
+
+# --- whose fault it is
+
+
+async def reserved_by(bench: Bench) -> tuple[Pod, Call]:
+    """Return a pod that has said that it is free, and the call that it will get in the loop's next steps."""
+    (pod,) = bench.know(1)
+    call = await tried_by_all(bench)
+    return pod, call
+
+
+def test_a_reservation_that_the_gateway_used_too_late_is_neither_the_pods_fault_nor_the_calls(
+    on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(bench: Bench) -> None:
+        pod, call = await reserved_by(bench)
+        monkeypatch.setattr(upstream, "STALE_SECONDS", -1.0)
+        began = bench.loop.time()
+        bench.free(1)
+        await asyncio.sleep(0.1)
+        assert (pod.failures, call.broken_sends, call.requeues) == (0, 0, 1)
+        assert bench.tried_since(began) == [(0.0, 1)]
+        monkeypatch.undo()
+
+    on_bench(work)
+
+
+def test_a_worker_that_ends_before_it_got_a_byte_of_the_call_did_not_end_because_of_it(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        _, call = await reserved_by(bench)
+        for _ in range(2 * dispatch.MOST_BROKEN_SENDS):
+            bench.free(1)
+            bench.close(1)
+            await asyncio.sleep(2.0)
+        assert call.broken_sends == 0
+        assert call in bench.queue
+
+    on_bench(work)
+
+
+def test_a_client_that_leaves_while_its_call_is_sent_costs_the_pod_nothing(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        bench.spool = Spool(bench.spool.folder, SpoolLimits(memory=1 << 30, disk=0))
+        (pod,) = bench.know(1)
+        call = bench.prepare()
+        await call.body.write(bytes(16 << 20))  # more than the kernel takes at once
+        bench.push(call)
+        await asyncio.sleep(LONG)
+        bench.free(1)
+        await asyncio.sleep(0.1)
+        assert call.state is CallState.SENDING
+        call.leave()
+        await asyncio.sleep(0.1)
+        assert pod.failures == 0
+        assert bench.dispatcher.running == 0
+
+    on_bench(work)
+
+
+def test_a_fault_of_ours_ends_the_call_with_an_error_and_not_in_silence(
+    on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(bench: Bench) -> None:
+        async def broken(*_: Any) -> None:
+            raise RuntimeError("unforeseen")
+
+        monkeypatch.setattr(dispatch, "relay", broken)
+        _, call = await reserved_by(bench)
+        bench.free(1)
+        await asyncio.sleep(0.1)
+        with pytest.raises(GatewayFailed):
+            await call.done
+        assert "unforeseen" in caplog.text
+        assert bench.dispatcher.running == 0
+        assert bench.received(1).endswith(b"<end>")
+
+    on_bench(work)
+
+
+def test_a_call_that_was_sent_for_as_long_as_it_may_be_queued_is_not_queued_again(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        _, call = await reserved_by(bench)
+        call.overdue = True
+        bench.free(1)
+        bench.close(1)
+        await asyncio.sleep(0.1)
+        with pytest.raises(QueueTimeout):
+            await call.done
+
+    on_bench(work)
+
+
+def test_a_run_that_is_over_the_gateways_own_bound_ends_with_run_timeout(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        _, call = await reserved_by(bench)
+        bench.free(1)
+        await asyncio.sleep(101.0)
+        with pytest.raises(RunTimeout):
+            await call.done
+
+    on_bench(work)
+
+
+def test_another_server_at_the_address_of_a_pod_gets_no_call(on_bench: OnBench) -> None:
+    async def work(bench: Bench) -> None:
+        pod, call = await reserved_by(bench)
+        bench.ends[1].send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await asyncio.sleep(0.001)
+        assert b"POST" not in bench.received(1)
+        assert pod.failures == 1
+        assert call in bench.queue
+
+    on_bench(work)

@@ -1,0 +1,197 @@
+"""The gateway's log when nobody reads it: a full pipe holds up neither a call nor the end of the process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from percore import logs
+from percore.logs import BackgroundWriter
+
+F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+PIPE_BYTES = 4096
+ENOUGH_SECONDS = 20.0
+"""How long a test waits for what should happen at once: only a fault takes so long."""
+
+
+class Reader:
+    """The reader of the log, over a pipe that holds one page. It reads only when it is told to."""
+
+    def __init__(self) -> None:
+        self._fd, self.end = os.pipe()
+        fcntl.fcntl(self.end, F_SETPIPE_SZ, PIPE_BYTES)
+
+    def wait_until_it_is_written_to(self) -> None:
+        assert select.select([self._fd], [], [], ENOUGH_SECONDS)[0], "nothing was written"
+
+    def lines(self, count: int) -> list[dict[str, Any]]:
+        """Read so many lines."""
+        data = b""
+        while data.count(b"\n") < count:
+            self.wait_until_it_is_written_to()
+            data += os.read(self._fd, 65536)
+        assert data.endswith(b"\n")
+        return [json.loads(line) for line in data.splitlines()]
+
+    def has_more(self) -> bool:
+        return bool(select.select([self._fd], [], [], 0)[0])
+
+    def leave(self) -> None:
+        """Close the pipe: whoever writes to it gets an error."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class Lost:
+    """Counts lost lines, from any thread."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.some = threading.Event()
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self.count += 1
+        self.some.set()
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    """Return what reads standard error in place of pytest, which reads the real one."""
+    found = Reader()
+    monkeypatch.setattr(logs, "FD_STANDARD_ERROR", found.end)
+    yield found
+    found.leave()
+    os.close(found.end)
+
+
+@pytest.fixture
+def lost() -> Lost:
+    return Lost()
+
+
+NewWriter = Callable[[int], BackgroundWriter]
+
+
+@pytest.fixture
+def new_writer(reader: Reader, lost: Lost) -> Iterator[NewWriter]:
+    """Return what makes a writer with a bound. Each has ended before the pipe is closed: its number may be used again."""
+    writers: list[BackgroundWriter] = []
+    before = set(threading.enumerate())
+
+    def new(most: int) -> BackgroundWriter:
+        writers.append(BackgroundWriter(lost, most))
+        return writers[-1]
+
+    yield new
+    reader.leave()
+    for writer in writers:
+        writer.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(ENOUGH_SECONDS)
+
+
+def in_time(work: Callable[[], None]) -> float:
+    """Do something that must not block; return how long it took, in seconds."""
+    began = time.monotonic()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(ENOUGH_SECONDS)
+    assert not thread.is_alive(), "it blocks"
+    return time.monotonic() - began
+
+
+def stall(writer: BackgroundWriter, reader: Reader) -> None:
+    """Give the writer a first line that is larger than the pipe, and return when it has filled the pipe with it.
+
+    From now on nothing leaves the writer until the reader reads.
+    """
+    writer.write_call({"number": -1, "filler": "x" * 3 * PIPE_BYTES})
+    reader.wait_until_it_is_written_to()
+
+
+def test_a_caller_is_not_held_up_by_a_reader_that_stalls_and_lines_over_the_bound_are_counted_as_lost(
+    reader: Reader, lost: Lost, new_writer: NewWriter
+) -> None:
+    writer = new_writer(100)
+    stall(writer, reader)
+
+    def write() -> None:
+        for number in range(350):
+            writer.write_call({"number": number})
+
+    in_time(write)
+    assert lost.count == 250
+    found = [line["number"] for line in reader.lines(101)]
+    assert found == [-1, *range(100)], "those that came first are written, in their order"
+    assert not reader.has_more()
+
+
+def test_records_of_the_logging_module_keep_the_same_bound(reader: Reader, lost: Lost, new_writer: NewWriter) -> None:
+    writer = new_writer(10)
+    logger = logging.Logger("percore.test")
+    logger.addHandler(writer)
+    stall(writer, reader)
+
+    def write() -> None:
+        for number in range(25):
+            logger.warning("record %d", number)
+
+    in_time(write)
+    assert lost.count == 15
+    found = reader.lines(11)[1:]
+    assert [(line["message"], line["level"]) for line in found] == [(f"record {number}", "warning") for number in range(10)]
+
+
+def test_after_a_stall_lines_are_written_again(reader: Reader, lost: Lost, new_writer: NewWriter) -> None:
+    writer = new_writer(5)
+    stall(writer, reader)
+    for number in range(8):
+        writer.write_call({"number": number})
+    reader.lines(6)
+    writer.write_call({"number": 100})
+    assert [line["number"] for line in reader.lines(1)] == [100]
+    assert lost.count == 3
+
+
+def test_closing_writes_what_is_left(reader: Reader, lost: Lost, new_writer: NewWriter) -> None:
+    writer = new_writer(100)
+    for number in range(10):
+        writer.write_call({"number": number})
+    in_time(writer.close)
+    # Nothing is awaited here: all of it was in the pipe when close() returned.
+    assert reader.has_more()
+    assert [line["number"] for line in reader.lines(10)] == list(range(10))
+    assert lost.count == 0
+
+
+@pytest.mark.parametrize("queued", [0, 500])
+def test_closing_ends_in_bounded_time_though_the_reader_stalls(reader: Reader, new_writer: NewWriter, queued: int) -> None:
+    writer = new_writer(100)
+    stall(writer, reader)
+    for number in range(queued):
+        writer.write_call({"number": number})
+    assert in_time(writer.close) < 3.0
+
+
+def test_a_reader_that_closed_the_pipe_costs_its_lines_and_not_the_writer(
+    reader: Reader, lost: Lost, new_writer: NewWriter
+) -> None:
+    writer = new_writer(100)
+    reader.leave()
+    writer.write_call({"number": 1})
+    assert lost.some.wait(ENOUGH_SECONDS)
+    lost.some.clear()
+    writer.write_call({"number": 2})
+    assert lost.some.wait(ENOUGH_SECONDS), "the writer has ended"
+    assert lost.count == 2

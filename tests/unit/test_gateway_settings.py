@@ -1,0 +1,157 @@
+"""The gateway's settings: what each is by default, what it takes, and what is said of a value that breaks its rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from percore.errors import SettingsError
+from percore.gateway.endpoints import Endpoint, State
+from percore.gateway.settings import GatewaySettings, load
+
+NAME_RULE = "empty, or up to 100 letters, digits, `.`, `_` or `-`"
+ENDPOINTS_RULE = "empty, or `ADDRESS:PORT/EXPORTER_PORT` entries with commas between them"
+HEADER_RULE = "empty, or a header's name"
+WEEK = 7 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: its field, its default, values that it takes with what they mean, its rule and values that break it."""
+
+    name: str
+    default: Any
+    valid: dict[str, Any]
+    rule: str = ""
+    invalid: tuple[str, ...] = ()
+    """Empty: there is no text that the setting does not take."""
+
+    @property
+    def key(self) -> str:
+        return f"PERCORE_GATEWAY_{self.name.upper()}"
+
+
+def whole(low: int, high: int) -> dict[str, Any]:
+    """Return the rule for whole numbers and what breaks it, as fields of a row."""
+    return {
+        "rule": f"a whole number from {low} to {high}",
+        "invalid": (str(low - 1), str(high + 1), "1.5", "1e3", "many"),
+    }
+
+
+ROWS = [
+    Row(
+        "name",
+        "",
+        {"gateway-0": "gateway-0", "a.b_c-1": "a.b_c-1", "a" * 100: "a" * 100},
+        NAME_RULE,
+        ("a b", "a" * 101, "a/b", "a\r\nHost: b"),
+    ),
+    Row("service", "", {"inference": "inference"}),
+    Row("namespace", "default", {"models": "models"}),
+    Row(
+        "endpoints",
+        (),
+        {
+            "10.0.0.5:8080/9090,10.0.0.6:81/91": (Endpoint("10.0.0.5", 8080, 9090), Endpoint("10.0.0.6", 81, 91)),
+            "[::1]:8080/9090": (Endpoint("::1", 8080, 9090),),
+            "10.0.0.5:8080/9090=terminating": (Endpoint("10.0.0.5", 8080, 9090, State.TERMINATING),),
+        },
+        ENDPOINTS_RULE,
+        ("10.0.0.5", "10.0.0.5:8080", "10.0.0.5:0/9090", "10.0.0.5:8080/65536", "10.0.0.555:1/2", "10.0.0.5:1/2=unknown"),
+    ),
+    Row("endpoints_file", Path(), {"/run/endpoints": Path("/run/endpoints")}),
+    Row("pod_port", 8080, {"1": 1, "65535": 65535}, **whole(1, 65535)),
+    Row("pod_exporter_port", 9090, {"1": 1, "65535": 65535}, **whole(1, 65535)),
+    Row("connections", 4096, {"1": 1, "1048576": 2**20}, **whole(1, 2**20)),
+    Row(
+        "idle_timeout",
+        620.0,
+        {"0.5": 0.5, str(WEEK): float(WEEK)},
+        f"seconds, more than 0, at most {WEEK}",
+        ("0", "-1", str(WEEK + 1), "nan", "inf", "10s"),
+    ),
+    Row("uploads", 256, {"1": 1, "65535": 65535}, **whole(1, 65535)),
+    Row("upload_bytes", 2**30, {"1": 1, str(2**50): 2**50}, **whole(1, 2**50)),
+    Row("spool_dir", Path(), {"/var/spool/percore": Path("/var/spool/percore")}),
+    Row("spool_bytes", 2**31, {"0": 0, str(2**50): 2**50}, **whole(0, 2**50)),
+    Row("spool_memory_bytes", 2**26, {"0": 0, str(2**40): 2**40}, **whole(0, 2**40)),
+    Row(
+        "shutdown_delay",
+        0.0,
+        {"0": 0.0, "2.5": 2.5, "600": 600.0},
+        "seconds, from 0 to 600",
+        ("-0.1", "600.1", "nan", "inf", "soon"),
+    ),
+    Row("priority_header", "", {"X-Priority": "X-Priority"}, HEADER_RULE, ("X Priority", "X-Priority:", "X\r\nY")),
+    Row("deletion_costs", "yes", {"yes": "yes", "no": "no"}, "one of `yes`, `no`", ("true", "Yes", "1")),
+    Row(
+        "pod_selector",
+        "",
+        {"app=model": "app=model", "example.com/app=model,tier=": "example.com/app=model,tier="},
+        "empty, or `LABEL=VALUE` entries with commas between them",
+        ("app", "=model", "app=model,", "app in (a,b)", "app=-"),
+    ),
+]
+
+
+def read(environ: dict[str, str], name: str) -> Any:
+    return getattr(load(environ).gateway, name)
+
+
+def cases(choose: Any) -> list[Any]:
+    """Return one case for each value of each row."""
+    return [pytest.param(row, value, id=f"{row.name}={value[:30]!r}") for row in ROWS for value in choose(row)]
+
+
+def test_every_setting_of_the_gateway_has_a_row_here() -> None:
+    assert {row.name: row.key for row in ROWS} == {each.name: each.metadata["key"] for each in fields(GatewaySettings)}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_setting_that_is_missing_or_empty_has_its_default(row: Row) -> None:
+    for environ in ({}, {row.key: ""}):
+        found = read(environ, row.name)
+        assert (found, type(found)) == (row.default, type(row.default))
+
+
+@pytest.mark.parametrize(("row", "value"), cases(lambda row: row.valid))
+def test_a_value_that_keeps_the_rule_is_taken(row: Row, value: str) -> None:
+    found = read({row.key: value}, row.name)
+    assert (found, type(found)) == (row.valid[value], type(row.default))
+
+
+@pytest.mark.parametrize(("row", "value"), cases(lambda row: row.invalid))
+def test_a_value_that_breaks_the_rule_is_an_error_that_names_setting_rule_and_value(row: Row, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({row.key: value})
+    assert str(caught.value) == f"{row.key}={value!r}: must be {row.rule}"
+
+
+def test_a_setting_that_does_not_exist_is_an_error_that_names_it_and_those_that_do() -> None:
+    with pytest.raises(SettingsError, match=r"PERCORE_GATEWAY_UPLOAD='1': no such setting; known: .*PERCORE_GATEWAY_UPLOADS"):
+        load({"PERCORE_GATEWAY_UPLOAD": "1"})
+
+
+SOURCES = {
+    "PERCORE_GATEWAY_SERVICE": "inference",
+    "PERCORE_GATEWAY_ENDPOINTS": "10.0.0.5:8080/9090",
+    "PERCORE_GATEWAY_ENDPOINTS_FILE": "/run/endpoints",
+}
+
+
+@pytest.mark.parametrize("without", [*SOURCES, None])
+def test_two_sources_of_endpoints_are_an_error_that_names_all_three_and_how_many_are_set(without: str | None) -> None:
+    environ = {key: value for key, value in SOURCES.items() if key != without}
+    with pytest.raises(SettingsError) as caught:
+        load(environ)
+    for key in SOURCES:
+        assert key in str(caught.value)
+    assert str(caught.value).endswith(f"set one of them, not {len(environ)}")
+
+
+@pytest.mark.parametrize("key", SOURCES)
+def test_one_source_of_endpoints_is_enough(key: str) -> None:
+    load({key: SOURCES[key]})
