@@ -46,7 +46,7 @@ class Reports:
 
 
 class Served:
-    """One connection that is served in a thread of its own, from now until ``close``."""
+    """One connection, served in a thread of its own while the context lasts."""
 
     def __init__(self, application: Application, known: Reservations | None = None, **limits: Any) -> None:
         self.client, served = socket.socketpair()
@@ -65,9 +65,9 @@ class Served:
         around.reservations = known or around.reservations
         exchange = Exchange(around, served, ("127.0.0.1", 1), None)
         self._thread = threading.Thread(target=exchange.serve)
-        self._thread.start()
 
     def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
