@@ -1,6 +1,6 @@
 # Three images from one file; deploy/README.md says how to add a model of your own.
-#   docker build --target inference .    percore with TensorFlow and no model
-#   docker build --target gateway .      the gateway: one Python process, no TensorFlow
+#   docker build --target inference .    percore with TensorFlow and no model: one machine, or a pod of a cluster
+#   docker build --target gateway .      the gateway of a cluster: one Python process, no TensorFlow
 #   docker build --target demo .         inference with the demo models; the default
 ARG BASE=python:3.11-slim-bookworm
 
@@ -48,6 +48,7 @@ COPY --from=inference-libraries /opt/venv /opt/venv
 COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
 USER 65532:65532
 EXPOSE 8080 9090
+# Without arguments it is `percore serve`; a pod's containers are `worker` and `exporter`.
 ENTRYPOINT ["tini", "--", "python", "-m", "percore"]
 
 # --- gateway --------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ for _name, _value in {"forwarder_headers": "", "forwarded_allow_ips": ""}.items(
 
 
 class Reports:
-    """Takes a worker's events in place of the exporter."""
+    """Takes a worker's events in place of a status server."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -38,7 +38,7 @@ class Reports:
     def released(self) -> None:
         self.events.append("released")
 
-    def finished(self, _model: str, code: str, _run: float | None, _queued: float | None) -> None:
+    def finished(self, _model: str, code: str, _run: float | None) -> None:
         self.events.append(f"finished {code}")
 
     def counted(self, event: str, **fields: Any) -> None:
@@ -63,7 +63,7 @@ class Served:
             load_seconds=0.0,
         )
         around.reservations = known or around.reservations
-        exchange = Exchange(around, served, ("127.0.0.1", 1), None)
+        exchange = Exchange(around, served, ("127.0.0.1", 1))
         self._thread = threading.Thread(target=exchange.serve)
 
     def __enter__(self) -> Self:

@@ -13,11 +13,13 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="percore", description="One call, one core: serve slow TensorFlow models.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("run", help="serve on this machine: a worker on each core, and the exporter (the default)")
-    worker = commands.add_parser("worker", help="the arbiter and its workers alone; a pod's one worker without --fd")
-    worker.add_argument("--fd", type=int, help="a listening socket that the workers share")
-    commands.add_parser("exporter", help="the exporter alone")
-    commands.add_parser("gateway", help="one queue in front of all pods")
+    commands.add_parser("serve", help="serve on this machine: a gateway, and a worker for each core (the default)")
+    worker = commands.add_parser("worker", help="the arbiter and its workers alone; without --workers a pod's one worker")
+    worker.add_argument("--workers", type=int, metavar="N", help="workers of one machine, each with a unix socket of its own")
+    commands.add_parser("exporter", help="the status server of a pod")
+    gateway = commands.add_parser("gateway", help="one queue in front of all pods, or of one machine's workers")
+    gateway.add_argument("--workers", type=int, metavar="N", help="workers of one machine, instead of pods")
+    gateway.add_argument("--fd", type=int, nargs=2, metavar="FD", help="with --workers: bound sockets for calls and for status")
     return parser.parse_args(given)
 
 
@@ -26,13 +28,13 @@ def main(given: list[str] | None = None) -> int:
     arguments = _arguments(given)
     try:
         if arguments.command == "gateway":
-            return _gateway()
+            return _gateway(arguments)
         read = settings.load()
         # Imported only where needed: each process loads what it uses and nothing else.
         if arguments.command == "worker":
             from percore.worker.server import serve  # noqa: PLC0415
 
-            serve(read, arguments.fd)
+            serve(read, arguments.workers)
         elif arguments.command == "exporter":
             from percore.exporter.server import serve as export  # noqa: PLC0415
 
@@ -47,11 +49,13 @@ def main(given: list[str] | None = None) -> int:
     return 0
 
 
-def _gateway() -> int:
+def _gateway(arguments: argparse.Namespace) -> int:
     from percore.gateway import process  # noqa: PLC0415 - as above
     from percore.gateway.settings import load  # noqa: PLC0415
 
-    return process.serve(load())
+    if arguments.workers is None:
+        return process.serve(load())
+    return process.serve(load(on_machine=True), process.Machine(arguments.workers, *arguments.fd))
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ class ServerSettings:
     exporter_port: int = setting("PERCORE_EXPORTER_PORT", "9090", PORT)
     """Probes, metrics and everything that is read only: answered while every worker computes."""
     run_dir: Path = setting("PERCORE_RUN_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
-    """Folder for the workers' unix socket and the locks of cores. Two services on one machine need one each, and cores of their
-    own (`taskset`): neither sees the other's locks."""
+    """Folder for unix sockets, the locks of cores, and the gateway's spool if `PERCORE_GATEWAY_SPOOL_DIR` is not set. Two
+    services on one machine need a folder each, and cores of their own (`taskset`): neither sees the other's locks."""
     log_level: str = setting("PERCORE_LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"))
     """The least severe line that is logged. Lines are JSON, on standard error; the line of each call is `info`."""
 
@@ -124,6 +124,10 @@ class ServerSettings:
     def reports(self) -> Path:
         """The unix socket by which workers report to the exporter."""
         return self.run_dir / "exporter.sock"
+
+    def worker_socket(self, number: int) -> Path:
+        """Return the unix socket of a worker of one machine; numbers begin at 0."""
+        return self.run_dir / f"worker-{number}.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +147,16 @@ class LimitSettings:
     body: float = setting("PERCORE_BODY_LIMIT", "60", SECONDS)
     """Receiving a request, and likewise sending its answer. A slower client gets 408, or loses the connection."""
     wait: float = setting("PERCORE_WAIT_LIMIT", "7200", SECONDS)
-    """Waiting for a free worker, since the request's last byte. A call that waited longer gets 503 and never runs."""
+    """How long a call may be queued, from its last byte on. A call that is queued longer gets 503 and never runs."""
     run: float = setting("PERCORE_RUN_LIMIT", "3600", SECONDS)
     """Computing one call. A call that computes longer gets 504, and its worker is replaced."""
     drain: float = setting("PERCORE_DRAIN_LIMIT", "3600", SECONDS)
-    """After SIGTERM: how long running calls may still take before they are killed."""
+    """After SIGTERM: how long calls may still take before they are killed. In a pod this is the running call, on one machine
+    the queued calls too."""
     max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", within(1, 2**40))
     """Largest request body, in bytes; a larger one gets 413. JSON unfolds to many times its size in memory."""
     backlog: int = setting("PERCORE_QUEUE_MAX", "1024", within(1, 65535))
-    """One machine: calls that may wait. The kernel caps it at `net.core.somaxconn`; beyond it clients cannot connect."""
+    """Calls that may be queued; the next one gets 429."""
     abandoned: str = setting("PERCORE_ABANDONED", "end", one_of("end", "end-if-worthwhile", "finish"))
     """When the client goes away while its call computes: `end` the worker at once; end it only where what is left of the
     run limit exceeds the time a load takes; or `finish` the call for nobody."""
@@ -167,6 +172,7 @@ class Settings:
     limits: LimitSettings
 
 
+GATEWAY_PREFIX = "PERCORE_GATEWAY_"
 GROUPS: dict[str, type[Any]] = {
     "models": ModelSettings,
     "server": ServerSettings,
@@ -184,20 +190,28 @@ def _read(environ: Mapping[str, str], declared: Field[Any]) -> Any:
         raise SettingsError(f"{key}={text!r}: must be {rule.text}") from None
 
 
-def read_groups(groups: Mapping[str, type[Any]], environ: Mapping[str, str] | None) -> dict[str, Any]:
+def read_groups(
+    groups: Mapping[str, type[Any]], environ: Mapping[str, str] | None, others: Callable[[str], bool] = lambda _key: False
+) -> dict[str, Any]:
     """Read every setting of the groups from ``environ`` (the process's own by default).
 
-    An empty value counts as unset. A ``PERCORE_`` key that nobody reads is most likely misspelt, so it is refused too.
+    An empty value counts as unset. A ``PERCORE_`` key that nobody reads is most likely misspelt, so it is refused too. Keys in
+    ``others`` are for other processes of the same machine.
     """
     environ = os.environ if environ is None else environ
     declared = {name: fields(group) for name, group in groups.items()}
     known = {each.metadata["key"] for group in declared.values() for each in group}
     for key in environ:
-        if key.startswith("PERCORE_") and key not in known:
+        if key.startswith("PERCORE_") and key not in known and not others(key):
             raise SettingsError(f"{key}={environ[key]!r}: no such setting; known: {', '.join(sorted(known))}")
     return {name: groups[name](**{each.name: _read(environ, each) for each in group}) for name, group in declared.items()}
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the service's settings; see ``read_groups``."""
-    return Settings(**read_groups(GROUPS, environ))
+    """Read the service's settings; see ``read_groups``. The gateway reads, and checks, those with its own prefix."""
+    return Settings(**read_groups(GROUPS, environ, others=lambda key: key.startswith(GATEWAY_PREFIX)))
+
+
+def keys() -> frozenset[str]:
+    """Return the key of every setting of the service."""
+    return frozenset(each.metadata["key"] for group in GROUPS.values() for each in fields(group))

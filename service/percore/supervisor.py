@@ -1,7 +1,8 @@
-"""One machine without Kubernetes: one small process over the arbiter and the exporter.
+"""One machine without Kubernetes: one small process over the gateway and the arbiter of the workers.
 
-It owns the listening socket, so that calls that wait survive a crash of the arbiter; it restarts what dies, and when told to
-stop it ends both in order. A child never outlives it.
+It owns the listening sockets, so that callers that connect while the gateway is replaced wait instead of being refused. It
+restarts what dies, and when told to stop it ends first the gateway, which answers every call that it has taken, then the
+workers. A child never outlives it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ import fcntl
 import logging
 import os
 import queue
-import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from percore import cores, logs, rundir
-from percore.errors import START_FAILED, NotReady, StartError
+from percore.errors import START_FAILED, StartError
+from percore.http.front import BACKLOG, bind
 from percore.orphans import die_with_parent
 from percore.settings import Settings
 from percore.worker.boots import restart_delay
@@ -33,19 +33,10 @@ QUICK_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Return the socket that all workers accept from; raise StartError where the address cannot be had."""
-    host, port = settings.server.host, settings.server.port
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A connection that says nothing stays in the kernel; it never gets as far as a worker.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(settings.limits.body) or 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(settings.limits.backlog)
-    except OSError as error:
-        raise StartError(f"PERCORE_HOST={host!r} PERCORE_PORT={port}: cannot listen there: {error.strerror}") from error
+def listen(host: str, port: int, key: str) -> socket.socket:
+    """Return a socket that listens; raise StartError where the address cannot be had."""
+    listener = bind(host, port, key)
+    listener.listen(BACKLOG)
     return listener
 
 
@@ -120,26 +111,32 @@ class Child:
 class Supervisor:
     """Keeps both children running until a signal, or until one of them cannot start."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._lock = own_run_dir(settings.server.run_dir)
-        self._listener = listen(settings)
-        fd = self._listener.fileno()
-        self._exporter = Child("exporter", ("exporter",))
-        self._arbiter = Child("arbiter", ("worker", "--fd", str(fd)), pass_fds=(fd,))
+        server = settings.server
+        self._listeners = (
+            listen(server.host, server.port, "PERCORE_PORT"),
+            listen(server.host, server.exporter_port, "PERCORE_EXPORTER_PORT"),
+        )
+        fds = tuple(each.fileno() for each in self._listeners)
+        number = ("--workers", str(workers))
+        self._gateway = Child("gateway", ("gateway", *number, "--fd", *map(str, fds)), pass_fds=fds)
+        self._arbiter = Child("arbiter", ("worker", *number))
 
     def run(self) -> int:
         """Run until told to stop; return the exit status."""
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(each, lambda number, _frame: self._signals.put(number))
+        children = (self._gateway, self._arbiter)
         while True:
-            for child in (self._exporter, self._arbiter):
+            for child in children:
                 if child.look(time.monotonic()) is not None:
-                    self._stop()
+                    self._stop(seconds=GOODBYE_SECONDS)
                     return 1
-            if self._next_signal(seconds=0.1 if None in (self._exporter.process, self._arbiter.process) else 60.0):
-                self._stop()
+            if self._next_signal(seconds=0.1 if any(child.process is None for child in children) else 60.0):
+                self._stop(seconds=self._settings.limits.drain)
                 return 0
 
     def _next_signal(self, seconds: float) -> bool:
@@ -148,38 +145,29 @@ class Supervisor:
             return self._signals.get(timeout=seconds) != signal.SIGCHLD
         return False
 
-    def _stop(self) -> None:
-        """Let running calls finish, tell waiting ones to come again, then end everything."""
-        from percore.worker import answer  # noqa: PLC0415 - Gunicorn's modules, needed only now
+    def _stop(self, seconds: float) -> None:
+        """Have the gateway answer every call that it has taken, then end the workers. A second signal ends all at once."""
+        log.info("stopping: calls have %g s to finish; a second signal ends them", seconds)
+        for listener in self._listeners:
+            listener.close()
+        ends = time.monotonic() + seconds
+        self._end(self._gateway, ends)
+        self._end(self._arbiter, max(ends, time.monotonic() + GOODBYE_SECONDS))
 
-        drain = self._settings.limits.drain
-        log.info("stopping: running calls have %g s to finish; a second signal ends them", drain)
-        self._arbiter.tell(signal.SIGTERM)
-        threading.Thread(target=self._refuse_waiting, daemon=True).start()
-        ends = time.monotonic() + drain + GOODBYE_SECONDS
-        while not self._arbiter.wait(0) and time.monotonic() < ends:
+    def _end(self, child: Child, ends: float) -> None:
+        """End a child in order, until a moment or a second signal; then at once."""
+        child.tell(signal.SIGTERM)
+        while not child.wait(0) and time.monotonic() < ends:
             if self._next_signal(seconds=1.0):
+                self._gateway.tell(signal.SIGTERM)
                 self._arbiter.tell(signal.SIGQUIT)
-        self._arbiter.tell(signal.SIGKILL)
-        self._exporter.tell(signal.SIGTERM)
-        answer.wait_for_helpers(GOODBYE_SECONDS)
-        if not self._exporter.wait(GOODBYE_SECONDS):
-            self._exporter.tell(signal.SIGKILL)
-
-    def _refuse_waiting(self) -> None:
-        from percore.worker import answer  # noqa: PLC0415 - as above
-
-        # Polled, and left non-blocking: the flag is shared with the workers, who must not block in accept.
-        waiting = select.poll()
-        waiting.register(self._listener, select.POLLIN)
-        while True:
-            waiting.poll()
-            with contextlib.suppress(OSError):
-                answer.turn_away(self._listener.accept()[0], NotReady("the service is stopping"))
+                ends = time.monotonic() + GOODBYE_SECONDS
+        child.tell(signal.SIGKILL)
+        child.wait(GOODBYE_SECONDS)
 
 
 def run(settings: Settings) -> int:
     """Serve on this machine's cores until told to stop; return the exit status."""
     logs.configure(settings.server.log_level)
-    cores.deal(cores.usable_cores(), settings.cores.per_call)  # a wrong number is said once, not by a child in a loop
-    return Supervisor(settings).run()
+    groups = cores.deal(cores.usable_cores(), settings.cores.per_call)
+    return Supervisor(settings, len(groups)).run()

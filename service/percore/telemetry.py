@@ -1,6 +1,6 @@
 """Every metric of the inference service: its name, its unit, its labels, and who looks at it.
 
-``docs/metrics.md`` is generated from this file. The metrics live in the exporter alone; workers only report events. The
+``docs/metrics.md`` is generated from this file. The metrics live in the status server alone; workers only report events. The
 ``model`` label holds names that are served and is empty otherwise; ``code`` is a status, or ``abandoned``
 (the client left before its answer), ``undelivered`` (it did not read it) or ``lost`` (the worker died).
 """
@@ -24,19 +24,17 @@ ABANDONED_STATES = ("queued", "executing")
 
 @dataclass(slots=True)
 class Telemetry:
-    """The metrics, registered in one registry."""
+    """The metrics of workers, registered in one registry."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    in_flight: Gauge = field(init=False)
-    """Consumer: autoscaling, the dashboard's headline."""
+    versioned: bool = True
+    """Whether the version is among them; in the gateway's process it is the gateway's."""
     calls: Counter = field(init=False)
     """Consumer: success ratio, alerts on errors."""
     duration: Histogram = field(init=False)
-    """Consumer: sizing, alerts on slow models. Waiting is not in it."""
-    wait: Histogram = field(init=False)
-    """Consumer: alerts on callers that wait. One machine only: in a cluster the gateway knows."""
+    """Consumer: sizing, alerts on slow models."""
     workers: Gauge = field(init=False)
-    """Consumer: capacity, beside `percore_in_flight_requests`."""
+    """Consumer: capacity."""
     restarts: Counter = field(init=False)
     """Consumer: alerts on crash loops; each restart costs a load."""
     abandoned: Counter = field(init=False)
@@ -50,18 +48,9 @@ class Telemetry:
 
     def __post_init__(self) -> None:
         to = self.registry
-        self.in_flight = Gauge(
-            "percore_in_flight_requests", "Calls that hold a worker, and calls that are queued for one.", ["state"], registry=to
-        )
         self.calls = Counter("percore_calls", "Calls that ended, by model and status.", ["model", "code"], registry=to)
         self.duration = Histogram(
             "percore_call_duration_seconds", "Run time of a call.", ["model"], buckets=DURATION_BUCKETS, registry=to
-        )
-        self.wait = Histogram(
-            "percore_call_wait_seconds",
-            "Time a call waited, since its last byte.",
-            buckets=DURATION_BUCKETS,
-            registry=to,
         )
         self.workers = Gauge("percore_workers", "Workers, by what they do.", ["state"], registry=to)
         self.restarts = Counter("percore_worker_restarts", "Workers that ended and were replaced.", ["reason"], registry=to)
@@ -70,7 +59,8 @@ class Telemetry:
         )
         self.load = Gauge("percore_model_load_seconds", "How long the latest load took.", ["model", "version"], registry=to)
         self.model_info = Gauge("percore_model_info", "A model that is served.", ["model", "version", "platform"], registry=to)
-        self.build_info = Gauge("percore_build_info", "The version of percore.", ["version"], registry=to)
+        if self.versioned:
+            self.build_info = Gauge("percore_build_info", "The version of percore.", ["version"], registry=to)
         # There before the first one: Prometheus does not see a rise from nothing to one.
         for reason in RESTART_REASONS:
             self.restarts.labels(reason)

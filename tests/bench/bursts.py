@@ -80,7 +80,7 @@ def _through_percore(setup: Setup, work: Work) -> list[Call]:
     with servers.percore(setup.workers, **work.percore) as service:
         timed = client.burst(service.port, messages, work.patience)
         cores = servers.cores_of(service)
-        ran_on = {line["request_id"]: cores.get(line["pid"]) for line in service.log("call")}
+        ran_on = {line["request_id"]: cores.get(line["pid"]) for line in service.runs()}
     return relative(timed, lambda each: _told_by_percore(each, ran_on))
 
 

@@ -29,7 +29,7 @@ from percore import settings
 from percore.api.app import create_app
 from percore.catalog import Catalog
 from percore.handlers import custom
-from percore.worker import abandoned, answer, exchange, receive, shared
+from percore.worker import abandoned, answer, exchange, receive
 from percore.worker.clocks import Guardian
 from percore.worker.report import Reporter
 
@@ -77,8 +77,8 @@ def measure(core: int) -> Costs:
 
 
 @contextmanager
-def _exporter(folder: Path) -> Iterator[None]:
-    """Stand in for the exporter: another process that reads what the worker reports and does nothing with it."""
+def _inbox(folder: Path) -> Iterator[None]:
+    """Stand in for the status server: another process that reads what the worker reports and does nothing with it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(folder / "exporter.sock"))
     listener.listen()
@@ -118,20 +118,19 @@ def _one(around: exchange.Surroundings, listener: socket.socket) -> None:
     """Do what Gunicorn's sync worker and percore's do with one connection."""
     connection, address = listener.accept()
     connection.setblocking(True)
-    exchange.Exchange(around, connection, address, shared.seconds_since_data(connection)).serve()
+    exchange.Exchange(around, connection, address).serve()
 
 
 STEPS: dict[str, tuple[Any, str]] = {
-    "read TCP_INFO: how long it waited": (shared, "seconds_since_data"),
     "is the client still there?": (abandoned, "peer_is_gone"),
     "parse the head (Gunicorn)": (receive, "read_head"),
-    "tell the exporter that it starts": (Reporter, "started"),
+    "report that it starts": (Reporter, "started"),
     "read the body": (receive, "read_body"),
     "make the WSGI environment (Gunicorn)": (wsgi, "create"),
     "format the answer's head": (answer, "head_of"),
     "send the answer": (answer, "send"),
     "close the connection": (answer, "close"),
-    "tell the exporter that it ended": (Reporter, "finished"),
+    "report that it ended": (Reporter, "finished"),
     "write the log line": (exchange, "write_call"),
 }
 APPLICATION = "the application: Flask, JSON, handler"
@@ -182,7 +181,7 @@ def _place(path: str, line: int, name: str) -> str:
 
 def main() -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server((client.HOST, 0)) as listener, _exporter(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, socket.create_server((client.HOST, 0)) as listener, _inbox(Path(folder)):
         reporter = Reporter(Path(folder) / "exporter.sock")
         reporter.tend()
         around = _surroundings(reporter, listener)

@@ -1,7 +1,7 @@
 """Table 2: a call that computes nothing, so that all of its time is the server's.
 
-One worker on one core, the client on another. In a pod the exporter has CPU of its own, and on one machine it may use any
-core; so percore is measured with its exporter beside the client, and once more with everything on the worker's one core.
+One worker on one core, the client on another. The gateway may use any core that is idle; so percore is measured with its
+gateway beside the client, and once more with everything on the worker's one core.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def measure(seconds: float, logs: Path) -> EmptyCall:
     rows = []
     with pinned([core]), _bare(logs) as port, pinned([other]):
         rows.append(_row("Flask and Gunicorn, bare", port, "/predict", seconds))
-    for name, exporter_core in {"percore": other, "percore, exporter on the same core": core}.items():
-        with pinned([core]), _percore(exporter_core) as port, pinned([other]):
+    for name, gateway_core in {"percore": other, "percore, gateway on the same core": core}.items():
+        with pinned([core]), _percore(gateway_core) as port, pinned([other]):
             rows.append(_row(name, port, "/v1/models/default:predict", seconds))
     return EmptyCall(rows, costs.measure(core))
 
@@ -61,11 +61,10 @@ def _bare(logs: Path) -> contextlib.AbstractContextManager[int]:
 
 
 @contextlib.contextmanager
-def _percore(exporter_core: int) -> Iterator[int]:
+def _percore(gateway_core: int) -> Iterator[int]:
     with servers.percore(1, handler="percore.handlers.echo:Echo") as service:
-        for pid in service.pids("exporter"):
-            for task in (Path("/proc") / str(pid) / "task").iterdir():
-                os.sched_setaffinity(int(task.name), [exporter_core])
+        for task in Path(f"/proc/{service.gateway}/task").iterdir():
+            os.sched_setaffinity(int(task.name), [gateway_core])
         yield service.port
 
 

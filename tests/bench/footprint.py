@@ -35,7 +35,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How long a route of the exporter takes while every core computes, in seconds."""
+    """How long a route of the status server takes while every core computes, in seconds."""
 
     path: str
     p50: float
@@ -71,7 +71,7 @@ def _resident(service: Service) -> tuple[list[Process], list[Process]]:
     named = {
         "supervisor": service.processes[0].pid,
         "arbiter": service.arbiter,
-        "exporter": service.pids("exporter")[0],
+        "gateway": service.gateway,
     }
     processes = [_process(name, pid) for name, pid in named.items()]
     return processes, [_process(f"worker {index}", pid) for index, pid in enumerate(service.workers)]

@@ -133,7 +133,7 @@ def footprint(found: Footprint) -> str:
         [
             table(["", "seconds"], starts),
             table(["memory", "resident", "proportional share"], memory),
-            table(["exporter, while every core computes", "p50", "p99", "slowest", "answers"], probes),
+            table(["status server, while every core computes", "p50", "p99", "slowest", "answers"], probes),
         ]
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import requests
+from percore.http.status import KEPT_SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def processes_in(group: int) -> dict[int, str]:
 
 
 class Service:
-    """One running service. ``pod`` runs the pod's two processes instead of the supervisor."""
+    """One running service: a machine's, or with ``pod`` the two processes of a pod."""
 
     def __init__(self, *, pod: bool = False, **settings: str | float | Path) -> None:
         self.port, self.exporter_port = free_port(), free_port()
@@ -70,7 +71,7 @@ class Service:
             "HARNESS": str(self.mark),
             **given,
         }
-        self.commands = [["exporter"], ["worker"]] if pod else [["run"]]
+        self.commands = [["exporter"], ["worker"]] if pod else [["serve"]]
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -144,13 +145,28 @@ class Service:
         connection.sendall(self.raw(json.dumps({"inputs": inputs}).encode()))
         return connection
 
+    def ask_and_find_worker(self, **inputs: Any) -> tuple[socket.socket, int]:
+        """Send a call that runs at once, the only one; return its connection and the worker that computes it."""
+        connection = self.ask(**inputs)
+        eventually(lambda: self.in_flight("executing") == 1)
+        return connection, eventually(self._computing)[0]
+
+    def _computing(self) -> list[int]:
+        """Return the workers that a gateway is connected to, once there is exactly one."""
+        folder = self.environ["PERCORE_RUN_DIR"] + "/worker-"
+        rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        accepted = {f"socket:[{row[6]}]" for row in rows if row[5] == "03" and row[-1].startswith(folder)}
+        found = [pid for pid in self.workers if accepted & {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}]
+        return found if len(found) == 1 else []
+
     # --- as an operator ------------------------------------------------------------------------------------------------------
 
     def get(self, path: str, **more: Any) -> requests.Response:
         return requests.get(f"http://127.0.0.1:{self.exporter_port}{path}", timeout=5, **more)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of the samples of ``name`` that carry ``labels``; zero where there is none or no exporter."""
+        """Return the sum of the samples of ``name`` that carry ``labels``; zero where there is none or no status server."""
+        time.sleep(KEPT_SECONDS)  # so old may be what a scrape shows
         try:
             text = self.get("/metrics").text
         except requests.ConnectionError:
@@ -162,17 +178,37 @@ class Service:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
-    def log(self, message: str = "") -> list[dict[str, Any]]:
-        """Return the log's lines, those whose message begins with ``message``."""
+    def log(self, message: str = "", logger: str = "") -> list[dict[str, Any]]:
+        """Return the log's lines, those whose message begins with ``message``, of one logger if it is given."""
         lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line["message"].startswith(message)]
+        return [line for line in lines if line["message"].startswith(message) and logger in ("", line["logger"])]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the workers' lines: one for each call that reached a worker."""
+        return self.log(logger="percore.call")
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Return the gateway's lines: one for each call that a client made."""
+        return self.log(logger="percore.gateway.call")
+
+    def in_flight(self, state: str) -> int:
+        """Return how many calls are ``executing`` or ``queued`` in the gateway."""
+        return int(self.metric("percore_in_flight_requests", state=state))
+
+    def until(self, **calls: int) -> None:
+        """Wait until exactly so many calls are ``executing`` or ``queued`` in the gateway."""
+        eventually(lambda: {state: self.in_flight(state) for state in calls} == calls)
 
     # --- as a fault ----------------------------------------------------------------------------------------------------------
 
     def pids(self, command: str) -> list[int]:
-        """Return the processes of ``command``: ``exporter``, or ``worker``, the arbiter first and then its workers."""
+        """Return the processes of ``command``, the oldest first: of ``worker`` the arbiter, and then its workers."""
         found = [pid for pid, line in processes_in(self.mark).items() if f"-m percore {command}" in line]
         return sorted(found, key=lambda pid: (_parent(pid) in found, pid))
+
+    @property
+    def gateway(self) -> int:
+        return self.pids("gateway")[0]
 
     @property
     def arbiter(self) -> int:
@@ -190,10 +226,28 @@ def _parent(pid: int) -> int:
 
 
 def answer_of(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Read an answer to the end of the connection: status, headers in lower case, body."""
+    """Read an answer and close the connection: status, headers in lower case, body."""
     with connection:
-        data = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-    head, _, body = data.partition(b"\r\n\r\n")
-    status, *lines = head.decode().split("\r\n")
-    headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += _more(connection)
+        head, _, body = data.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+        while len(body) < int(headers["content-length"]):
+            body += _more(connection)
     return int(status.split()[1]), headers, body
+
+
+def _more(connection: socket.socket) -> bytes:
+    data = connection.recv(1 << 16)
+    if not data:
+        raise ConnectionResetError("the connection ended before the answer did")
+    return data
+
+
+def is_lost(connection: socket.socket) -> bool:
+    """Wait for the end of a connection and close it; tell whether it ended without an answer."""
+    with connection, contextlib.suppress(ConnectionResetError):
+        return connection.recv(1) == b""
+    return True

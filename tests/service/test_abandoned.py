@@ -20,7 +20,7 @@ def leave(connection: socket.socket, how: str) -> None:
 def test_within_a_second_the_worker_that_computes_for_nobody_ends_and_is_replaced(how: str) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         connection = service.ask(burn=60)
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.until(executing=1)
         before = set(service.workers)
         leave(connection, how)
         left = time.monotonic()
@@ -29,22 +29,26 @@ def test_within_a_second_the_worker_that_computes_for_nobody_ends_and_is_replace
         service.ready(workers=2)
         eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
         eventually(lambda: service.metric("percore_calls_total", code="abandoned") == 1)
-        assert [line["status"] for line in service.log("call")] == ["abandoned"]
-        assert service.metric("percore_in_flight_requests") == 0
+        assert [line["status"] for line in service.runs()] == ["abandoned"]
+        assert [line["status"] for line in service.calls()] == ["disconnected"]
+        assert service.metric("percore_gateway_client_disconnects_total", state="executing") == 1
+        service.until(executing=0, queued=0)
 
 
-def test_two_hundred_clients_that_leave_while_they_wait_cost_no_restart() -> None:
+def test_two_hundred_clients_that_leave_while_they_are_queued_cost_no_restart() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         running = [service.ask(sleep=3) for _ in range(2)]
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
-        waiting = [service.ask(sleep=60) for _ in range(200)]
-        eventually(lambda: service.metric("percore_in_flight_requests", state="queued") == 200)
+        service.until(executing=2)
+        queued = [service.ask(sleep=60) for _ in range(200)]
+        service.until(queued=200)
         before = service.workers
-        for number, connection in enumerate(waiting):
+        for number, connection in enumerate(queued):
             leave(connection, "reset" if number % 2 else "close")
+        service.until(queued=0, executing=2)
+        assert service.metric("percore_gateway_client_disconnects_total", state="queued") == 200
         assert [answer_of(connection)[0] for connection in running] == [200, 200]
-        eventually(lambda: service.metric("percore_in_flight_requests") == 0)
-        eventually(lambda: service.metric("percore_abandoned_calls_total", state="queued") == 200)
+        service.until(executing=0, queued=0)
+        assert len(service.runs()) == 2
         assert service.workers == before
         assert service.metric("percore_worker_restarts_total") == 0
         assert service.call(sleep=0).status_code == 200
@@ -58,16 +62,17 @@ def test_a_client_that_closes_once_it_is_answered_costs_no_restart() -> None:
         time.sleep(0.5)
         assert service.workers == before
         assert service.metric("percore_abandoned_calls_total") == 0
+        assert service.metric("percore_gateway_client_disconnects_total") == 0
 
 
 def test_a_call_may_be_finished_for_nobody_where_the_setting_says_so() -> None:
     with Service(handler=FAULTY, abandoned="finish").ready(workers=2) as service:
         connection = service.ask(sleep=1)
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.until(executing=1)
         before = service.workers
         connection.close()
         eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
-        eventually(lambda: service.metric("percore_in_flight_requests") == 0)
+        service.until(executing=0, queued=0)
         assert service.workers == before
 
 
@@ -77,8 +82,8 @@ def test_a_call_is_left_to_finish_where_a_load_would_take_longer_than_it_may_sti
         before = service.workers
         connection = service.connect()
         connection.sendall(service.raw(b'{"inputs": {"sleep": 1}}'))
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.until(executing=1)
         connection.close()
         eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
-        eventually(lambda: service.metric("percore_in_flight_requests") == 0)
+        service.until(executing=0, queued=0)
         assert service.workers == before

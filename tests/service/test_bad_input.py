@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from demo.try_it import SEVEN
-from tests.service.harness import Service, answer_of, eventually
+from tests.service.harness import Service, answer_of
 
 DIGITS = "/v1/models/digits:predict"
 ROW = [0.0] * 64
@@ -151,7 +151,7 @@ def test_a_truncated_body_is_dropped_without_an_answer_and_is_not_counted(served
     connection.shutdown(1)
     with connection:
         assert connection.recv(100) == b""
-    eventually(lambda: served.metric("percore_in_flight_requests") == 0)
+    served.until(executing=0, queued=0)
     assert (served.metric("percore_calls_total"), served.metric("percore_abandoned_calls_total")) == before
 
 

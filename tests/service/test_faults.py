@@ -1,5 +1,6 @@
 """What dies by ``kill -9``: what the caller sees, what comes back by itself, what the metrics say."""
 
+import json
 import os
 import signal
 import socket
@@ -7,55 +8,45 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually, processes_in
-
-
-def busy(service: Service, calls: int) -> None:
-    eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == calls)
-
-
-def pid_of_call(service: Service, seconds: float) -> tuple[socket.socket, int]:
-    """Start a call and return it with the worker that computes it."""
-    connection = service.ask(sleep=seconds)
-    busy(service, 1)
-    (pid,) = (pid for pid in service.workers if _is_connected(pid, service.port))
-    return connection, pid
-
-
-def _is_connected(pid: int, port: int) -> bool:
-    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any(f"socket:[{row[9]}]" in inodes for row in rows if row[1].endswith(f":{port:04X}") and row[3] in ("01", "08"))
+from tests.service.harness import FAULTY, Service, answer_of, eventually, is_lost, processes_in
 
 
 def test_a_worker_killed_in_a_call_costs_that_call_alone_and_comes_back_on_its_core() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        connection, pid = pid_of_call(service, 60)
+        killed, pid = service.ask_and_find_worker(sleep=60)
+        other = service.ask(sleep=1)
+        service.until(executing=2)
         core = os.sched_getaffinity(pid)
         os.kill(pid, signal.SIGKILL)
-        with connection, pytest.raises((ConnectionResetError, StopIteration)):
-            next(iter(lambda: connection.recv(1), b""))
+        status, headers, body = answer_of(killed)
+        assert (status, json.loads(body)["code"]) == (502, "pod-lost")
+        assert "Retry-After" not in headers  # it may have computed: whether to send it again is the caller's decision
+        assert headers["x-request-id"]
+        assert answer_of(other)[0] == 200
         assert service.call(sleep=0).status_code == 200
         service.ready(workers=2)
         eventually(lambda: service.metric("percore_calls_total", code="lost") == 1)
         eventually(lambda: service.metric("percore_worker_restarts_total", reason="crashed") == 1)
-        assert service.metric("percore_in_flight_requests") == 0
+        service.until(executing=0, queued=0)
         assert core in [os.sched_getaffinity(worker) for worker in service.workers]
         assert len({frozenset(os.sched_getaffinity(worker)) for worker in service.workers}) == 2
 
 
-def test_an_exporter_killed_in_a_call_costs_no_call_and_comes_back_knowing_it() -> None:
-    with Service(handler=FAULTY).ready(workers=2) as service:
-        connection = service.ask(sleep=4)
-        busy(service, 1)
-        (exporter,) = service.pids("exporter")
-        os.kill(exporter, signal.SIGKILL)
-        eventually(lambda: service.pids("exporter") not in ([], [exporter]))
-        busy(service, 1)
+def test_a_gateway_killed_in_a_call_costs_the_calls_that_it_had_taken_and_comes_back_knowing_the_workers() -> None:
+    with Service(handler=FAULTY, abandoned="finish").ready(workers=2) as service:
+        workers, killed = service.workers, service.gateway
+        running = service.ask(sleep=4)
+        service.until(executing=1)
+        os.kill(killed, signal.SIGKILL)
+        assert is_lost(running)
+        eventually(lambda: service.pids("gateway") not in ([], [killed]))
+        # The worker computes to its end, as PERCORE_ABANDONED says, and the new gateway knows that it is busy.
+        eventually(lambda: service.metric("percore_workers", state="busy") == 1, 3)
         assert service.get("/readyz").status_code == 200
         assert service.get("/v1/models/default").status_code == 200
-        assert answer_of(connection)[0] == 200
-        eventually(lambda: service.metric("percore_in_flight_requests") == 0)
+        assert service.call(sleep=0).status_code == 200
+        service.ready(workers=2)
+        assert service.workers == workers
         assert service.metric("percore_worker_restarts_total") == 0
 
 
@@ -63,25 +54,24 @@ def test_an_arbiter_killed_in_a_call_costs_no_call_and_never_puts_two_on_a_core(
     with Service(handler=FAULTY).ready(workers=2) as service:
         arbiter, orphans = service.arbiter, service.workers
         running = [service.ask(sleep=3) for _ in range(2)]
-        busy(service, 2)
-        waiting = service.ask(sleep=0)
+        service.until(executing=2)
+        queued = [service.ask(sleep=0) for _ in range(10)]
+        service.until(queued=10)
         os.kill(arbiter, signal.SIGKILL)
         eventually(lambda: arbiter not in service.pids("worker") and len(service.pids("worker")) == 5)
         # The successors wait for the cores on which the orphans still compute.
         assert service.metric("percore_workers", state="loading") == 0
-        answers = [answer_of(connection) for connection in running]
-        assert [status for status, _, _ in answers] == [200, 200]
-        assert answer_of(waiting)[0] == 200
+        assert [answer_of(connection)[0] for connection in (*running, *queued)] == [200] * 12
         service.ready(workers=2)
         assert not set(orphans) & set(service.workers)
         eventually(lambda: service.metric("percore_worker_restarts_total", reason="arbiter-lost") == 2)
-        assert service.metric("percore_in_flight_requests") == 0
+        service.until(executing=0, queued=0)
 
 
-def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_running_call_is_answered() -> None:
+def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_calls_that_were_taken_are_answered() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         connection = service.ask(sleep=1)
-        busy(service, 1)
+        service.until(executing=1)
         service.processes[0].kill()
         service.processes[0].wait(5)
         eventually(lambda: _is_refused(service.port))
@@ -108,8 +98,7 @@ def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code(
         codes = (0, 1, 3, 4, 78, 255)
         for code in codes:
             before = service.workers
-            with service.ask(exit=code) as connection:
-                assert connection.recv(100) == b""
+            assert answer_of(service.ask(exit=code))[0] == 502
             eventually(lambda before=before: service.workers != before)  # type: ignore[misc]
             service.ready(workers=2)
         assert service.arbiter == arbiter
@@ -133,7 +122,8 @@ def test_what_a_handler_forked_or_started_holds_nothing_and_ends_with_its_worker
         before = set(service.workers)
         connection = service.connect()
         connection.sendall(service.raw(b'{"inputs": {"x": 1}}'))
-        children = eventually(lambda: set(service.pids("")) - set(service.pids("run")) - set(service.pids("exporter")) - before)
+        ours = {service.processes[0].pid, service.gateway, service.arbiter, *before}
+        children = eventually(lambda: set(service.pids("")) - ours)
         eventually(lambda: len(processes_in(service.mark)) == 7)
         connection.close()
         service.ready(workers=2)
@@ -149,24 +139,14 @@ def test_a_thread_that_a_handler_left_does_not_hold_up_the_stop() -> None:
         assert service.processes[0].wait(10) == 0
 
 
-def test_a_port_that_is_taken_while_the_exporter_is_away_ends_nothing() -> None:
+def test_nobody_can_take_the_ports_while_the_gateway_is_away_and_a_probe_waits_for_the_next_one() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        (exporter,) = service.pids("exporter")
-        os.kill(exporter, signal.SIGSTOP)
-        os.kill(exporter, signal.SIGKILL)
-        taker = eventually(lambda: _taken(service.exporter_port))
-        assert taker is not None
-        eventually(lambda: service.log("exporter ended with status 78"))
+        os.kill(service.gateway, signal.SIGKILL)
+        for port in (service.port, service.exporter_port):
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server(("127.0.0.1", port))
+        assert service.get("/livez").status_code == 200
         assert service.call(sleep=0).status_code == 200
-        taker.close()
-        service.ready(workers=2)
-
-
-def _taken(port: int) -> socket.socket | None:
-    try:
-        return socket.create_server(("127.0.0.1", port))
-    except OSError:
-        return None
 
 
 def test_a_handler_that_raises_answers_500_without_a_trace_and_keeps_its_worker() -> None:

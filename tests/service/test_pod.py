@@ -52,7 +52,7 @@ def is_answered(connection: socket.socket, seconds: float) -> bool:
 
 
 def computing(service: Service) -> None:
-    eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+    eventually(lambda: service.metric("percore_workers", state="busy") == 1)
 
 
 def is_refused(service: Service) -> bool:
@@ -117,7 +117,7 @@ def test_reservations_that_come_to_nothing_cost_nothing_and_count_nothing() -> N
         assert service.call(sleep=0).status_code == 200
         eventually(lambda: service.metric("percore_calls_total") == 1)
         assert service.metric("percore_abandoned_calls_total") == 0
-        assert service.metric("percore_in_flight_requests") == 0
+        eventually(lambda: service.metric("percore_workers", state="free") == 1)
         assert service.workers == [worker]
         assert len(service.log("call")) == 1
 

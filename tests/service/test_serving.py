@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 
 from demo.try_it import SEVEN
 from tests.service.harness import ROOT, Service, answer_of, eventually
@@ -91,39 +92,37 @@ def test_the_open_inference_protocol_is_answered_in_json_and_in_binary(served: S
     assert np.frombuffer(answer.content[size:], np.float32).tolist() == [6.0, 8.0]
 
 
-def test_read_only_routes_answer_alike_from_worker_and_exporter(served: Service) -> None:
+def test_reads_are_answered_alike_on_both_ports(served: Service) -> None:
     for path in ("/v1/models/digits", "/v1/models/tf1/metadata", "/v2", "/v2/models/keras", "/openapi.json"):
-        computed = served.get(path)
-        assert computed.status_code == 200
-        assert computed.json() == json.loads(_get(served, path))
-
-
-def _get(served: Service, path: str) -> bytes:
-    connection = served.connect()
-    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    return answer_of(connection)[2]
+        status, calls = served.get(path), requests.get(served.url(path), timeout=5)
+        assert (status.status_code, calls.status_code) == (200, 200)
+        assert status.json() == calls.json()
 
 
 def test_a_request_id_is_given_or_kept(served: Service) -> None:
     body = {"instances": [SEVEN]}
     kept = served.post("/v1/models/digits:predict", body, headers={"X-Request-ID": "mine-1"})
     assert kept.headers["X-Request-ID"] == "mine-1"
-    assert eventually(lambda: [line for line in served.log("call") if line["request_id"] == "mine-1"])
+    assert eventually(lambda: [line for line in served.runs() if line["request_id"] == "mine-1"])
     given = served.post("/v1/models/digits:predict", body, headers={"X-Request-ID": "no spaces, please"})
     assert given.headers["X-Request-ID"] != "no spaces, please"
 
 
-def test_every_call_is_one_line_of_the_log(served: Service) -> None:
+def test_every_call_is_a_line_of_its_worker_and_one_of_the_gateway(served: Service) -> None:
     answer = served.post("/v1/models/digits/versions/1:predict", {"instances": [SEVEN]})
     name = answer.headers["X-Request-ID"]
-    (line,) = eventually(lambda: [each for each in served.log("call") if each["request_id"] == name])
+    (line,) = eventually(lambda: [each for each in served.runs() if each["request_id"] == name])
     assert line["model"] == "digits"
     assert line["version"] == 1
     assert line["status"] == "200"
     assert line["request_bytes"] == len(answer.request.body or b"")
     assert line["response_bytes"] > len(answer.content)
     assert line["run_seconds"] > 0
+    (line,) = eventually(lambda: [each for each in served.calls() if each["request_id"] == name])
+    assert line["status"] == 200
+    assert line["pod"] in ("worker-0", "worker-1")
     assert line["queue_seconds"] >= 0
+    assert line["total_seconds"] >= line["run_seconds"] > 0
 
 
 def test_tensorflow_computes_a_call_on_as_many_threads_as_it_has_cores(repository: Path) -> None:
@@ -153,7 +152,7 @@ def test_the_run_clock_ends_a_call_that_is_inside_tensorflow(repository: Path) -
         before = set(service.workers)
         connection = service.connect()
         connection.sendall(service.raw(b'{"inputs": [1000000000]}', "/v1/models/burn:predict"))
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.until(executing=1)
         connection.close()
         left = time.monotonic()
         eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
@@ -167,7 +166,7 @@ def test_sigterm_lets_a_call_inside_tensorflow_finish(repository: Path) -> None:
     with Service(model_repository=repository).ready(workers=1) as service:
         connection = service.connect()
         connection.sendall(service.raw(b'{"inputs": [20000]}', "/v1/models/burn:predict"))
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 1)
+        service.until(executing=1)
         service.processes[0].send_signal(signal.SIGTERM)
         status, _, body = answer_of(connection)
         assert status == 200

@@ -13,14 +13,14 @@ import pytest
 from percore.errors import GatewayFailed, PodLost, QueueTimeout, RunTimeout
 from percore.gateway import dispatch, upstream
 from percore.gateway.call import Call, CallState
-from percore.gateway.connection import Connection
 from percore.gateway.dispatch import Dispatcher
 from percore.gateway.endpoints import Endpoint
 from percore.gateway.pods import Pod, key_of
 from percore.gateway.queue import CallQueue
-from percore.gateway.request import Request
 from percore.gateway.spool import Spool, SpoolLimits
 from percore.gateway.upstream import WorkerConnection
+from percore.http.connection import Connection
+from percore.http.request import Request
 
 from tests.exchanges import RESERVED
 from tests.unit.fake_clock import FakeClockLoop, on_fake_clock

@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 from percore.errors import BadRequest
-from percore.gateway.connection import Connection
 from percore.gateway.relay import answer_headers
-from percore.gateway.request import Header, Request
+from percore.http.connection import Connection
+from percore.http.request import Header, Request
 
 HOST: Header = (b"Host", b"a")
 

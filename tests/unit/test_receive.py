@@ -178,16 +178,6 @@ def test_a_coding_that_nobody_undoes_is_refused(pair: Pair) -> None:
         read(pair[1])
 
 
-@pytest.mark.parametrize("length", [5, 200_000])
-def test_a_body_is_read_only_however_it_came(pair: Pair, length: int) -> None:
-    sender = threading.Thread(target=lambda: pair[0].sendall(request(f"Content-Length: {length}", body=b"x" * length)))
-    sender.start()
-    body = read(pair[1], largest=length)
-    sender.join()
-    assert body is not None
-    assert memoryview(body).readonly
-
-
 def test_a_head_has_five_seconds_of_a_longer_limit(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "HEAD_SECONDS", 0.2)
     pair[0].sendall(b"POST")

@@ -64,7 +64,7 @@ def test_without_an_exporter_reports_cost_nothing_and_raise_nothing(tmp_path: Pa
     reporter = Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     reporter.started()
-    reporter.finished("m", "200", 1.0, 0.0)
+    reporter.finished("m", "200", 1.0)
 
 
 def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Pa
     reporter.loaded({"models": []})
     for _ in range(40_000):
         reporter.started()
-        reporter.finished("m", "200", 1.0, 0.0)
+        reporter.finished("m", "200", 1.0)
     reporter.started()  # is lost
     for _ in range(200):
         exporter.take_in(turns=1)

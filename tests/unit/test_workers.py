@@ -37,7 +37,7 @@ class Exporter:
         self.workers.tell(connection, {"event": "started"})
 
     def finish(self, connection: int, code: str = "200") -> None:
-        self.workers.tell(connection, {"event": "finished", "model": "digits", "code": code, "run": 2.0, "wait": 0.5})
+        self.workers.tell(connection, {"event": "finished", "model": "digits", "code": code, "run": 2.0})
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.telemetry.registry.get_sample_value(name, labels)
@@ -92,17 +92,15 @@ def test_what_is_released_is_free_and_not_counted(exporter: Exporter) -> None:
     exporter.start(1)
     exporter.workers.tell(1, {"event": "released"})
     assert exporter.workers.slot() == "free"
-    assert exporter.value("percore_call_wait_seconds_count") == 0
     assert b"percore_calls_total{" not in generate_latest(exporter.telemetry.registry)
 
 
-def test_finished_calls_are_counted_by_code_with_run_and_wait_apart(exporter: Exporter) -> None:
+def test_finished_calls_are_counted_by_code_with_their_run_time(exporter: Exporter) -> None:
     exporter.join(1)
     exporter.start(1)
     exporter.finish(1)
     assert exporter.value("percore_calls_total", model="digits", code="200") == 1
     assert exporter.value("percore_call_duration_seconds_sum", model="digits") == 2.0
-    assert exporter.value("percore_call_wait_seconds_sum") == 0.5
 
 
 def test_a_worker_that_dies_in_a_call_is_counted_and_leaves_nothing_behind(exporter: Exporter) -> None:

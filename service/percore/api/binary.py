@@ -62,7 +62,7 @@ class Reader:
 
 
 def to_array(data: memoryview, dtype: str, shape: tuple[int, ...], field: str) -> Array:
-    """Return the tensor that ``data`` holds: a view of it, read-only and perhaps unaligned, but for strings."""
+    """Return the tensor that ``data`` holds, writable: a view of it, perhaps unaligned, or a copy if ``data`` is read-only."""
     count = math.prod(shape)
     if dtype == "bytes":
         return _strings(data, count, field).reshape(shape)
@@ -74,7 +74,8 @@ def to_array(data: memoryview, dtype: str, shape: tuple[int, ...], field: str) -
         )
     if dtype == "bool" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise BadInput(f"{field}: expected BOOL as bytes of 0 or 1, got {int(np.frombuffer(data, np.uint8).max())}")
-    return np.frombuffer(data, NUMPY[dtype]).reshape(shape)
+    array = np.frombuffer(data, NUMPY[dtype]).reshape(shape)
+    return array if array.flags.writeable else array.copy()
 
 
 def _strings(data: memoryview, count: int, field: str) -> Array:

@@ -1,54 +1,52 @@
-"""The exporter's routes: probes, metrics, the slot, the catalog, and the read-only routes of the API."""
+"""The status server of workers: their probes, metrics, slot and catalog, and the reads of the API."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 
-from flask import Flask, Response, jsonify
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+import orjson
 
 from percore import __version__
-from percore.api.readonly import register
+from percore.api.reads import Answer, Reads
 from percore.errors import NotReady
-from percore.exporter import backlog
 from percore.exporter.workers import State, Workers
+from percore.http.status import StatusServer
 from percore.telemetry import Telemetry
 
-log = logging.getLogger("percore.exporter")
+JSON = [(b"Content-Type", b"application/json")]
 
 
-def create_app(workers: Workers, telemetry: Telemetry, port: int) -> Flask:
-    """Return the application. ``port`` is where calls are queued; its accept queue is read at every scrape."""
-    app = Flask("percore-exporter", static_folder=None)
+def observe(workers: Workers, telemetry: Telemetry) -> None:
+    """Set the gauges of workers."""
+    states = workers.states()
+    for state in State:
+        telemetry.workers.labels(state.value).set(states[state])
+
+
+def no_worker(workers: Workers) -> str:
+    """Return why no worker can take calls; empty if one can, now or when it is free."""
+    return "" if workers.ready() else "no worker has loaded its models"
+
+
+def documents(workers: Workers) -> Callable[[str], Answer]:
+    """Return what answers a path: ``/slot``, ``/catalog``, and the reads of the API."""
+    reads = Reads(workers.catalog)
+
+    def answer(path: str) -> Answer:
+        if path == "/slot":
+            return 200, JSON, orjson.dumps({"slot": workers.slot()})
+        if path == "/catalog":
+            catalog = workers.catalog()
+            if catalog is None:
+                raise NotReady("the model is not loaded yet")
+            return 200, JSON, orjson.dumps(catalog.document())
+        return reads.answer(path)
+
+    return answer
+
+
+def create_server(workers: Workers, telemetry: Telemetry) -> StatusServer:
+    """Return a pod's status server."""
     telemetry.build_info.labels(__version__).set(1)
-    register(app, workers.catalog)
-
-    @app.get("/livez")
-    def livez() -> Response:
-        return jsonify(status="ok")
-
-    @app.get("/readyz")
-    def readyz() -> tuple[Response, int]:
-        return (jsonify(status="ok"), 200) if workers.ready() else (jsonify(status="no worker has loaded its models"), 503)
-
-    @app.get("/slot")
-    def slot() -> Response:
-        return jsonify(slot=workers.slot())
-
-    @app.get("/catalog")
-    def catalog() -> Response:
-        served = workers.catalog()
-        if served is None:
-            raise NotReady("the model is not loaded yet")
-        return jsonify(served.document())
-
-    @app.get("/metrics")
-    def metrics() -> Response:
-        states = workers.states()
-        for state in State:
-            telemetry.workers.labels(state.value).set(states[state])
-        telemetry.in_flight.labels("executing").set(states[State.BUSY])
-        telemetry.in_flight.labels("queued").set(backlog.waiting(port))
-        return Response(generate_latest(telemetry.registry), content_type=CONTENT_TYPE_LATEST)
-
-    return app
+    probes = {"/livez": lambda: "", "/readyz": lambda: no_worker(workers)}
+    return StatusServer(telemetry.registry, lambda: observe(workers, telemetry), probes, documents(workers))

@@ -41,7 +41,7 @@ class Workers:
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
-        self._telemetry = telemetry
+        self.telemetry = telemetry
         self._lock = threading.Lock()
         self._workers: dict[int, Worker] = {}
         self._catalog: Catalog | None = None
@@ -57,11 +57,11 @@ class Workers:
             worker = self._workers.pop(connection)
         if worker.pid == 0 or worker.ending == "stopped":
             return
-        self._telemetry.restarts.labels(worker.ending or "crashed").inc()
+        self.telemetry.restarts.labels(worker.ending or "crashed").inc()
         if not worker.ending:
             log.error("worker %d died without a word", worker.pid)
             if worker.state is State.BUSY:
-                self._telemetry.calls.labels("", LOST).inc()
+                self.telemetry.calls.labels("", LOST).inc()
 
     def tell(self, connection: int, event: Mapping[str, Any]) -> None:
         """Take in one event of a worker."""
@@ -78,7 +78,7 @@ class Workers:
                     worker.state = State.FREE
                     self._finished(event)
                 case "abandoned":
-                    self._telemetry.abandoned.labels(event["state"]).inc()
+                    self.telemetry.abandoned.labels(event["state"]).inc()
                 case "ending":
                     worker.ending = event["reason"]
 
@@ -89,15 +89,13 @@ class Workers:
         worker.state = State.FREE
         self._catalog = Catalog.from_document(event["catalog"])
         for model in self._catalog:
-            self._telemetry.load.labels(model.name, model.version).set(model.load_seconds)
-            self._telemetry.model_info.labels(model.name, model.version, model.platform).set(1)
+            self.telemetry.load.labels(model.name, model.version).set(model.load_seconds)
+            self.telemetry.model_info.labels(model.name, model.version, model.platform).set(1)
 
     def _finished(self, event: Mapping[str, Any]) -> None:
-        self._telemetry.calls.labels(event["model"], event["code"]).inc()
+        self.telemetry.calls.labels(event["model"], event["code"]).inc()
         if event["run"] is not None and event["code"] != ABANDONED:
-            self._telemetry.duration.labels(event["model"]).observe(event["run"])
-        if event["wait"] is not None:
-            self._telemetry.wait.observe(event["wait"])
+            self.telemetry.duration.labels(event["model"]).observe(event["run"])
 
     def catalog(self) -> Catalog | None:
         """Return what is served; None before the first worker has loaded it."""

@@ -17,8 +17,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from percore.errors import CallError
-from percore.gateway.request import Disconnected, Request
 from percore.gateway.spool import Backlog, Body
+from percore.http.request import Disconnected, Request
 
 if TYPE_CHECKING:
     from percore.gateway.upstream import WorkerConnection

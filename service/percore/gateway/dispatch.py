@@ -18,9 +18,9 @@ from percore.gateway.endpoints import Endpoint
 from percore.gateway.pods import Key, Pod, PodState, is_usable, key_of
 from percore.gateway.queue import CallQueue
 from percore.gateway.relay import relay
-from percore.gateway.request import HOP_BY_HOP, OWN_PREFIX, Disconnected, connection_tokens
 from percore.gateway.spool import SMALL_BYTES, Spool
 from percore.gateway.upstream import TooLate, WorkerConnection, connect
+from percore.http.request import HOP_BY_HOP, OWN_PREFIX, Disconnected, connection_tokens
 
 log = logging.getLogger("percore.gateway")
 

@@ -33,6 +33,7 @@ class Endpoint:
     """A pod, as the source of endpoints lists it."""
 
     address: str
+    """A host, or the path of a unix socket."""
     port: int
     exporter_port: int
     state: State = State.READY

@@ -23,10 +23,10 @@ from percore.errors import (
 from percore.gateway.call import Call, CallState
 from percore.gateway.dispatch import Dispatcher
 from percore.gateway.queue import CallQueue
-from percore.gateway.request import Disconnected, Request
 from percore.gateway.spool import Body, Spool
 from percore.gateway.telemetry import DISCONNECTED, REJECTION_REASONS, GatewayTelemetry, label_of, queue_label_of
 from percore.gateway.uploads import Upload, Uploads
+from percore.http.request import Disconnected, Request
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 STATES = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUNNING: "executing"}
@@ -138,12 +138,12 @@ class Intake:
         return body
 
     async def _copy(self, request: Request, body: Body, upload: Upload) -> None:
-        while data := await request.read():
-            size = body.size + len(data)
+        while pieces := await request.read():
+            size = body.size + sum(map(len, pieces))
             if size > self._limits.body_bytes:
                 raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and more came in chunks")
             upload.grow(size)
-            await body.write(data)
+            await body.write(*pieces)
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
         self._number += 1

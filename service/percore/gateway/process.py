@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +22,28 @@ import uvloop
 from prometheus_client import disable_created_metrics
 
 from percore import __version__, logs, rundir
-from percore.errors import StartError
-from percore.gateway.admin import Admin
+from percore.api.reads import Reads
+from percore.catalog import Catalog
+from percore.errors import NotReady, StartError
+from percore.exporter import app
+from percore.exporter.inbox import Inbox
+from percore.exporter.workers import Workers
 from percore.gateway.call import Call
+from percore.gateway.catalogs import Catalogs
 from percore.gateway.cost_writer import CostWriter, PodCosts
 from percore.gateway.dispatch import Dispatcher
 from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, Source
-from percore.gateway.front import Front, FrontLimits, bind
 from percore.gateway.intake import Intake, IntakeLimits
 from percore.gateway.lag import LoopLag
 from percore.gateway.pods import PodState
 from percore.gateway.queue import CallQueue
-from percore.gateway.reads import Reads
-from percore.gateway.request import Request
-from percore.gateway.settings import GatewaySettings, Settings
+from percore.gateway.settings import Settings
 from percore.gateway.spool import Spool, SpoolLimits
 from percore.gateway.telemetry import GatewayTelemetry
+from percore.http.front import Front, FrontLimits, bind
+from percore.http.request import Request
+from percore.http.status import StatusServer
+from percore.telemetry import Telemetry
 
 log = logging.getLogger("percore.gateway")
 
@@ -42,6 +51,8 @@ SPARE_DESCRIPTORS = 1024
 """Open files for connections to pods, and for everything else."""
 BACKSTOP_SECONDS = 60.0
 """How much later than the worker the gateway gives a run up."""
+STUCK_SECONDS = 60.0
+"""A restart costs the queue, so the gateway is alive until its loop has stood still this long."""
 STEP_SECONDS = 0.05
 SWITCH_SECONDS = 0.001
 """Threads beside the event loop (metrics, the watch) give way to it so soon."""
@@ -50,7 +61,19 @@ SWITCH_SECONDS = 0.001
 class Gateway:
     """Everything that runs on the event loop."""
 
-    def __init__(self, settings: Settings, telemetry: GatewayTelemetry, writer: logs.BackgroundWriter) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: GatewayTelemetry,
+        writer: logs.BackgroundWriter,
+        catalog: Callable[[], Catalog | None] | None = None,
+        workers_end: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``catalog`` returns what is served; without it, the pods are asked.
+
+        ``workers_end`` tells, while the gateway stops, whether the workers end too, so that no queued call can run any more.
+        """
+        self._workers_end = workers_end
         limits, gateway = settings.limits, settings.gateway
         loop = asyncio.get_running_loop()
         self.telemetry = telemetry
@@ -74,7 +97,8 @@ class Gateway:
         self.connections = limits.backlog + gateway.uploads + gateway.connections
         front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.body)
         self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
-        self.reads = Reads(ready=lambda: not self.not_ready())
+        self.catalogs = Catalogs()
+        self.reads = Reads(catalog or self.catalogs.current, ready=lambda: not self.not_ready())
         self.lag = LoopLag(loop)
         self.endpoints: dict[str, Endpoint] = {}
         self._known = asyncio.Event()
@@ -88,7 +112,7 @@ class Gateway:
     async def serve(self, request: Request) -> None:
         """Answer a read here; every other request is a call."""
         if request.method in (b"GET", b"HEAD"):
-            self.reads.serve(request)
+            request.respond(*self.reads.answer(request.path))
         else:
             await self.intake.serve(request)
 
@@ -96,7 +120,7 @@ class Gateway:
         """Take in which pods there are; on the loop."""
         self.endpoints = {each.pod: each for each in endpoints if each.pod}
         self.dispatcher.publish(endpoints)
-        self.reads.publish(endpoints)
+        self.catalogs.publish(endpoints)
         self._known.set()
 
     def not_ready(self) -> str:
@@ -126,13 +150,13 @@ class Gateway:
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
         self.lag.start()
-        reads = asyncio.get_running_loop().create_task(self.reads.follow())
-        reads.add_done_callback(_must_go_on)
+        follows = asyncio.get_running_loop().create_task(self.catalogs.follow())
+        follows.add_done_callback(_must_go_on)
         await self.front.listen(listener)
         log.info("gateway listens on %s:%d", self.settings.server.host, self.settings.server.port)
         await stop.wait()
         await self._stop(stop)
-        reads.cancel()
+        follows.cancel()
 
     async def _stop(self, stop: asyncio.Event) -> None:
         delay = self.settings.gateway.shutdown_delay
@@ -147,8 +171,15 @@ class Gateway:
         self.intake.stopping = True
         self.front.close_listener()
         while (self.intake.open or self.front.busy) and not stop.is_set():
+            if self._workers_end():
+                self._reject_queued()
             await asyncio.sleep(STEP_SECONDS)
         self.front.close_connections()
+
+    def _reject_queued(self) -> None:
+        while (call := self.queue.pop()) is not None:
+            call.fail(NotReady("the service is stopping; send the call again"))
+        self.dispatcher.queue_shrank()
 
 
 def _must_go_on(task: asyncio.Task[None]) -> None:
@@ -162,21 +193,35 @@ def _runs(state: PodState) -> bool:
     return state in (PodState.RUNNING, PodState.ENDING)
 
 
-def serve(settings: Settings) -> int:
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the gateway of one machine is given: its workers, and sockets that outlive it."""
+
+    workers: int
+    listener: int
+    """File descriptor of the socket for calls."""
+    status_listener: int
+    """File descriptor of the socket for probes and metrics."""
+
+
+def serve(settings: Settings, machine: Machine | None = None) -> int:
     """Run the gateway until it is told to stop; return the exit status."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
     telemetry = GatewayTelemetry()
     _check_descriptors(settings)
     folder = settings.gateway.spool_dir
     rundir.make(settings.server.run_dir if folder == Path() else folder)
-    host = settings.server.host
-    listener = _bound(host, settings.server.port, "PERCORE_PORT")
-    admin_listener = _bound(host, settings.server.exporter_port, "PERCORE_EXPORTER_PORT")
-    sources = _sources(settings.gateway, telemetry)
+    if machine is None:
+        host = settings.server.host
+        listener = bind(host, settings.server.port, "PERCORE_PORT")
+        status_listener = bind(host, settings.server.exporter_port, "PERCORE_EXPORTER_PORT")
+    else:
+        listener, status_listener = socket.socket(fileno=machine.listener), socket.socket(fileno=machine.status_listener)
+    sources = _sources(settings, telemetry, machine)
     writer = logs.configure_background(settings.server.log_level, telemetry.lines_lost.inc)
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        uvloop.run(_main(settings, telemetry, writer, sources, listener, admin_listener))
+        uvloop.run(_main(settings, telemetry, writer, sources, listener, status_listener))
     finally:
         writer.close()
     return 0
@@ -188,14 +233,20 @@ async def _main(
     writer: logs.BackgroundWriter,
     sources: Sources,
     listener: socket.socket,
-    admin_listener: socket.socket,
+    status_listener: socket.socket,
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stop.set)
-    gateway = Gateway(settings, telemetry, writer)
-    Admin(telemetry, gateway.observe, gateway.not_ready, lambda: gateway.lag.ticked).start(admin_listener)
+    workers = sources.workers
+    if workers is None:
+        gateway = Gateway(settings, telemetry, writer)
+    else:
+        supervisor = os.getppid()
+        # A supervisor that was killed ends both; one that stops ends the gateway first.
+        gateway = Gateway(settings, telemetry, writer, workers.catalog, lambda: os.getppid() != supervisor)
+    _status_server(gateway, workers).start(status_listener)
     _vital(sources.endpoints.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
     if sources.costs is not None:
         _vital(CostWriter(sources.costs, gateway.running_pods, lambda: gateway.endpoints, telemetry).reconcile_forever)
@@ -204,32 +255,54 @@ async def _main(
     await gateway.run(listener, stop)
 
 
+def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
+    """Return the status server; on one machine it is the workers' as well."""
+
+    def livez() -> str:
+        stuck = time.monotonic() - gateway.lag.ticked > STUCK_SECONDS
+        return f"the event loop has not run for {STUCK_SECONDS:g} s" if stuck else ""
+
+    registry = gateway.telemetry.registry
+    if workers is None:
+        return StatusServer(registry, gateway.observe, {"/livez": livez, "/readyz": gateway.not_ready})
+    telemetry = workers.telemetry
+
+    def observe() -> None:
+        gateway.observe()
+        app.observe(workers, telemetry)
+
+    probes = {"/livez": livez, "/readyz": lambda: gateway.not_ready() or app.no_worker(workers)}
+    return StatusServer(registry, observe, probes, app.documents(workers))
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What the gateway learns from elsewhere."""
 
     endpoints: Source
-    costs: PodCosts | None
+    costs: PodCosts | None = None
     """Where deletion costs are read and written; None where there are none."""
+    workers: Workers | None = None
+    """The workers of this machine, which report here; None on a cluster."""
 
 
-def _sources(gateway: GatewaySettings, telemetry: GatewayTelemetry) -> Sources:
+def _sources(settings: Settings, telemetry: GatewayTelemetry, machine: Machine | None) -> Sources:
     """Return the sources that the settings name."""
+    gateway = settings.gateway
+    if machine is not None:
+        paths = (str(settings.server.worker_socket(number)) for number in range(machine.workers))
+        endpoints = tuple(Endpoint(path, 0, 0, pod=f"worker-{number}") for number, path in enumerate(paths))
+        workers = Workers(Telemetry(telemetry.registry, versioned=False))
+        Inbox(settings.server.reports, workers).start()
+        return Sources(Fixed(endpoints), workers=workers)
     if not gateway.service:
-        return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file), None)
+        return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file))
     # Only here: elsewhere the client of Kubernetes need not be installed.
     from percore.gateway.cluster import Cluster  # noqa: PLC0415
 
     cluster = Cluster(gateway)
     telemetry.knowledge_age.set_function(cluster.age)
     return Sources(cluster, cluster if gateway.deletion_costs == "yes" else None)
-
-
-def _bound(host: str, port: int, key: str) -> socket.socket:
-    try:
-        return bind(host, port)
-    except OSError as error:
-        raise StartError(f"PERCORE_HOST={host!r} {key}={port}: cannot listen there: {error.strerror}") from error
 
 
 def _check_descriptors(settings: Settings) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from percore.errors import CallError
 from percore.gateway.call import Call
-from percore.gateway.request import HOP_BY_HOP, Header, connection_tokens
 from percore.gateway.spool import Backlog, Spool
 from percore.gateway.upstream import WorkerConnection
+from percore.http.request import HOP_BY_HOP, Header, connection_tokens
 
 ROOM_SECONDS = 0.05
 NOT_PASSED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server-timing"}

@@ -23,6 +23,7 @@ from percore.settings import (
     Rule,
     ServerSettings,
     checked,
+    keys,
     one_of,
     read_groups,
     setting,
@@ -45,22 +46,23 @@ ENDPOINTS = Rule("empty, or `ADDRESS:PORT/EXPORTER_PORT` entries with commas bet
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """The gateway: which pods there are, and how calls wait for them."""
+    """The gateway, on a cluster and on one machine."""
 
     name: str = setting("PERCORE_GATEWAY_NAME", "", IDENTITY)
-    """What pods call this gateway. Empty: the machine's name."""
+    """The name of this gateway in the workers' log. Empty: the machine's name."""
     service: str = setting("PERCORE_GATEWAY_SERVICE", "", TEXT)
     """The Kubernetes Service whose endpoints are the pods. Empty: one of the next two settings lists them."""
     namespace: str = setting("PERCORE_GATEWAY_NAMESPACE", "default", TEXT)
     """That Service's namespace."""
     endpoints: tuple[Endpoint, ...] = setting("PERCORE_GATEWAY_ENDPOINTS", "", ENDPOINTS)
-    """Without Kubernetes: the pods, as `10.0.0.5:8080/9090,10.0.0.6:8080/9090`."""
+    """Without Kubernetes: the pods, as `10.0.0.5:8080/9090,10.0.0.6:8080/9090`. `percore serve` does not use it: its pods are
+    its workers."""
     endpoints_file: Path = setting("PERCORE_GATEWAY_ENDPOINTS_FILE", "", PATH)
     """Without Kubernetes: a file with such entries, one a line. It may change: replace it in one piece, by renaming."""
     pod_port: int = setting("PERCORE_GATEWAY_POD_PORT", "8080", PORT)
     """In Kubernetes: the port on which pods take calls."""
     pod_exporter_port: int = setting("PERCORE_GATEWAY_POD_EXPORTER_PORT", "9090", PORT)
-    """In Kubernetes: the port of the pods' exporters, for checks and for everything that is read only."""
+    """In Kubernetes: the port of the pods' status servers. The gateway asks them what is served, and whether they compute."""
     connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
     """Connections of clients beyond those of queued calls. At the bound the one that is idle longest is closed. Without an
     idle one, further connections wait in the kernel."""
@@ -77,7 +79,8 @@ class GatewaySettings:
     spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", within(0, 2**40))
     """Bytes of bodies and answers that may stay in memory, large ones in half of it; what finds no room goes to files."""
     shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
-    """Seconds from SIGTERM to closing the listener. In this time load balancers see that the gateway is not ready."""
+    """Seconds from SIGTERM to closing the listener. In this time load balancers see that the gateway is not ready. On one
+    machine this time is part of `PERCORE_DRAIN_LIMIT`."""
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
     """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
     there is no such header."""
@@ -101,9 +104,13 @@ class Settings:
 GROUPS: dict[str, type[Any]] = {"gateway": GatewaySettings, "server": ServerSettings, "limits": LimitSettings}
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the gateway's settings, as ``percore.settings.read_groups`` does."""
-    settings = Settings(**read_groups(GROUPS, environ))
+def load(environ: Mapping[str, str] | None = None, *, on_machine: bool = False) -> Settings:
+    """Read the gateway's settings, as ``percore.settings.read_groups`` does.
+
+    ``on_machine``: on one machine the gateway's environment is the workers' too, with settings that only they read.
+    """
+    others = keys() if on_machine else frozenset[str]()
+    settings = Settings(**read_groups(GROUPS, environ, others.__contains__))
     _check_source(settings.gateway)
     return settings
 

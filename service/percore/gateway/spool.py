@@ -12,7 +12,7 @@ import errno
 import os
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,29 +126,29 @@ class Body:
         self._spool.take_disk(size - self._disk)
         self._disk = size
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, *pieces: bytes) -> None:
         """Append; raise Overloaded if there is no room, or if the disk is full. A body that was discarded takes nothing in."""
         if self._discarded:
             return
-        size = self.size + len(data)
+        size = self.size + sum(map(len, pieces))
         if size > max(self._memory, self._disk):
             self.reserve(size)
         if not self._disk:
-            self._chunks.append(data)
+            self._chunks += pieces
             self.size = size
             return
-        await self._in_thread(self._append, data)
+        await self._in_thread(self._append, pieces)
         if self._chunks:
             self._chunks.clear()
             self._spool.memory -= self._memory
             self._memory = 0
         self.size = size
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, pieces: Sequence[bytes]) -> None:
         if self._fd is None:
             self._fd = self._spool.open_file()
         offset = 0 if self._chunks else self.size
-        for piece in (*self._chunks, data):
+        for piece in (*self._chunks, *pieces):
             view = memoryview(piece)
             while view:
                 written = os.pwrite(self._fd, view, offset)

@@ -18,7 +18,7 @@ from typing import Any
 
 import httptools
 
-from percore.gateway.request import Header
+from percore.http.request import Header
 
 log = logging.getLogger("percore.gateway")
 
@@ -298,11 +298,16 @@ class WorkerConnection(asyncio.Protocol):
         self._wake()
 
 
-async def connect(host: str, port: int) -> WorkerConnection:
-    """Connect to a worker; raise OSError if that fails, TimeoutError if it takes longer than ``CONNECT_SECONDS``."""
+async def connect(address: str, port: int) -> WorkerConnection:
+    """Connect to a worker at a host and port, or at the path of a unix socket.
+
+    Raises OSError if that fails, TimeoutError if it takes longer than ``CONNECT_SECONDS``.
+    """
     loop = asyncio.get_running_loop()
+    if address.startswith("/"):
+        return (await loop.create_unix_connection(lambda: WorkerConnection(loop), address))[1]
     async with asyncio.timeout(CONNECT_SECONDS):
-        transport, connection = await loop.create_connection(lambda: WorkerConnection(loop), host, port)
+        transport, connection = await loop.create_connection(lambda: WorkerConnection(loop), address, port)
     kernel = transport.get_extra_info("socket")
     for level, option, value in KEEPALIVE:
         with suppress(OSError):  # a kernel without this option: the loss of a peer is noticed later

@@ -15,7 +15,7 @@ from percore.catalog import ModelInfo
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
-"""Tensors by name; strings are object arrays of ``bytes``."""
+"""Tensors by name. Strings are object arrays of ``bytes``. A handler may write to its inputs, whichever way they came."""
 
 
 class Handler(Protocol):

@@ -6,16 +6,19 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from gunicorn.http import wsgi
 
 from percore.api.facts import ENVIRON_KEY, CallFacts
-from percore.errors import CallError, HandlerFailed, QueueTimeout, RunTimeout
+from percore.errors import CallError, HandlerFailed, RunTimeout
 from percore.logs import write_call
 from percore.settings import LimitSettings
 from percore.worker import abandoned, answer, receive
@@ -56,11 +59,10 @@ class Surroundings:
 class Exchange:
     """One connection. ``serve`` does all of it, and never raises."""
 
-    def __init__(self, around: Surroundings, client: socket.socket, address: receive.Address, queued: float | None) -> None:
+    def __init__(self, around: Surroundings, client: socket.socket, address: receive.Address) -> None:
         self._around = around
         self._client = client
         self._address = address
-        self._queued = queued
         self._run: float | None = None
         self._facts = CallFacts()
         self._status = "500"
@@ -70,6 +72,7 @@ class Exchange:
         self._request_id = ""
         self._request_bytes = 0
         self._abandoned = False
+        self._pid = os.getpid()
 
     def serve(self) -> None:
         """Serve whatever comes over the connection, and close it."""
@@ -103,9 +106,6 @@ class Exchange:
         self._request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self._began = True
         self._around.reporter.started()
-        limit = self._around.limits.wait
-        if self._queued is not None and self._queued > limit:
-            raise QueueTimeout(f"the call was queued for {self._queued:.1f} s, and the limit is {limit:g} s")
 
     @property
     def _is_call(self) -> bool:
@@ -141,12 +141,34 @@ class Exchange:
         return [reply.head(self._own_headers()), *(chunks or ())]
 
     def _produce(self, reply: Reply, environ: dict[str, Any]) -> list[receive.Buffer] | None:
-        result = self._around.application(environ, reply.start_response)
         try:
-            return reply.produce(result)
+            result = self._around.application(environ, reply.start_response)
+            try:
+                return reply.produce(result)
+            finally:
+                if hasattr(result, "close"):
+                    result.close()
         finally:
-            if hasattr(result, "close"):
-                result.close()
+            self._end_if_forked(failed=(reply.status or "").startswith("5"))
+
+    def _end_if_forked(self, *, failed: bool) -> None:
+        """End a process that the application forked: nothing of ours runs in it, whichever way it comes here.
+
+        An error that the child raised has become an answer of 500 by now, so that such an answer counts as a failure.
+        """
+        if os.getpid() == self._pid:
+            return
+        error = sys.exc_info()[1]
+        status: object = int(failed)
+        if isinstance(error, SystemExit):
+            status = error.code
+        elif error is not None:
+            traceback.print_exc()
+            status = 1
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
     def _environ(self, head: receive.Head, body: receive.Buffer) -> tuple[Reply, dict[str, Any]]:
         around = self._around
@@ -178,9 +200,8 @@ class Exchange:
         return self._own_headers()
 
     def _own_headers(self) -> Headers:
-        times = [("queue", self._queued), ("run", self._run)]
-        timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in times if seconds is not None)
-        return [("X-Request-ID", self._request_id), *([("Server-Timing", timing)] if timing else [])]
+        timing = [] if self._run is None else [("Server-Timing", f"run;dur={self._run * 1000:.3f}")]
+        return [("X-Request-ID", self._request_id), *timing]
 
     def _refusal(self, error: CallError) -> list[receive.Buffer]:
         self._request_id = self._request_id or uuid.uuid4().hex
@@ -201,14 +222,13 @@ class Exchange:
         if not self._is_call:
             self._around.reporter.released()
             return
-        self._around.reporter.finished(self._facts.model, code, self._run, self._queued)
+        self._around.reporter.finished(self._facts.model, code, self._run)
         fields = {
             "request_id": self._request_id,
             "gateway": self._gateway,
             "model": self._facts.model,
             "version": self._facts.version,
             "status": code,
-            "queue_seconds": self._queued,
             "run_seconds": self._run,
             "request_bytes": self._request_bytes,
             "response_bytes": response_bytes,

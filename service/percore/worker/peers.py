@@ -21,7 +21,7 @@ cut off the slow reader of a large answer. The time that an answer may take has 
 def keep_alive(listener: socket.socket) -> None:
     """Have the kernel probe the peer of each connection that is accepted from ``listener``: Linux passes the options on.
 
-    An option that the platform does not have is left out.
+    An option that the platform, or a unix socket, does not have is left out.
     """
     for level, name, value in OPTIONS:
         with contextlib.suppress(OSError, AttributeError):

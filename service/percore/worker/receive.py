@@ -226,7 +226,7 @@ def _read_sized(reader: LengthReader, source: Deadline) -> Buffer:
         if not count:
             raise EndedEarly(f"the body ended after {received} of {length} bytes")
         received += count
-    return view.toreadonly()
+    return view
 
 
 def _read_chunked(head: Head, source: Deadline, largest: int) -> Buffer:
@@ -240,4 +240,4 @@ def _read_chunked(head: Head, source: Deadline, largest: int) -> Buffer:
         if source.ended:
             raise EndedEarly("the body ended before its last chunk") from None
         raise BadRequest(f"the chunked body is malformed: {error}") from None
-    return memoryview(body).toreadonly()
+    return memoryview(body)

@@ -50,10 +50,10 @@ class Reporter:
         self._started = {"event": "started"}
         self._send(self._started)
 
-    def finished(self, model: str, code: str, run: float | None, wait: float | None) -> None:
-        """Tell that the call ended, with its run and wait times in seconds where they are known."""
+    def finished(self, model: str, code: str, run: float | None) -> None:
+        """Tell that the call ended, with its run time in seconds if it ran."""
         self._started = None
-        self._send({"event": "finished", "model": model, "code": code, "run": run, "wait": wait})
+        self._send({"event": "finished", "model": model, "code": code, "run": run})
 
     def released(self) -> None:
         """Tell that the request ended and is not counted: a read, or a call that its client did not send to the end."""

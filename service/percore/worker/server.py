@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from percore import cores, logs, rundir
-from percore.errors import START_FAILED
+from percore.errors import START_FAILED, SettingsError, StartError
 from percore.settings import LimitSettings, Settings
 from percore.worker.boots import Boots
+from percore.worker.call_worker import CallWorker, shut_down
 from percore.worker.peers import keep_alive
-from percore.worker.pod import PodWorker, shut_down
-from percore.worker.shared import SharedWorker
 
 MARGIN_SECONDS = 30.0
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
@@ -46,13 +46,18 @@ def backstop(limits: LimitSettings) -> int:
     return math.ceil(limits.body + limits.run + limits.body + MARGIN_SECONDS)
 
 
-def options(settings: Settings, workers: int, fd: int | None) -> dict[str, Any]:
-    """Return Gunicorn's settings. With ``fd`` the workers share that listening socket; without, this is a pod."""
-    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+def options(settings: Settings, workers: int | None) -> dict[str, Any]:
+    """Return Gunicorn's settings for so many workers of one machine, each with a unix socket; None: a pod, one TCP port."""
+    server = settings.server
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    if workers is None:
+        bind = [f"{host}:{server.port}"]
+    else:
+        bind = [f"unix:{server.worker_socket(number)}" for number in range(workers)]
     chosen: dict[str, Any] = {
-        "bind": [f"{host}:{settings.server.port}" if fd is None else f"fd://{fd}"],
-        "workers": workers,
-        "worker_class": PodWorker if fd is None else SharedWorker,
+        "bind": bind,
+        "workers": len(bind),
+        "worker_class": CallWorker,
         "preload_app": False,
         "timeout": backstop(settings.limits),
         "graceful_timeout": math.ceil(settings.limits.drain),
@@ -81,9 +86,12 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
 
     WORKER_BOOT_ERROR = APP_LOAD_ERROR = START_FAILED
 
-    def __init__(self, app: Server) -> None:
-        super().__init__(app)
-        self._parent = os.getppid()
+    halting = False
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """Stop with a reason; what ends meanwhile is no other reason."""
+        self.halting = True
+        super().halt(reason, exit_status)
 
     def reap_workers(self) -> None:
         """Take note of workers that ended; stop only for one that could not load before any ever had."""
@@ -91,7 +99,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         try:
             super().reap_workers()
         except HaltServer:
-            if not self.app.boots.ever_ready:
+            if not self.app.boots.ever_ready and not self.halting:
                 raise
         ended = before - set(self.WORKERS)
         for group in ended:
@@ -100,31 +108,30 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
                 os.killpg(group, signal.SIGKILL)
 
     def stop(self, graceful: bool = True) -> None:
-        """Stop. Give the port up at once, so that whoever waits there goes elsewhere, and let the running call end.
-
-        On one machine the supervisor keeps the port, as long as it lives, and answers those who wait.
-        """
-        if self.app.fd is None or os.getppid() != self._parent:
-            for listener in self.LISTENERS:
-                shut_down(listener.sock)
+        """Stop. Give the sockets up at once, so that whoever waits there goes elsewhere, and let running calls end."""
+        for listener in self.LISTENERS:
+            shut_down(listener.sock)
         super().stop(graceful)
 
 
 class Server(BaseApplication):  # type: ignore[misc]
     """Gunicorn's application object: the workers take the settings and the groups of cores from it."""
 
-    def __init__(self, settings: Settings, fd: int | None) -> None:
+    def __init__(self, settings: Settings, workers: int | None) -> None:
         self.settings = settings
-        self.fd = fd
-        usable = cores.usable_cores()
-        groups = cores.deal(usable, settings.cores.per_call)
-        self.groups = groups if fd is not None else groups[:1]
+        self.workers = workers
+        self.pins = workers is not None
+        """Whether workers pin themselves to their cores; in a pod the kubelet does."""
+        groups = cores.deal(cores.usable_cores(), settings.cores.per_call)
+        if workers is not None and workers > len(groups):
+            raise SettingsError(f"--workers {workers}: must be at most {len(groups)}: this machine has so many groups of cores")
+        self.groups = groups[: workers or 1]
         self.boots = Boots(len(self.groups))
         super().__init__()
 
     def load_config(self) -> None:
         """Hand the options to Gunicorn."""
-        for name, value in options(self.settings, len(self.groups), self.fd).items():
+        for name, value in options(self.settings, self.workers).items():
             self.cfg.set(name, value)
 
     def run(self) -> None:
@@ -132,8 +139,23 @@ class Server(BaseApplication):  # type: ignore[misc]
         CallArbiter(self).run()
 
 
-def serve(settings: Settings, fd: int | None = None) -> None:
-    """Run the arbiter until it is told to stop; never returns."""
+def serve(settings: Settings, workers: int | None = None) -> None:
+    """Run the arbiter until it is told to stop; never returns. ``workers``: see ``options``."""
     logs.configure(settings.server.log_level)
     rundir.make(settings.server.run_dir)
-    Server(settings, fd).run()
+    for number in range(workers or 0):
+        _check_free(settings.server.worker_socket(number))
+    Server(settings, workers).run()
+
+
+def _check_free(path: Path) -> None:
+    """Raise StartError if somebody serves a socket. The file of an earlier life is replaced by Gunicorn."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except OSError as error:
+            raise StartError(f"{path}: cannot be a socket of a worker: {error.strerror or error}") from error
+    raise StartError(f"{path}: another service has workers there; set another PERCORE_RUN_DIR")

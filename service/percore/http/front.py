@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from percore.errors import CallError, GatewayFailed
-from percore.gateway.connection import Connection
-from percore.gateway.request import Disconnected, Request
+from percore.errors import CallError, GatewayFailed, StartError
+from percore.http.connection import Connection
+from percore.http.request import Disconnected, Request
 
 log = logging.getLogger("percore.gateway")
 
@@ -202,13 +202,13 @@ class Front:
             connection.abort()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address; raise OSError if the address cannot be had."""
+def bind(host: str, port: int, key: str) -> socket.socket:
+    """Return a socket that is bound to the address; raise StartError, which names the setting, if the address cannot be had."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise StartError(f"PERCORE_HOST={host!r} {key}={port}: cannot listen there: {error.strerror}") from error
     return listener

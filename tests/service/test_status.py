@@ -1,7 +1,6 @@
-"""The exporter beside workers that compute."""
+"""The status server beside workers that compute."""
 
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def test_every_read_only_route_answers_while_every_worker_computes() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         running = [service.ask(burn=20) for _ in range(2)]
-        eventually(lambda: service.metric("percore_in_flight_requests", state="executing") == 2)
+        service.until(executing=2)
         slowest = {}
         for path in (
             "/livez",
@@ -42,17 +41,9 @@ def test_every_read_only_route_answers_while_every_worker_computes() -> None:
 def test_all_that_is_not_a_worker_takes_less_than_100_mb() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         service.get("/metrics")
-        processes = [service.processes[0].pid, service.arbiter, *service.pids("exporter")]
+        processes = [service.processes[0].pid, service.arbiter, service.gateway]
         resident = [int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) * PAGE for pid in processes]
         assert sum(resident) < 100_000_000, resident
-
-
-def test_idle_connections_do_not_keep_probes_out() -> None:
-    with Service(handler=FAULTY).ready(workers=2) as service:
-        idle = [socket.create_connection(("127.0.0.1", service.exporter_port)) for _ in range(200)]
-        assert service.get("/livez").status_code == 200
-        for connection in idle:
-            connection.close()
 
 
 @pytest.mark.parametrize("path", ["/v1/models/nobody", "/v1/models/default/versions/9", "/v2/models/nobody", "/nowhere"])

@@ -6,7 +6,6 @@ The front creates it and feeds it; the gateway reads and answers. Nothing here k
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import orjson
 from percore.errors import BadRequest, CallError
 
 if TYPE_CHECKING:
-    from percore.gateway.connection import Connection
+    from percore.http.connection import Connection
 
 Header = tuple[bytes, bytes]
 """Name and value, as they came."""
@@ -89,7 +88,7 @@ class Request:
         """Bytes of the body so far."""
         self.buffered = 0
         """Bytes of the body that have arrived and were not read yet."""
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
         self._head_sent = False
         self._chunked = False
@@ -175,8 +174,8 @@ class Request:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def read(self) -> bytes:
-        """Return the next piece of the body, all that has arrived; ``b""`` at its end. Raises what ``fail`` was given."""
+    async def read(self) -> list[bytes]:
+        """Return all of the body that has arrived and was not read yet; nothing at its end. Raises what ``fail`` was given."""
         if self.expects_continue and not self.complete and not self.received:
             self._connection.send_continue()
         self.expects_continue = False
@@ -184,14 +183,13 @@ class Request:
             if self.failed is not None:
                 raise self.failed
             if self.complete:
-                return b""
+                return []
             self._waiter = self._connection.loop.create_future()
             await self._waiter
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
+        pieces, self._chunks = self._chunks, []
         self.buffered = 0
         self._connection.resume_reading()
-        return data
+        return pieces
 
     # --- the answer
 

@@ -1,25 +1,20 @@
-"""Reads: status, metadata and documents, answered here from the catalog that a status server told. No read reaches a pod.
+"""What the pods serve, asked of their status servers: fetched once for all callers, and kept until it is replaced.
 
-The catalog comes from a ready pod, the one that was listed last: in a rolling update that is one of the newest revision. It is
-kept until another one replaces it, so reads are answered at zero pods too.
+It comes from a ready pod, the one that was listed last: in a rolling update that is one of the newest revision. So reads are
+answered at zero pods too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
-from urllib.parse import unquote
+from collections.abc import Iterable
 
 import orjson
-from flask import Flask
 
-from percore.api.readonly import register
 from percore.catalog import Catalog
 from percore.gateway.endpoints import Endpoint, State
 from percore.gateway.pods import Key, key_of
-from percore.gateway.request import Request
 from percore.gateway.upstream import connect
 
 log = logging.getLogger("percore.gateway")
@@ -27,29 +22,24 @@ log = logging.getLogger("percore.gateway")
 ANSWER_SECONDS = 5.0
 REFRESH_SECONDS = 30.0
 RETRY_SECONDS = 0.5
-MOST_KEPT = 1000
 MOST_CATALOG_BYTES = 16 << 20
 GET_CATALOG = b"GET /catalog HTTP/1.1\r\nHost: status\r\nConnection: close\r\n\r\n"
-Kept = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
-class Reads:
-    """The catalog, and answers made of it."""
+class Catalogs:
+    """The newest catalog."""
 
-    def __init__(self, ready: Callable[[], bool] = lambda: True) -> None:
-        """``ready`` says whether the gateway takes calls: what ``/v2/health/ready`` tells."""
+    def __init__(self) -> None:
         self._catalog: Catalog | None = None
         self._document = b""
-        self._answers: dict[str, Kept] = {}
         self._candidates: list[Endpoint] = []
         self._order: dict[Key, int] = {}
         self._source: Key | None = None
         self._changed = asyncio.Event()
-        self._ready = ready
-        self._app = Flask("percore-gateway", static_folder=None)
-        register(self._app, lambda: self._catalog)
 
-    # --- where the catalog comes from
+    def current(self) -> Catalog | None:
+        """Return the catalog; None before any was known."""
+        return self._catalog
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
         """Take in which pods there are; those that were listed last are asked first."""
@@ -87,49 +77,9 @@ class Reads:
         return False
 
     def _replace(self, document: bytes) -> None:
-        if document == self._document:
-            return
-        self._catalog = Catalog.from_document(orjson.loads(document))
-        self._document = document
-        self._answers.clear()
-
-    # --- answers
-
-    def serve(self, request: Request) -> None:
-        """Answer a GET or HEAD."""
-        path = request.path
-        kept = self._answers.get(path)
-        if kept is None:
-            kept = self._answer(path)
-            if kept[0] == 200 and len(self._answers) < MOST_KEPT and path != "/v2/health/ready":
-                self._answers[path] = kept
-        request.respond(*kept)
-
-    def _answer(self, path: str) -> Kept:
-        if path == "/v2/health/ready" and self._ready():
-            return 200, [(b"Content-Type", b"application/json")], b'{"ready":true}'
-        found: dict[str, Any] = {}
-
-        def start_response(status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:
-            found["status"], found["headers"] = int(status.split(" ", 1)[0]), headers
-
-        environ = {
-            "REQUEST_METHOD": "GET",
-            "PATH_INFO": unquote(path, "latin-1"),
-            "QUERY_STRING": "",
-            "SERVER_NAME": "gateway",
-            "SERVER_PORT": "8080",
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "wsgi.url_scheme": "http",
-            "wsgi.errors": None,
-        }
-        body = b"".join(self._app.wsgi_app(environ, start_response))  # type: ignore[arg-type]
-        headers = [
-            (name.encode("latin-1"), value.encode("latin-1"))
-            for name, value in found["headers"]
-            if name.lower() not in ("content-length", "connection")
-        ]
-        return found["status"], headers, body
+        if document != self._document:
+            self._catalog = Catalog.from_document(orjson.loads(document))
+            self._document = document
 
 
 async def fetch_catalog(host: str, port: int) -> bytes:

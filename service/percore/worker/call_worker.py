@@ -1,9 +1,17 @@
-"""What both kinds of worker share: how they are born, load, serve one connection, and end."""
+"""The worker: a plain Gunicorn sync worker, whose accept is what says that it is free.
+
+Its listening socket belongs to the arbiter and stays open while the worker computes, loads or is replaced. Connections wait in
+the kernel's accept queue, first come, first served. So a gateway need not ask whether the worker is free, and none is refused.
+On one machine each group of cores has a socket of its own: a worker serves the socket of the cores that it holds.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
+import signal
 import socket
 import sys
 import time
@@ -23,13 +31,23 @@ from percore.worker.report import Reporter
 
 GOODBYE_SECONDS = 3.0
 LOAD_FAILED = 1
+ENDING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Environment variables by which libraries learn how many threads to compute with. One that is set stays as it is."""
+LOCAL = ("127.0.0.1", 0)
+"""The address of a peer on a unix socket, which has none."""
+
+
+def shut_down(listener: socket.socket) -> None:
+    """Stop listening in every process that has the socket, which ``close`` does not; connections not yet accepted are reset."""
+    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.shutdown(socket.SHUT_RD)
 
 
 class CallWorker(SyncWorker):  # type: ignore[misc]
     """A Gunicorn sync worker whose models are loaded and called in its main thread, one connection at a time."""
 
-    pins = False
-    """Whether this worker pins itself to cores; in a pod the kubelet does."""
+    sockets: list[Any]
     settings: Settings
     surroundings: Surroundings
     claim: cores.Claim | None = None
@@ -46,7 +64,11 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         super().init_process()
 
     def _let_go(self) -> None:
-        """In a process that a handler forks: hold nothing whose end must be this worker's end."""
+        """In a process that a handler forks: hold nothing whose end must be this worker's end, and answer signals as usual."""
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            if getattr(signal.getsignal(number), "__self__", None) is self:
+                signal.signal(number, signal.SIG_DFL)
         if self.claim is not None:
             os.close(self.claim.fd)
         self.reporter.close()
@@ -58,7 +80,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         """Claim cores, then load the models, here and now: after the fork, in the thread that will call them."""
         time.sleep(self.app.boots.begin())
         self.claim = cores.claim(self.settings.server.run_dir, self.app.groups)
-        if self.pins:
+        self._listen_at(self.app.groups.index(self.claim.cores))
+        if self.app.pins:
             cores.pin(self.claim.cores)
         self.reporter.tend()
         self.guardian.start()
@@ -76,7 +99,18 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         self.reporter.loaded(catalog.document())
         self.log.info("ready after %.1f s, %d threads a call", self.surroundings.load_seconds, len(self.claim.cores))
 
+    def _listen_at(self, index: int) -> None:
+        """Accept from the socket of this worker's cores alone."""
+        for number, listener in enumerate(self.sockets):
+            if number != index:
+                listener.sock.close()
+        self.sockets = [self.sockets[index]]
+        self.wait_fds = [self.sockets[0], self.PIPE[0]]
+
     def _load(self, threads: int) -> Catalog:
+        # Read when numpy, scikit-learn and others are imported; otherwise they use every core of the node.
+        for name in THREAD_SETTINGS:
+            os.environ.setdefault(name, str(threads))
         # Imported here, after the fork: the arbiter stays small, and TensorFlow never sees a fork.
         from percore.api.app import create_app  # noqa: PLC0415
         from percore.repository import load_models  # noqa: PLC0415
@@ -105,19 +139,42 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         """End the service where it never served, and otherwise this worker alone."""
         os._exit(LOAD_FAILED if self.app.boots.ever_ready else START_FAILED)
 
+    def accept(self, listener: Any) -> None:
+        """Serve the connection that has waited longest. End where the arbiter has shut the listener down."""
+        try:
+            client, address = listener.accept()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.alive = False
+            return
+        self.handle(listener, client, address)
+
     def handle(self, _listener: Any, client: socket.socket, address: Any) -> None:
-        """Serve one connection; called by Gunicorn after accept."""
+        """Serve one connection."""
         self.client = client
-        Exchange(self.surroundings, client, address, self.waited(client)).serve()
+        Exchange(self.surroundings, client, address or LOCAL).serve()
         self.client = None
 
     def tick(self) -> None:
-        """Do what is due ten times a second, also while a call computes; called by the guardian's thread."""
-        self.reporter.tend()
+        """Do what is due ten times a second, also while a call computes; called by the guardian's thread.
 
-    def waited(self, _client: socket.socket) -> float | None:
-        """Return how long the connection waited to be accepted, in seconds; None where somebody else knows."""
-        return None
+        A worker whose arbiter has died gives its socket up at once: nobody would serve who waits there. One that is told to end
+        while it loads ends at once: inside TensorFlow no signal handler of Python runs.
+        """
+        self.reporter.tend()
+        if not self.booted and self._is_told_to_end():
+            self.reporter.counted("ending", reason="stopped")
+            os._exit(0)
+        if os.getppid() != self.ppid:
+            for listener in self.sockets:
+                shut_down(listener.sock)
+
+    def _is_told_to_end(self) -> bool:
+        """Read the numbers of signals that have come, which the interpreter writes to Gunicorn's pipe at once."""
+        waiting = select.poll()
+        waiting.register(self.PIPE[0], select.POLLIN)
+        return bool(waiting.poll(0)) and not ENDING.isdisjoint(os.read(self.PIPE[0], 4096))
 
     def run(self) -> None:
         """Serve until told to stop; helper threads still finish what they say."""

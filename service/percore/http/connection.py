@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from percore.errors import BadRequest, BodyTimeout, CallError
-from percore.gateway.request import MOST_HEAD_BYTES, Disconnected, Request
+from percore.http.request import MOST_HEAD_BYTES, Disconnected, Request
 
 if TYPE_CHECKING:
-    from percore.gateway.front import Front
+    from percore.http.front import Front
 
 READ_AHEAD_BYTES = 512 * 1024
 """Body bytes that wait to be spooled before the connection is paused: enough to receive while a piece goes to the disk."""

@@ -1,0 +1,93 @@
+"""The status server: probes, metrics and documents on asyncio. An idle connection costs nothing, and no call waits for it.
+
+It runs on an event loop of its own: in a thread of the gateway's process, so that a probe is answered while the gateway's loop
+is busy, and in a process of its own in a pod. Metrics are rendered a few times a second, however many ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from percore import logs
+from percore.errors import MethodNotAllowed, NotFound
+from percore.http.front import Front, FrontLimits
+from percore.http.request import Header, Request
+
+log = logging.getLogger("percore.status")
+
+KEPT_SECONDS = 0.2
+"""Metrics are rendered at most five times a second."""
+LIMITS = FrontLimits(connections=1000, idle_seconds=30.0, answer_seconds=10.0, head_seconds=5.0)
+JSON = [(b"Content-Type", b"application/json")]
+Answer = tuple[int, list[Header], bytes]
+"""Status, headers and body."""
+Probe = Callable[[], str]
+"""Returns what is wrong; empty if nothing is."""
+
+
+class StatusServer:
+    """Serves probes by their paths, ``/metrics``, and documents."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        observe: Callable[[], None],
+        probes: Mapping[str, Probe],
+        documents: Callable[[str], Answer] | None = None,
+    ) -> None:
+        """``observe`` sets the gauges before they are rendered; ``documents`` answers every other path."""
+        self._registry = registry
+        self._observe = observe
+        self._probes = probes
+        self._documents = documents
+        self._rendered_at, self._rendered = -KEPT_SECONDS, b""
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve for ever, on a loop of this thread's own."""
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        front = Front(loop, self.serve, LIMITS)
+        loop.run_until_complete(front.listen(listener))
+        loop.run_forever()
+
+    def start(self, listener: socket.socket) -> None:
+        """Serve in a thread from now on. Its end is the process's end: without probes nothing says what is wrong."""
+
+        def run() -> None:
+            try:
+                self.run(listener)
+            except BaseException:
+                log.exception("the status server failed; the process ends")
+                logs.end_process(1)
+
+        threading.Thread(target=run, name="status-server", daemon=True).start()
+
+    async def serve(self, request: Request) -> None:
+        """Answer one request."""
+        if request.method not in (b"GET", b"HEAD"):
+            raise MethodNotAllowed(f"{request.method.decode('latin-1')} is not allowed on this port; allowed: GET, HEAD")
+        path = request.path
+        if probe := self._probes.get(path):
+            trouble = probe()
+            request.respond(503 if trouble else 200, JSON, b'{"status":"%s"}' % (trouble or "ok").encode())
+        elif path == "/metrics":
+            request.respond(200, [(b"Content-Type", CONTENT_TYPE_LATEST.encode())], self._metrics())
+        elif self._documents is not None:
+            request.respond(*self._documents(path))
+        else:
+            raise NotFound(f"no route {path[:100]!r}; this port has {', '.join(self._probes)} and /metrics")
+
+    def _metrics(self) -> bytes:
+        if time.monotonic() - self._rendered_at > KEPT_SECONDS:
+            self._observe()
+            self._rendered = generate_latest(self._registry)
+            self._rendered_at = time.monotonic()
+        return self._rendered

@@ -1,0 +1,116 @@
+"""Handlers that start processes, by every usual way. Each returns what its processes computed."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from percore.handlers import Tensors
+
+NUMBERS = list(range(8))
+SQUARES = [number * number for number in NUMBERS]
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+class Processes:
+    """Uses the way that its input names, three times over."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        way = getattr(self, inputs["way"].item().decode())
+        return {"results": np.array([way() for _ in range(3)])}
+
+    def pool(self) -> list[int]:
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            return pool.map(square, NUMBERS)
+
+    def spawned_pool(self) -> list[int]:
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            return pool.map(square, NUMBERS)
+
+    def executor(self) -> list[int]:
+        with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+            return list(pool.map(square, NUMBERS))
+
+    def joblib(self) -> list[int]:
+        import joblib  # type: ignore[import-untyped]  # noqa: PLC0415 - only this way needs it
+
+        return list(joblib.Parallel(n_jobs=2)(joblib.delayed(square)(number) for number in NUMBERS))
+
+    def subprocess(self) -> list[int]:
+        program = f"print(*[number * number for number in {NUMBERS}])"
+        output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout
+        return [int(each) for each in output.split()]
+
+    def terminate(self) -> list[int]:
+        """``Process.terminate`` ends a process at once, by SIGTERM as it is by default."""
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process.start()
+        time.sleep(0.1)
+        process.terminate()
+        process.join(5)
+        assert process.exitcode == -signal.SIGTERM, process.exitcode
+        return SQUARES
+
+    def fork_and_exit(self) -> list[int]:
+        """A child that leaves by ``sys.exit`` has that status, and does not come back as a second worker."""
+        for status in (0, 3):
+            child = os.fork()
+            if child == 0:
+                sys.exit(status)
+            assert os.waitpid(child, 0)[1] == status << 8
+        return SQUARES
+
+    def fork_and_raise(self) -> list[int]:
+        child = os.fork()
+        if child == 0:
+            raise RuntimeError("in the child")
+        assert os.waitpid(child, 0)[1] != 0
+        return SQUARES
+
+    def fork_and_return(self) -> list[int]:
+        child = os.fork()
+        if child == 0:
+            return [0] * len(NUMBERS)
+        assert os.WIFEXITED(os.waitpid(child, 0)[1])
+        return SQUARES
+
+
+class SaysItsThreads:
+    """Returns what numerical libraries read when they are imported."""
+
+    def load(self) -> None:
+        self.threads = [int(os.environ[name]) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
+
+    def predict(self, _inputs: Tensors) -> Tensors:
+        return {"threads": np.array(self.threads)}
+
+
+class WritesToItsInput:
+    """Works in place."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        inputs["x"] *= 2
+        return inputs
+
+
+class LoadsInC:
+    """Is inside of C for a long time while it loads, where no signal handler of Python runs."""
+
+    def load(self) -> None:
+        np.linalg.svd(np.random.default_rng(1).normal(size=(3000, 3000)))
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        return inputs

@@ -1,0 +1,75 @@
+"""What handlers do with processes, and what libraries do with cores."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.service.harness import Service, eventually, processes_in
+from tests.service.process_handlers import SQUARES
+
+MODULE = "tests.service.process_handlers"
+WAYS = (
+    *("pool", "spawned_pool", "executor", "joblib", "subprocess"),
+    *("terminate", "fork_and_exit", "fork_and_raise", "fork_and_return"),
+)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with Service(handler=f"{MODULE}:Processes", run_limit=60) as service:
+        yield service.ready(1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handler_may_start_processes(service: Service, way: str) -> None:
+    workers = set(service.workers)
+    for _ in range(3):
+        answer = service.call(way=way)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["outputs"] == [SQUARES] * 3
+    assert set(service.workers) >= workers, "no worker was replaced"
+
+
+def test_libraries_compute_with_the_cores_of_one_call() -> None:
+    with Service(handler=f"{MODULE}:SaysItsThreads") as service:
+        assert service.ready(1).call(x=1).json()["outputs"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [4, 400_000])
+def test_inputs_are_writable_whichever_way_they_came(size: int) -> None:
+    values = np.arange(size, dtype=np.float32)
+    head = {"name": "x", "datatype": "FP32", "shape": [size]}
+    text = json.dumps({"inputs": [{**head, "parameters": {"binary_data_size": values.nbytes}}]}).encode()
+    with Service(handler=f"{MODULE}:WritesToItsInput") as service:
+        service.ready(1)
+        binary = service.post(
+            "/v2/models/default/infer",
+            data=text + values.tobytes(),
+            headers={"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"},
+        )
+        as_json = service.post("/v2/models/default/infer", {"inputs": [{**head, "data": values.tolist()}]})
+        for answer in (binary, as_json):
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["outputs"][0]["data"][:4] == [0, 2, 4, 6]
+
+
+def test_a_service_that_is_told_to_end_while_it_loads_in_c_ends_at_once() -> None:
+    with Service(handler=f"{MODULE}:LoadsInC") as service:
+        eventually(lambda: len(service.workers) == 1 or len(service.workers) == 2)
+        time.sleep(2)  # now they are inside of C
+        began = time.monotonic()
+        service.processes[0].send_signal(signal.SIGTERM)
+        assert service.processes[0].wait(10) == 0
+        assert time.monotonic() - began < 5
+        assert not processes_in(service.mark)
+
+
+def test_two_workers_that_cannot_load_end_the_service_once() -> None:
+    with Service(handler="tests.service.handlers:FailsToLoad") as service:
+        assert service.processes[0].wait(30) == 1
+        assert len(service.log("arbiter ended")) == 0
+        assert not processes_in(service.mark)
