@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -52,8 +53,25 @@ def configure(level: str) -> None:
     """Send every log record at or above ``level`` to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    _configure(level, handler)
+
+
+def _configure(level: str, handler: logging.Handler) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    sys.excepthook = partial(_log_uncaught, "the process failed")
+    threading.excepthook = lambda of: _log_uncaught(
+        f"thread {of.thread.name if of.thread else ''} failed", of.exc_type, of.exc_value, of.exc_traceback
+    )
+    sys.unraisablehook = lambda of: _log_uncaught(
+        f"ignored an exception in {getattr(of.object, '__qualname__', '?')}", of.exc_type, of.exc_value, of.exc_traceback
+    )
+
+
+def _log_uncaught(what: str, kind: Any, error: Any, trace: Any) -> None:
+    """Log what nobody catches: Python would print it, in many lines that are no JSON."""
+    if kind is not SystemExit:  # that of a thread ends this thread alone, as it should
+        logging.getLogger("percore").error(what, exc_info=(kind, error, trace))
 
 
 def write_call(fields: dict[str, Any]) -> None:
@@ -137,8 +155,7 @@ class BackgroundWriter(logging.Handler):
 def configure_background(level: str, lost: Callable[[], None]) -> BackgroundWriter:
     """Send every log record at or above ``level`` to standard error as JSON, from a thread of its own."""
     writer = BackgroundWriter(lost)
-    logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
-    logging.captureWarnings(capture=True)
+    _configure(level, writer)
     return writer
 
 

@@ -2,7 +2,8 @@
 
 ``docs/metrics.md`` is generated from this file. The metrics live in the status server alone; workers only report events. The
 ``model`` label holds names that are served and is empty otherwise; ``code`` is a status, or ``abandoned``
-(the client left before its answer), ``undelivered`` (it did not read it) or ``lost`` (the worker died).
+(the client left before its answer), ``undelivered`` (it did not read it), ``incomplete`` (it held a worker for over a second
+without sending a whole request) or ``lost`` (the worker died).
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ def idles(gateway: Gateway) -> bool:
 REFUSED = {
     "two framings": HEAD + "Host: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two framings, the other way": HEAD + "Host: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "headers without end": HEAD + "Host: x\r\n" + "a:b\r\n" * 100,
     "two lengths": HEAD + "Host: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
     "two equal lengths": HEAD + "Host: x\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
     "a list of lengths": HEAD + "Host: x\r\nContent-Length: 5, 5\r\n\r\nhello",

@@ -132,7 +132,10 @@ class Service:
         return self.post("/v1/models/default:predict", {"inputs": inputs}, timeout)
 
     def connect(self, timeout: float = 30.0) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+        return self.connect_to(self.port, timeout)
+
+    def connect_to(self, port: int, timeout: float = 30.0) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), timeout=timeout)
 
     def raw(self, body: bytes, path: str = "/v1/models/default:predict", *headers: str) -> bytes:
         """Return a request as bytes."""

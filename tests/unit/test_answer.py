@@ -3,7 +3,7 @@ import threading
 import time
 
 import pytest
-from percore.errors import NotFound, NotReady
+from percore.errors import NotFound
 from percore.worker import answer
 from percore.worker.receive import Buffer
 
@@ -34,20 +34,6 @@ def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
         answer.send(served, [b"x" * 50_000_000], seconds=0.3)
     assert 0 < caught.value.sent < 50_000_000
     assert time.monotonic() - began < 2.0
-
-
-def test_a_refused_call_is_read_whole_then_answered() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname())
-        served = listener.accept()[0]
-    answer.turn_away(served, NotReady("stopping"))
-    with client:
-        client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 300000\r\n\r\n")
-        client.sendall(b"x" * 300_000)
-        head, _, body = read_all(client).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 503 ")
-    assert b"Retry-After: 5" in head
-    assert body == b'{"error":"stopping","code":"not-ready"}'
 
 
 def test_an_answer_is_not_lost_where_a_part_of_the_request_was_never_read() -> None:
@@ -87,6 +73,6 @@ def test_an_answer_is_not_lost_where_bytes_follow_the_request() -> None:
 def test_helpers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer, "MOST_HELPERS", 0)
     client, served = socket.socketpair()
-    answer.turn_away(served, NotReady("stopping"))
+    answer.close(served, unread=True)
     with client:
         assert read_all(client) == b""

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import select
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,3 +197,26 @@ def test_a_reader_that_closed_the_pipe_costs_its_lines_and_not_the_writer(
     writer.write_call({"number": 2})
     assert lost.some.wait(ENOUGH_SECONDS), "the writer has ended"
     assert lost.count == 2
+
+
+FAILS = """
+import sys, threading
+from percore import logs
+logs.{configure}
+class Fails:
+    def __del__(self): 1 / 0
+Fails()
+threading.Thread(target=lambda: 1 / 0, name="helper").start()
+threading.Thread(target=sys.exit).start()
+1 / 0
+"""
+
+
+@pytest.mark.parametrize("configure", ['configure("info")', 'configure_background("info", lambda: None)'])
+def test_what_nobody_catches_is_a_line_of_json_in_every_thread(configure: str) -> None:
+    program = FAILS.replace("{configure}", configure)
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20)
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    ignored = "ignored an exception in Fails.__del__"
+    assert [line["message"] for line in lines] == [ignored, "thread helper failed", "the process failed"]
+    assert all("ZeroDivisionError" in line["trace"] for line in lines)

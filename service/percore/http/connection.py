@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from percore.errors import BadRequest, BodyTimeout, CallError
-from percore.http.request import MOST_HEAD_BYTES, Disconnected, Request
+from percore.http.request import MOST_HEAD_BYTES, MOST_HEADERS, Disconnected, Request
 
 if TYPE_CHECKING:
     from percore.http.front import Front
@@ -222,6 +222,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header. After the head it is a trailer, and dropped."""
         if self._stage is Stage.HEAD and self._request is not None:
+            if len(self._request.headers) == MOST_HEADERS:  # checked here: thousands of short ones take many times their bytes
+                raise BadRequest(f"headers: expected at most {MOST_HEADERS}")
             self._request.headers.append((name, value))
 
     def on_headers_complete(self) -> None:

@@ -106,8 +106,6 @@ class Request:
         self.target = _origin_form(self.target)
         if self.version not in ("1.1", "1.0"):
             raise BadRequest(f"HTTP version: expected 1.1 or 1.0, got {self.version}")
-        if len(self.headers) > MOST_HEADERS:
-            raise BadRequest(f"headers: expected at most {MOST_HEADERS}, got {len(self.headers)}")
         hosts, size, self.content_length = 0, 0, 0
         for name, value in self.headers:
             size += len(name) + len(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import threading
 import time
@@ -89,14 +88,6 @@ def close(client: socket.socket, *, unread: bool) -> None:
     _in_helper(_linger, client)
 
 
-def turn_away(client: socket.socket, error: CallError) -> None:
-    """Answer a connection whose call will not run here, in a helper thread.
-
-    The thread first reads the request: whoever dispatched it may look at the answer only once all of it is sent.
-    """
-    _in_helper(_refuse, client, error)
-
-
 def _in_helper(work: Callable[..., None], client: socket.socket, *more: Any) -> None:
     _helpers[:] = [thread for thread in _helpers if thread.is_alive()]
     if len(_helpers) >= MOST_HELPERS:
@@ -131,30 +122,3 @@ def _linger(client: socket.socket) -> None:
             client.settimeout(left)
             if not client.recv_into(scratch):
                 return
-
-
-def _refuse(client: socket.socket, error: CallError) -> None:
-    with contextlib.suppress(OSError), client:
-        _read_request(client)
-        send(client, error_answer(error), LINGER_SECONDS)
-        _linger(client)
-
-
-def _read_request(client: socket.socket) -> None:
-    """Take in a request without keeping it, until it is complete or the client pauses for too long."""
-    ends, head, taken, length = time.monotonic() + LINGER_SECONDS, b"", 0, None
-    while (left := ends - time.monotonic()) > 0 and (length is None or taken < length):
-        client.settimeout(left)
-        try:
-            data = client.recv(65536)
-        except TimeoutError:
-            return
-        if not data:
-            return
-        taken += len(data)
-        if length is None:
-            head += data
-            end = head.find(b"\r\n\r\n")
-            if end >= 0:
-                match = re.search(rb"\r\ncontent-length: *(\d+)", head[:end], re.IGNORECASE)
-                length = end + 4 + (int(match[1]) if match else 0)

@@ -31,6 +31,9 @@ log = logging.getLogger("percore.worker")
 
 ABANDONED = "abandoned"
 UNDELIVERED = "undelivered"
+INCOMPLETE = "incomplete"
+HELD_SECONDS = 1.0
+"""Who holds the worker for longer is counted and logged, also without a call: by a read, by half a request, or by silence."""
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[receive.Buffer]]
 
@@ -73,6 +76,7 @@ class Exchange:
         self._request_bytes = 0
         self._abandoned = False
         self._pid = os.getpid()
+        self._accepted = time.monotonic()
 
     def serve(self) -> None:
         """Serve whatever comes over the connection, and close it."""
@@ -81,18 +85,18 @@ class Exchange:
             source = receive.Deadline(self._client, self._around.limits.body)
             self._head, self._gateway = self._around.reservations.read(self._client, source, self._address)
             if self._head is None:
-                self._client.close()
+                self._drop()
                 return
             self._begin(self._head)
-            body = receive.read_body(self._head, self._client, source, self._around.limits.max_body_bytes)
-            unread, self._request_bytes = False, len(body)
+            body = self._receive(self._head, source)
+            unread, self._request_bytes = not self._is_call and receive.has_body(self._head), len(body)
             if abandoned.peer_is_gone(self._client):
                 self._left_while_queued()
                 return
             chunks = self._compute(self._head, body)
         except CallError as error:
             chunks = self._refusal(error)
-        except OSError:  # the client left before the last byte of its call, which nobody counts as a call
+        except OSError:  # the client left before the last byte of its call
             self._drop()
             return
         except Exception:  # a fault of ours must not end the worker
@@ -107,9 +111,15 @@ class Exchange:
         self._began = True
         self._around.reporter.started()
 
+    def _receive(self, head: receive.Head, source: receive.Deadline) -> receive.Buffer:
+        """Return the body of a call. A read needs none, so a body that is announced and does not come holds no worker."""
+        if not self._is_call:
+            return b""
+        return receive.read_body(head, self._client, source, self._around.limits.max_body_bytes)
+
     @property
     def _is_call(self) -> bool:
-        """Only calls are counted and logged: what is read only belongs on the exporter's port."""
+        """Only calls are counted and logged, and what holds the worker for long: reads belong on the exporter's port."""
         return self._head is None or self._head.method not in ("GET", "HEAD")
 
     def _compute(self, head: receive.Head, body: receive.Buffer) -> list[receive.Buffer] | None:
@@ -179,8 +189,8 @@ class Exchange:
         environ["wsgi.input"] = receive.WholeBody(body)
         environ[ENVIRON_KEY] = self._facts
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
-        if environ.pop("HTTP_TRANSFER_ENCODING", None) is not None:  # the chunks are joined, and their size is known
-            environ["CONTENT_LENGTH"] = str(len(body))
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        environ["CONTENT_LENGTH"] = str(len(body))  # chunks are joined, and a read's body is left out
         return reply, environ
 
     def _watch(self, seconds: float, on_expired: Callable[[], None]) -> None:
@@ -219,7 +229,8 @@ class Exchange:
         self._end(self._status, sent)
 
     def _end(self, code: str, response_bytes: int) -> None:
-        if not self._is_call:
+        held = time.monotonic() - self._accepted
+        if not self._is_call and held < HELD_SECONDS:
             self._around.reporter.released()
             return
         self._around.reporter.finished(self._facts.model, code, self._run)
@@ -229,6 +240,7 @@ class Exchange:
             "model": self._facts.model,
             "version": self._facts.version,
             "status": code,
+            "held_seconds": held,
             "run_seconds": self._run,
             "request_bytes": self._request_bytes,
             "response_bytes": response_bytes,
@@ -236,8 +248,11 @@ class Exchange:
         write_call({name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()})
 
     def _drop(self) -> None:
+        """End a connection without a whole request. It is no call, and counts only if it held the worker for long."""
         self._client.close()
-        if self._began:
+        if time.monotonic() - self._accepted >= HELD_SECONDS:
+            self._end(INCOMPLETE, 0)
+        elif self._began:
             self._around.reporter.released()
 
     def _left_while_queued(self) -> None:

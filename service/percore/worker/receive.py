@@ -176,14 +176,24 @@ def read_head(requests: Parser, source: Deadline) -> Head | None:
         raise BadRequest(f"the request line or the headers are over their limits: {error}") from None
     except ParseException as error:
         raise BadRequest(f"not a well-formed HTTP/1.1 request: {error}") from None
+    if head.method == "CONNECT":
+        raise BadRequest("CONNECT: this is no proxy")
+    hosts = sum(name == "HOST" for name, _ in head.headers)
+    if hosts > 1 or (hosts == 0 and head.version >= (1, 1)):
+        raise BadRequest(f"Host: expected exactly one such header, got {hosts}")
     source.head_is_read()
     return head
 
 
+def has_body(head: Head) -> bool:
+    """Tell whether the head announces a body."""
+    reader = head.body.reader
+    return not isinstance(reader, LengthReader) or reader.length > 0
+
+
 def is_reservation(head: Head) -> bool:
     """Tell whether this is ``OPTIONS *`` without a body: somebody who wants to know when the worker is free."""
-    reader = head.body.reader
-    return head.uri == "*" and isinstance(reader, LengthReader) and reader.length == 0
+    return head.uri == "*" and not has_body(head)
 
 
 def read_body(head: Head, client: socket.socket, source: Deadline, largest: int) -> Buffer:
