@@ -8,14 +8,17 @@ worker that replaces a dead one takes the dead one's cores, and never a core on 
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from percore.errors import SettingsError
+
+log = logging.getLogger("percore.cores")
 
 RETRY_SECONDS = 0.05
 Cores = tuple[int, ...]
@@ -60,9 +63,16 @@ def cpu_quota(cgroup_file: Path = Path("/proc/self/cgroup"), mount: Path = Path(
     return min(quotas)
 
 
+def _cpuset() -> Iterable[int]:
+    try:
+        return os.sched_getaffinity(0)
+    except (OSError, AttributeError):
+        return range(os.cpu_count() or 1)
+
+
 def usable_cores(affinity: Sequence[int] | None = None, quota: float | None = None) -> Cores:
     """Return the cores to compute on: those of the cpuset, and no more of them than the quota has whole CPUs for."""
-    cores = sorted(os.sched_getaffinity(0)) if affinity is None else sorted(affinity)
+    cores = sorted(_cpuset() if affinity is None else affinity)
     quota = cpu_quota() if quota is None else quota
     return tuple(cores[: max(1, math.floor(min(quota, len(cores))))])
 
@@ -107,4 +117,7 @@ def claim(folder: Path, groups: Sequence[Cores], sleep: Callable[[float], None] 
 
 def pin(cores: Sequence[int]) -> None:
     """Let this process, and every thread it starts from now on, run on ``cores`` only."""
-    os.sched_setaffinity(0, cores)
+    try:
+        os.sched_setaffinity(0, cores)
+    except (OSError, AttributeError) as error:
+        log.warning("the kernel pins no process to its cores (%s): it chooses them itself", error)

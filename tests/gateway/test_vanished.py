@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from percore.gateway.endpoints import Endpoint
 
 from tests.gateway.harness import Gateway, call, outcome
-from tests.service.harness import ROOT, eventually
+from tests.service.harness import FAULTY, ROOT, Service, eventually
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and ip (iproute2), for a network namespace"
@@ -110,3 +111,31 @@ def test_a_pod_and_a_client_that_vanish_are_noticed_by_keepalives(elsewhere: Els
         assert time.monotonic() - began < 40
         eventually(lambda: gateway.queued() == 0, 75 - (time.monotonic() - began))
         assert gateway.metric("percore_gateway_client_disconnects_total", state="queued") == 1
+
+
+def test_a_caller_that_vanishes_frees_its_worker_on_one_machine_and_in_a_pod_without_a_gateway(
+    elsewhere: Elsewhere,
+) -> None:
+    with (
+        Service(host="0.0.0.0", handler=FAULTY).ready() as machine,
+        Service(host="0.0.0.0", handler=FAULTY, pod=True).ready() as pod,
+    ):
+        for service in (machine, pod):
+            sent = service.raw(b'{"inputs": {"sleep": 300}}')
+            elsewhere.run(CLIENT, elsewhere.here, str(service.port), sent.hex())
+            eventually(partial(computes, service))
+        began = time.monotonic()
+        elsewhere.vanish()
+        eventually(partial(ended_its_worker, pod), 25)
+        eventually(partial(ended_its_worker, machine), 75 - (time.monotonic() - began))
+        assert machine.metric("percore_gateway_client_disconnects_total", state="executing") == 1
+        for service in (machine, pod):
+            assert service.ready().call(sleep=0).status_code == 200
+
+
+def computes(service: Service) -> bool:
+    return service.metric("percore_workers", state="busy") == 1
+
+
+def ended_its_worker(service: Service) -> bool:
+    return service.metric("percore_worker_restarts_total", reason="abandoned") == 1

@@ -27,6 +27,7 @@ from percore.errors import StartError
 from percore.gateway.endpoints import Endpoints, Publish
 from percore.gateway.settings import GatewaySettings
 from percore.gateway.slices import Slice, endpoints_of, parse
+from percore.sockets import Option, keepalive, usable
 
 log = logging.getLogger("percore.gateway")
 ANSWER_SECONDS = (3.0, 10.0)
@@ -40,13 +41,7 @@ COST_VALUE = re.compile(r"-?[0-9]{1,10}")
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """The gateway needs names and annotations, and should not see the environment of pods."""
 MERGE_PATCH = "application/merge-patch+json"
-KEEPALIVE = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-]
+OPTIONS: tuple[Option, ...] = ((socket.IPPROTO_TCP, "TCP_NODELAY", 1), *keepalive(idle=10, interval=5, count=3))
 Query = list[tuple[str, str]]
 
 
@@ -227,7 +222,7 @@ def connect() -> ApiClient:
     except (config.ConfigException, OSError) as error:
         raise StartError(f"PERCORE_GATEWAY_SERVICE: no way to the API server: {error}") from error
     configuration.retries = False
-    configuration.socket_options = KEEPALIVE
+    configuration.socket_options = usable(OPTIONS)  # one that the kernel does not have would fail every connection
     return ApiClient(configuration)
 
 

@@ -208,6 +208,14 @@ def serve(settings: Settings, machine: Machine | None = None) -> int:
     """Run the gateway until it is told to stop; return the exit status."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
     telemetry = GatewayTelemetry()
+    writer = logs.configure_background(settings.server.log_level, telemetry.lines_lost.inc)
+    try:
+        return _serve(settings, machine, telemetry, writer)
+    finally:
+        writer.close()
+
+
+def _serve(settings: Settings, machine: Machine | None, telemetry: GatewayTelemetry, writer: logs.BackgroundWriter) -> int:
     _check_descriptors(settings)
     folder = settings.gateway.spool_dir
     rundir.make(settings.server.run_dir if folder == Path() else folder)
@@ -218,12 +226,8 @@ def serve(settings: Settings, machine: Machine | None = None) -> int:
     else:
         listener, status_listener = socket.socket(fileno=machine.listener), socket.socket(fileno=machine.status_listener)
     sources = _sources(settings, telemetry, machine)
-    writer = logs.configure_background(settings.server.log_level, telemetry.lines_lost.inc)
     sys.setswitchinterval(SWITCH_SECONDS)
-    try:
-        uvloop.run(_main(settings, telemetry, writer, sources, listener, status_listener))
-    finally:
-        writer.close()
+    uvloop.run(_main(settings, telemetry, writer, sources, listener, status_listener))
     return 0
 
 
@@ -316,7 +320,10 @@ def _check_descriptors(settings: Settings) -> None:
             f"PERCORE_QUEUE_MAX={queue} PERCORE_GATEWAY_CONNECTIONS={gateway.connections}: need {needed} open files, "
             f"and this process may open {most}"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError) as error:
+        log.warning("the limit of open files stays as it is: %s", error)
 
 
 def _vital(target: Any, *arguments: object) -> None:

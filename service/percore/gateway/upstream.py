@@ -13,12 +13,12 @@ import select
 import socket
 import time
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 import httptools
 
 from percore.http.request import Header
+from percore.sockets import Option, keepalive, set_options
 
 log = logging.getLogger("percore.gateway")
 
@@ -28,13 +28,10 @@ SILENCE_MILLISECONDS = 30_000
 MOST_HEAD_BYTES = 256 * 1024
 STALE_SECONDS = 0.05
 """A worker closes a reservation without a call after 0.1 s. One that is older than this may be closing and is not used."""
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", 18), SILENCE_MILLISECONDS),
+OPTIONS: tuple[Option, ...] = (
+    (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+    *keepalive(idle=10, interval=5, count=4),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", SILENCE_MILLISECONDS),
 )
 """A worker that is dead without a word is noticed within 30 s, whether or not anything was sent to it."""
 
@@ -308,8 +305,5 @@ async def connect(address: str, port: int) -> WorkerConnection:
         return (await loop.create_unix_connection(lambda: WorkerConnection(loop), address))[1]
     async with asyncio.timeout(CONNECT_SECONDS):
         transport, connection = await loop.create_connection(lambda: WorkerConnection(loop), address, port)
-    kernel = transport.get_extra_info("socket")
-    for level, option, value in KEEPALIVE:
-        with suppress(OSError):  # a kernel without this option: the loss of a peer is noticed later
-            kernel.setsockopt(level, option, value)
+    set_options(transport.get_extra_info("socket"), OPTIONS)
     return connection

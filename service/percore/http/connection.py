@@ -28,6 +28,7 @@ import httptools
 
 from percore.errors import BadRequest, BodyTimeout, CallError
 from percore.http.request import MOST_HEAD_BYTES, MOST_HEADERS, Disconnected, Request
+from percore.sockets import Option, set_options
 
 if TYPE_CHECKING:
     from percore.http.front import Front
@@ -37,7 +38,7 @@ READ_AHEAD_BYTES = 512 * 1024
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 20
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-RESET = struct.pack("ii", 1, 0)
+RESET: tuple[Option, ...] = ((socket.SOL_SOCKET, "SO_LINGER", struct.pack("ii", 1, 0)),)
 
 
 class Stage(Enum):
@@ -372,7 +373,7 @@ class Connection(asyncio.Protocol):
     def reset(self) -> None:
         """Close at once, so that the client sees an error, not an end."""
         if self._transport is not None:
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            set_options(self._transport.get_extra_info("socket"), RESET)
             self._transport.abort()
 
 

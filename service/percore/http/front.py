@@ -10,13 +10,13 @@ import logging
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from percore.errors import CallError, GatewayFailed, StartError
 from percore.http.connection import Connection
 from percore.http.request import Disconnected, Request
+from percore.sockets import Option, keepalive, set_options
 
 log = logging.getLogger("percore.gateway")
 
@@ -26,12 +26,10 @@ UNSENT_BYTES = 128 * 1024
 slow one shows no progress for minutes."""
 BACKLOG = 4096
 Handler = Callable[[Request], Awaitable[None]]
-OPTIONS = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", 25), UNSENT_BYTES),
+OPTIONS: tuple[Option, ...] = (
+    (socket.SOL_SOCKET, "SO_REUSEADDR", 1),
+    *keepalive(idle=30, interval=10, count=3),
+    (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", UNSENT_BYTES),
 )
 """Accepted sockets inherit these. A client that vanished without a word is noticed after a minute."""
 
@@ -78,9 +76,6 @@ class Front:
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept connections from a bound socket."""
-        for level, option, value in OPTIONS:
-            with suppress(OSError):
-                listener.setsockopt(level, option, value)
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self._listener = listener
@@ -203,9 +198,12 @@ class Front:
 
 
 def bind(host: str, port: int, key: str) -> socket.socket:
-    """Return a socket that is bound to the address; raise StartError, which names the setting, if the address cannot be had."""
+    """Return a socket that is bound to the address; raise StartError, which names the setting, if the address cannot be had.
+
+    The options are set here: connections that wait before a ``Front`` listens have them too.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    set_options(listener, OPTIONS)
     try:
         listener.bind((host, port))
     except OSError as error:

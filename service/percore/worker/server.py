@@ -19,14 +19,19 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
-from percore import cores, logs, rundir
+from percore import cores, logs, rundir, sockets
 from percore.errors import START_FAILED, SettingsError, StartError
 from percore.settings import LimitSettings, Settings
 from percore.worker.boots import Boots
 from percore.worker.call_worker import CallWorker, shut_down
-from percore.worker.peers import keep_alive
 
 MARGIN_SECONDS = 30.0
+KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
+"""A gateway or a client that is dead without a word is noticed within 14 s: it must not hold the worker.
+
+There is no ``TCP_USER_TIMEOUT`` among them. Linux applies it to a peer that lives but does not read as well, so that it would
+cut off the slow reader of a large answer. The time that an answer may take has its own limit.
+"""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
 
 
@@ -74,8 +79,10 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
 
 
 def _keep_alive(arbiter: Arbiter) -> None:
+    """Have the kernel probe the peer of each connection that is accepted: it passes a listener's options on."""
     for listener in arbiter.LISTENERS:
-        keep_alive(listener.sock)
+        if listener.sock.family != socket.AF_UNIX:
+            sockets.set_options(listener.sock, KEEPALIVE)
 
 
 class CallArbiter(Arbiter):  # type: ignore[misc]

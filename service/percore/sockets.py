@@ -1,0 +1,61 @@
+"""Options of sockets. A kernel without one of them, as a sandbox's may be, serves all the same, and that is said once."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterable
+from typing import Protocol
+
+log = logging.getLogger("percore.sockets")
+
+Option = tuple[int, str, int | bytes]
+"""Level, the name of the option in the module ``socket``, and the value."""
+_said: set[str] = set()
+
+
+class HasOptions(Protocol):
+    """A socket, or what an event loop has in its place."""
+
+    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
+        """Set an option; raise OSError if the kernel does not have it."""
+
+
+def keepalive(idle: int, interval: int, count: int) -> tuple[Option, ...]:
+    """Return the options that have the kernel probe a silent peer after ``idle`` seconds, then each ``interval`` seconds.
+
+    After ``count`` probes without an answer the connection ends. Probes also keep a quiet connection alive where those are
+    forgotten: in NAT, or in a load balancer of AWS after 350 s.
+    """
+    return (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", idle),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", interval),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", count),
+    )
+
+
+def set_options(each: HasOptions, options: Iterable[Option]) -> list[tuple[int, int, int | bytes]]:
+    """Set what the kernel has of these options, say once what it does not have, and return those that it has, by number."""
+    found = []
+    for level, name, value in options:
+        try:
+            number = getattr(socket, name)
+            each.setsockopt(level, number, value)
+        except (OSError, AttributeError) as error:
+            _say_once(name, error)
+        else:
+            found.append((level, number, value))
+    return found
+
+
+def usable(options: Iterable[Option]) -> list[tuple[int, int, int | bytes]]:
+    """Return those of these options of TCP that the kernel has, by number, for code of others that sets all it is given."""
+    with socket.socket() as trial:
+        return set_options(trial, options)
+
+
+def _say_once(name: str, error: Exception) -> None:
+    if name not in _said:
+        _said.add(name)
+        log.warning("the kernel has no socket option %s (%s): it is done without", name, error)
