@@ -7,7 +7,6 @@ worker that replaces a dead one takes the dead one's cores, and never a core on 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from percore.errors import SettingsError
+from percore.rundir import Lock
 
 log = logging.getLogger("percore.cores")
 
@@ -89,22 +89,18 @@ def deal(cores: Sequence[int], per_call: int) -> tuple[Cores, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Cores that are this process's for as long as it lives; ``fd`` holds the lock."""
+    """Cores that are this process's for as long as it lives and keeps the lock."""
 
     cores: Cores
-    fd: int
+    lock: Lock
 
 
 def try_claim(folder: Path, groups: Sequence[Cores]) -> Claim | None:
     """Claim the first group nobody holds; return None where all are held."""
     for cores in groups:
-        fd = os.open(folder / f"core-{cores[0]}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            continue
-        return Claim(cores, fd)
+        lock = Lock(folder / f"core-{cores[0]}.lock")
+        if lock.take():
+            return Claim(cores, lock)
     return None
 
 

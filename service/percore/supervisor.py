@@ -8,7 +8,6 @@ workers. A child never outlives it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import queue
@@ -40,17 +39,15 @@ def listen(host: str, port: int, key: str) -> socket.socket:
     return listener
 
 
-def own_run_dir(folder: Path) -> int:
+def own_run_dir(folder: Path) -> rundir.Lock:
     """Make the run folder this service's own and return the lock that says so, held until the process ends."""
-    rundir.make(folder)
+    rundir.own(folder)
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StartError(f"PERCORE_RUN_DIR={str(folder)!r}: must belong to the user that runs the service, and to nobody else")
-    lock = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StartError(f"PERCORE_RUN_DIR={str(folder)!r}: another service runs there; give each its own") from None
+    lock = rundir.Lock(folder / "supervisor.lock")
+    if not lock.take():
+        raise StartError(f"PERCORE_RUN_DIR={str(folder)!r}: another service runs there; give each its own")
     return lock
 
 
@@ -131,6 +128,7 @@ class Supervisor:
             signal.signal(each, lambda number, _frame: self._signals.put(number))
         children = (self._gateway, self._arbiter)
         while True:
+            self._lock.keep()
             for child in children:
                 if child.look(time.monotonic()) is not None:
                     self._stop(seconds=GOODBYE_SECONDS)

@@ -1,5 +1,4 @@
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -82,7 +81,7 @@ def test_a_claim_waits_until_the_holder_is_gone(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         naps.append(seconds)
         if len(naps) == 3:
-            os.close(held.fd)
+            held.lock.close()
 
     assert cores.claim(tmp_path, ((7,),), sleep).cores == (7,)
     assert len(naps) == 3

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import orjson
 
+from percore import rundir
+from percore.errors import StartError
 from percore.exporter.workers import Workers
 
 log = logging.getLogger("percore.exporter")
 LARGEST_LINE = 1 << 24
+CHECK_SECONDS = 1.0
+"""How often the socket's file is looked after."""
 
 
 @dataclass(slots=True)
@@ -28,6 +32,7 @@ class Inbox:
     """Listens for workers and hands their events to ``Workers``."""
 
     def __init__(self, path: Path, workers: Workers) -> None:
+        self._path = path
         self._workers = workers
         self._selector = selectors.DefaultSelector()
         self._listener = self._bind(path)
@@ -35,12 +40,12 @@ class Inbox:
 
     @staticmethod
     def _bind(path: Path) -> socket.socket:
-        # The socket file of an exporter that was killed is still there.
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        rundir.own(path.parent)
+        rundir.clear_socket(path)  # an exporter that was killed left its own
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(path))
-        path.chmod(0o600)
+        with rundir.explained(path):
+            listener.bind(str(path))
+            path.chmod(0o600)
         listener.listen(128)
         listener.setblocking(False)
         return listener
@@ -51,7 +56,23 @@ class Inbox:
 
     def _run(self) -> None:
         while True:
-            self.receive()
+            self.receive(CHECK_SECONDS)
+            self.tend()
+
+    def tend(self) -> None:
+        """Keep the socket's file from cleaners; make it again if it is gone. Workers that are connected stay so."""
+        if rundir.touch(self._path):
+            return
+        try:
+            listener = self._bind(self._path)
+        except StartError as error:
+            log.warning("no worker can connect to report: %s", error)
+            return
+        log.warning("%s was removed: it is made again", self._path)
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._listener = listener
+        self._selector.register(listener, selectors.EVENT_READ, None)
 
     def receive(self, seconds: float | None = None) -> None:
         """Take in whatever is there, waiting up to ``seconds`` for something."""

@@ -27,7 +27,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 def serve(settings: Settings) -> None:
     """Serve until told to stop."""
     logs.configure(settings.server.log_level)
-    rundir.make(settings.server.run_dir)
+    rundir.own(settings.server.run_dir)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
     telemetry = Telemetry()
     workers = Workers(telemetry)

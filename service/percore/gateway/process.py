@@ -217,8 +217,10 @@ def serve(settings: Settings, machine: Machine | None = None) -> int:
 
 def _serve(settings: Settings, machine: Machine | None, telemetry: GatewayTelemetry, writer: logs.BackgroundWriter) -> int:
     _check_descriptors(settings)
-    folder = settings.gateway.spool_dir
-    rundir.make(settings.server.run_dir if folder == Path() else folder)
+    if settings.gateway.spool_dir == Path():
+        rundir.own(settings.server.run_dir)
+    else:
+        rundir.make(settings.gateway.spool_dir, "PERCORE_GATEWAY_SPOOL_DIR")
     if machine is None:
         host = settings.server.host
         listener = bind(host, settings.server.port, "PERCORE_PORT")

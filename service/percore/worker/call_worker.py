@@ -21,7 +21,7 @@ from gunicorn.workers.sync import SyncWorker
 
 from percore import cores
 from percore.catalog import Catalog
-from percore.errors import START_FAILED, LoadError
+from percore.errors import START_FAILED, LoadError, StartError
 from percore.orphans import die_with_parent
 from percore.settings import Settings
 from percore.worker.answer import wait_for_helpers
@@ -55,6 +55,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
     surroundings: Surroundings
     claim: cores.Claim | None = None
     client: socket.socket | None = None
+    shares = False
+    """Whether another worker has the same cores."""
 
     def init_process(self) -> None:
         """Set up what lives as long as the process, then load and run as Gunicorn does."""
@@ -73,7 +75,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             if getattr(signal.getsignal(number), "__self__", None) is self:
                 signal.signal(number, signal.SIG_DFL)
         if self.claim is not None:
-            os.close(self.claim.fd)
+            self.claim.lock.close()
         self.reporter.close()
         for each in (*self.sockets, self.client):
             if each is not None:
@@ -82,7 +84,10 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Claim cores, then load the models, here and now: after the fork, in the thread that will call them."""
         time.sleep(self.app.boots.begin())
-        self.claim = cores.claim(self.settings.server.run_dir, self.app.groups)
+        try:
+            self.claim = cores.claim(self.settings.server.run_dir, self.app.groups)
+        except StartError as error:
+            self._fail(error)
         self._listen_at(self.app.groups.index(self.claim.cores))
         if self.app.pins:
             cores.pin(self.claim.cores)
@@ -93,9 +98,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         try:
             catalog = self._load(threads=len(self.claim.cores))
         except LoadError as error:
-            self.log.critical("cannot start: %s", error)
-            self.log.debug("why it cannot start", exc_info=error.__cause__)
-            self._end_unloaded()
+            self._fail(error)
         self.guardian.disarm()
         self.surroundings.load_seconds = time.monotonic() - began
         self.app.boots.succeed()
@@ -138,6 +141,11 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         self.log.critical("cannot start: the models were not loaded within PERCORE_LOAD_LIMIT, %g s", limit)
         self._end_unloaded()
 
+    def _fail(self, error: StartError) -> NoReturn:
+        self.log.critical("cannot start: %s", error)
+        self.log.debug("why it cannot start", exc_info=error.__cause__)
+        self._end_unloaded()
+
     def _end_unloaded(self) -> NoReturn:
         """End the service where it never served, and otherwise this worker alone."""
         os._exit(LOAD_FAILED if self.app.boots.ever_ready else START_FAILED)
@@ -166,12 +174,20 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         while it loads ends at once: inside TensorFlow no signal handler of Python runs.
         """
         self.reporter.tend()
+        self._keep_cores()
         if not self.booted and self._is_told_to_end():
             self.reporter.counted("ending", reason="stopped")
             os._exit(0)
         if os.getppid() != self.ppid:
             for listener in self.sockets:
                 shut_down(listener.sock)
+
+    def _keep_cores(self) -> None:
+        """Keep the lock of the cores. If it was removed and another worker has them by now, end after this call."""
+        if self.claim is not None and not self.shares and not self.claim.lock.keep():
+            self.shares = True
+            self.log.error("the lock of the cores %s was removed, and another worker has them: this one ends", self.claim.cores)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _is_told_to_end(self) -> bool:
         """Read the numbers of signals that have come, which the interpreter writes to Gunicorn's pipe at once."""

@@ -93,6 +93,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
 
     WORKER_BOOT_ERROR = APP_LOAD_ERROR = START_FAILED
 
+    LISTENERS: list[Any]
     halting = False
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
@@ -114,11 +115,38 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
 
+    def manage_workers(self) -> None:
+        """Keep the workers' sockets, and the number of workers; called every second."""
+        gone = [number for number, listener in enumerate(self.LISTENERS) if _is_gone(listener)]
+        if [number for number in gone if self._listen_again(number)]:
+            self.kill_workers(signal.SIGTERM)  # they end after their calls; the next ones have the new sockets
+        super().manage_workers()
+
+    def _listen_again(self, number: int) -> bool:
+        """Make a socket again whose file was removed; return whether it is there."""
+        old = self.LISTENERS[number]
+        try:
+            rundir.own(Path(old.cfg_addr).parent)
+            self.LISTENERS[number] = type(old)(old.cfg_addr, self.cfg, self.log)
+        except (StartError, OSError, ValueError) as error:
+            self.log.warning("%s was removed, and cannot be made again: %s", old.cfg_addr, error)
+            return False
+        self.log.warning("%s was removed: it is made again, and the workers start again after their calls", old.cfg_addr)
+        old.close()
+        return True
+
     def stop(self, graceful: bool = True) -> None:
         """Stop. Give the sockets up at once, so that whoever waits there goes elsewhere, and let running calls end."""
         for listener in self.LISTENERS:
             shut_down(listener.sock)
+        # Gunicorn removes the files, and fails in the middle of the stop where one is gone.
+        self.LISTENERS = [each for each in self.LISTENERS if not _is_gone(each)]
         super().stop(graceful)
+
+
+def _is_gone(listener: Any) -> bool:
+    """Keep the file of a worker's socket from cleaners; tell whether it is gone."""
+    return listener.sock.family == socket.AF_UNIX and not rundir.touch(Path(listener.cfg_addr))
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -149,20 +177,25 @@ class Server(BaseApplication):  # type: ignore[misc]
 def serve(settings: Settings, workers: int | None = None) -> None:
     """Run the arbiter until it is told to stop; never returns. ``workers``: see ``options``."""
     logs.configure(settings.server.log_level)
-    rundir.make(settings.server.run_dir)
+    rundir.own(settings.server.run_dir)
     for number in range(workers or 0):
         _check_free(settings.server.worker_socket(number))
     Server(settings, workers).run()
 
 
 def _check_free(path: Path) -> None:
-    """Raise StartError if somebody serves a socket. The file of an earlier life is replaced by Gunicorn."""
+    """Raise StartError unless the socket of a worker can be made here. The file of an earlier life is removed."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
-            return
+            pass
         except OSError as error:
             raise StartError(f"{path}: cannot be a socket of a worker: {error.strerror or error}") from error
-    raise StartError(f"{path}: another service has workers there; set another PERCORE_RUN_DIR")
+        else:
+            raise StartError(f"{path}: another service has workers there; set another PERCORE_RUN_DIR")
+    rundir.clear_socket(path)
+    with rundir.explained(path), socket.socket(socket.AF_UNIX) as trial:  # Gunicorn's own try ends in a loop of restarts
+        trial.bind(str(path))
+        path.unlink()
