@@ -1,4 +1,4 @@
-"""The gateway's log when nobody reads it: a full pipe holds up neither a call nor the end of the process."""
+"""The log when nobody reads it: a full pipe holds up neither a call nor the end of the process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 from percore import logs
-from percore.logs import BackgroundWriter
+from percore.logs import BackgroundWriter, StandardError
 
 F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 PIPE_BYTES = 4096
@@ -40,6 +42,9 @@ class Reader:
             data += os.read(self._fd, 65536)
         assert data.endswith(b"\n")
         return [json.loads(line) for line in data.splitlines()]
+
+    def read(self) -> bytes:
+        return os.read(self._fd, 65536)
 
     def has_more(self) -> bool:
         return bool(select.select([self._fd], [], [], 0)[0])
@@ -195,3 +200,67 @@ def test_a_reader_that_closed_the_pipe_costs_its_lines_and_not_the_writer(
     writer.write_call({"number": 2})
     assert lost.some.wait(ENOUGH_SECONDS), "the writer has ended"
     assert lost.count == 2
+
+
+def records(handler: StandardError, *messages: str) -> None:
+    logger = logging.Logger("percore.test")
+    logger.addHandler(handler)
+    for message in messages:
+        logger.warning(message)
+
+
+def test_without_a_thread_a_reader_that_stalls_costs_one_wait_and_then_lines(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "PATIENCE_SECONDS", 0.3)
+    handler = StandardError()
+    long = "x" * 3 * PIPE_BYTES
+    assert 0.2 < in_time(lambda: records(handler, long)) < 2, "a part of it is written, and the rest is kept"
+    assert in_time(lambda: records(handler, *["lost"] * 50)) < 2, "one wait for all"
+    found: list[dict[str, Any]] = []
+
+    def write_on() -> None:
+        while not found:
+            records(handler, "last")
+            time.sleep(0.01)
+
+    writing = threading.Thread(target=write_on)
+    writing.start()
+    data = b""
+    while b'"last"' not in data:
+        reader.wait_until_it_is_written_to()
+        data += reader.read()
+    found += [json.loads(line) for line in data.splitlines() if line.endswith(b"}")]
+    writing.join()
+    messages = [line["message"] for line in found]
+    assert messages[0] == long, "no line is torn"
+    told = re.fullmatch(r"lines of the log that were lost because nobody read it: (\d+)", messages[1])
+    assert told is not None
+    assert int(told[1]) >= 50
+    assert messages[-1] == "last"
+
+
+def test_a_reader_that_left_costs_its_lines_and_no_error(reader: Reader) -> None:
+    reader.leave()
+    handler = StandardError()
+    assert in_time(lambda: records(handler, *["lost"] * 100)) < 1
+
+
+def test_an_error_in_a_thread_is_a_line_of_the_log(reader: Reader) -> None:
+    before = logging.root.handlers[:], logging.root.level, sys.excepthook, sys.unraisablehook, threading.excepthook
+    try:
+        logs.configure("info")
+
+        def fail() -> None:
+            raise ValueError("no reason")
+
+        thread = threading.Thread(target=fail, name="helper")
+        thread.start()
+        thread.join()
+        (line,) = reader.lines(1)
+        assert (line["level"], line["message"]) == ("error", "a thread failed: helper")
+        assert line["trace"].endswith("ValueError: no reason\n")
+    finally:
+        logging.captureWarnings(capture=False)
+        logging.root.handlers[:], level, sys.excepthook, sys.unraisablehook, threading.excepthook = before
+        logging.root.setLevel(level)
