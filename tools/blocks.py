@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from tests.bench import queueing, waits
 from tests.bench.report import table
 from tests.e2e import picture
+from tests.service.process_handlers import WAYS, Processes
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "docs/bench"
@@ -53,9 +55,23 @@ def sizing() -> str:
     return filled(ROOT / "docs/operations/sizing.md", {name: block() for name, block in blocks.items()})
 
 
+def handlers() -> str:
+    """Return docs/handlers.md."""
+    return filled(ROOT / "docs/handlers.md", {"processes": processes()})
+
+
 def burst() -> str:
     """Return docs/bench/burst.svg."""
     return picture.drawn(json.loads(BURST.read_text()))
+
+
+# --- what is tested
+
+
+def processes() -> str:
+    """Return what a handler may do with processes: the ways that the tests take."""
+    told = [(inspect.getdoc(getattr(Processes, way)) or "").partition(": ") for way in WAYS]
+    return table(["way", "what holds"], [[way, what.strip().rstrip(".")] for way, _, what in told])
 
 
 # --- what was measured

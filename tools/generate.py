@@ -108,6 +108,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "deploy/helm/percore/dashboards/percore.json": dashboard.page,
     "README.md": blocks.readme,
     "docs/bench/burst.svg": blocks.burst,
+    "docs/handlers.md": blocks.handlers,
     "docs/operations/sizing.md": blocks.sizing,
     "docs/README.md": pages.index,  # last: it quotes the others
 }

@@ -7,7 +7,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-ORDER = ("architecture.md", "decisions/", "operations.md", "operations/", "runbook.md", "settings.md", "metrics.md", "bench/")
+ORDER = (
+    "handlers.md",
+    "architecture.md",
+    "decisions/",
+    "operations.md",
+    "operations/",
+    "runbook.md",
+    "settings.md",
+    "metrics.md",
+    "bench/",
+)
 """What a reader meets first; a page of no kind here comes last."""
 ELSEWHERE = """\
 | [Deploying](../deploy/README.md) | Images, the Helm chart, and a model of your own, from nothing to an answer. |

@@ -5,9 +5,11 @@ Imports orjson and the standard library only, so that arbiter, exporter and supe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -19,7 +21,11 @@ from typing import Any
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+log = logging.getLogger("percore")
+
 FD_STANDARD_ERROR = 2
+PATIENCE_SECONDS = 1.0
+"""How long a line waits for the reader of the log. Behind a line that was dropped none waits."""
 GOODBYE_SECONDS = 0.2
 GATHER_SECONDS = 0.01
 """How long a background writer rests after a line: one that wakes for each line delays the calls."""
@@ -29,6 +35,10 @@ def timestamp(seconds: float) -> str:
     """Return ``seconds`` since the epoch as RFC 3339 in UTC, to the millisecond."""
     whole = int(seconds)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+
+
+def _fields(level: str, logger: str, message: str) -> dict[str, Any]:
+    return {"time": timestamp(time.time()), "level": level, "logger": logger, "message": message, "pid": os.getpid()}
 
 
 class JsonFormatter(logging.Formatter):
@@ -49,11 +59,73 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
+class StandardError(logging.Handler):
+    """Writes lines to standard error, and waits for a reader that stalls for a second at most.
+
+    Then the lines that find no room are dropped. Once there is room again, one line tells how many. So a worker, its watchdog
+    and the arbiter go on when nobody reads their log. There is no thread, because the arbiter forks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self._rest = b""
+        """What is left of a line that was written in part."""
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record of the logging module; one that cannot be formatted must not fail whoever logs."""
+        try:
+            line = self.format(record).encode(errors="backslashreplace") + b"\n"
+        except Exception:  # noqa: BLE001 - whatever it is, the log is no reason to fail
+            self._lost += 1
+        else:
+            self.write(line)
+
+    def write(self, line: bytes) -> None:
+        """Write one line, or drop it."""
+        with self.lock or contextlib.nullcontext():
+            if self._lost:
+                self._make_up(line)
+            elif not self._put(line, PATIENCE_SECONDS):
+                self._lost += 1
+
+    def _make_up(self, line: bytes) -> None:
+        """Without waiting: write the rest, then how many lines were lost, then this one."""
+        lost = self._lost
+        fields = _fields("warning", "percore.logs", f"lines of the log that were lost because nobody read it: {lost}")
+        if not self._put(b"", 0) or not self._put(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE), 0):
+            self._lost += 1
+            return
+        self._lost = 0
+        if not self._put(line, 0):
+            self._lost = 1
+
+    def _put(self, line: bytes, seconds: float) -> bool:
+        """Write what was left of the line before, and this line; return False if there is no room for a beginning of it."""
+        view = memoryview(self._rest + line)
+        begins = len(self._rest)
+        ends = time.monotonic() + seconds
+        writable = select.poll()
+        writable.register(FD_STANDARD_ERROR, select.POLLOUT)
+        written = 0
+        try:
+            # A pipe that can be written to has room for PIPE_BUF bytes.
+            while written < len(view) and writable.poll(1000 * max(0.0, ends - time.monotonic())):
+                written += os.write(FD_STANDARD_ERROR, view[written : written + select.PIPE_BUF])
+        except OSError:
+            return False
+        taken = written > begins or written == len(view)
+        self._rest = bytes(view[written:] if taken else view[written:begins])
+        return taken
+
+
+_standard_error = StandardError()
+
+
 def configure(level: str) -> None:
     """Send every log record at or above ``level`` to standard error as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    _configure(level, handler)
+    _configure(level, _standard_error)
 
 
 def _configure(level: str, handler: logging.Handler) -> None:
@@ -74,17 +146,14 @@ def _log_uncaught(what: str, kind: Any, error: Any, trace: Any) -> None:
         logging.getLogger("percore").error(what, exc_info=(kind, error, trace))
 
 
-def write_call(fields: dict[str, Any]) -> None:
-    """Write the line of one call.
+def call_line(fields: dict[str, Any]) -> bytes:
+    """Return the line of one call. It bypasses the logging module, which costs more than the rest of a call's bookkeeping."""
+    return orjson.dumps({**_fields("info", "percore.call", "call"), **fields}, option=orjson.OPT_APPEND_NEWLINE)
 
-    It bypasses the logging module, which costs more than the rest of a short call's bookkeeping; a line up to 4 KiB is
-    written to a pipe in one piece. A log that cannot be written must not fail a call.
-    """
-    line = {"time": timestamp(time.time()), "level": "info", "logger": "percore.call", "message": "call", "pid": os.getpid()}
-    try:
-        os.write(FD_STANDARD_ERROR, orjson.dumps({**line, **fields}, option=orjson.OPT_APPEND_NEWLINE))
-    except OSError:
-        return
+
+def write_call(fields: dict[str, Any]) -> None:
+    """Write the line of one call."""
+    _standard_error.write(call_line(fields))
 
 
 class BackgroundWriter(logging.Handler):
@@ -111,14 +180,7 @@ class BackgroundWriter(logging.Handler):
 
     def write_call(self, fields: dict[str, Any]) -> None:
         """Take in the line of one call."""
-        line = {
-            "time": timestamp(time.time()),
-            "level": "info",
-            "logger": "percore.call",
-            "message": "call",
-            "pid": os.getpid(),
-        }
-        self._put(orjson.dumps({**line, **fields}, option=orjson.OPT_APPEND_NEWLINE))
+        self._put(call_line(fields))
 
     def close(self) -> None:
         """Write what is left, for a second at most."""
@@ -148,7 +210,7 @@ class BackgroundWriter(logging.Handler):
         try:
             while view:
                 view = view[os.write(FD_STANDARD_ERROR, view) :]
-        except OSError:
+        except Exception:  # noqa: BLE001 - whatever it is, the thread goes on with the next line
             self._lost()
 
 

@@ -74,7 +74,7 @@ def test_pods_that_are_late_are_those_that_had_the_load_limit_and_five_minutes()
 
 
 def test_alerts_on_an_autoscaler_are_there_where_it_is() -> None:
-    of_autoscaler = {"PercoreCallsWaitAtMaximum", "PercoreAutoscalerBlind"}
+    of_autoscaler = {"PercoreCallsWaitAtMaximum", "PercoreAutoscalerBlind", "PercoreAutoscalerStuck"}
     assert names(rules()) - names(rules("autoscaling.enabled=false")) == of_autoscaler
 
 

@@ -453,10 +453,13 @@ def test_the_right_to_patch_pods_is_restricted_where_the_cluster_knows_how() -> 
 
 def test_images_are_of_the_version_of_the_chart_unless_told_otherwise() -> None:
     images = {each["image"] for _, spec in pod_specs(render()) for each in containers(spec)}
-    assert images == {f"percore/demo:{__version__}", f"percore/gateway:{__version__}"}
+    assert images == {f"localhost/percore/demo:{__version__}", f"localhost/percore/gateway:{__version__}"}
     values = ("image.repository=a/b", "image.tag=c", "gateway.image.repository=d", "gateway.image.tag=e")
     images = {each["image"] for _, spec in pod_specs(render(*values)) for each in containers(spec)}
     assert images == {"a/b:c", "d:e"}
+    digest = f"sha256:{'0a' * 32}"
+    images = {each["image"] for _, spec in pod_specs(render(*values, f"image.digest={digest}")) for each in containers(spec)}
+    assert images == {f"a/b@{digest}", "d:e"}
     assert f"version: {__version__}" in (CHART / "Chart.yaml").read_text()
 
 

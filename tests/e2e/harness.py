@@ -273,8 +273,8 @@ def images(target: str = "inference") -> dict[str, Any]:
     tag = os.environ.get("PERCORE_E2E_TAG")
     assert tag, 'no images: eval "$(tests/e2e/images)"'
     return {
-        "image": {"repository": f"percore/{target}", "tag": tag},
-        "gateway": {"image": {"repository": "percore/gateway", "tag": tag}},
+        "image": {"repository": f"localhost/percore/{target}", "tag": tag},
+        "gateway": {"image": {"repository": "localhost/percore/gateway", "tag": tag}},
     }
 
 

@@ -30,7 +30,7 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Releas
     [namespace] = [name for kind, name in built if kind == "Namespace"]
     assert not documents("namespaces", "--field-selector", f"metadata.name={namespace}"), f"somebody else's: {namespace}"
     tag = images("demo")["image"]["tag"]
-    tagged = [{"name": name, "newTag": tag} for name in ("percore/demo", "percore/gateway")]
+    tagged = [{"name": name, "newTag": tag} for name in ("localhost/percore/demo", "localhost/percore/gateway")]
     outer = {"resources": [os.path.relpath(folder, tmp_path.resolve())], "images": tagged}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(outer))
     release = Release("percore", namespace)

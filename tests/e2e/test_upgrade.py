@@ -32,13 +32,13 @@ from tests.e2e.harness import (
 GATEWAY = "args: [gateway]"
 """How a chart starts the gateway of the images under test."""
 BEFORE = {
-    "image": {"repository": "percore/own"},
+    "image": {"repository": "localhost/percore/own"},
     "limits": {"run": 100, "wait": 200},
     "podAnnotations": {"revision": "before"},
     "gateway": {"podAnnotations": {"revision": "before"}},
 }
 NOW = {
-    "image": {"repository": "percore/inference"},
+    "image": {"repository": "localhost/percore/inference"},
     "limits": SMALL["limits"],
     "podAnnotations": {"revision": "now"},
     "gateway": {"podAnnotations": {"revision": "now"}},

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from tests.rules.harness import Case, exporter, gateway, kubernetes
 
-AT_MAXIMUM, BLIND, NOT_READY = "PercoreCallsWaitAtMaximum", "PercoreAutoscalerBlind", "PercorePodsNotReady"
+AT_MAXIMUM, NOT_READY = "PercoreCallsWaitAtMaximum", "PercorePodsNotReady"
+BLIND, UNFOLLOWED = "PercoreAutoscalerBlind", "PercoreAutoscalerStuck"
 RESTART, CRASH = "PercoreContainersRestart", "PercoreWorkersCrash"
 FULL, HPA = "first-percore-inference", "horizontalpodautoscaler"
 POD = f"{FULL}-6d4f9c7b8-x2v4k"
@@ -67,10 +68,24 @@ CASES = [
     Case(BLIND, "the autoscaler is active", {**inactive(0), **deployment(1, 1)}, 30),
     Case(BLIND, "it rests, because there are no pods", {**inactive(1), **deployment(0, 0)}, 30),
     Case(BLIND, "it cannot scale", {**inactive(1), **deployment(1, 1)}, 5, STUCK),
-    Case(BLIND, "it wants a pod for each call", {**queue(3), **autoscaler(3)}, 30, severity="critical"),
-    Case(BLIND, "it wants as many as it may", {**queue(13), **autoscaler(11)}, 30, severity="critical"),
-    Case(BLIND, "calls are queued, and it wants fewer pods than calls", {**queue(3), **autoscaler(2)}, 5, UNHEARD, "critical"),
-    Case(BLIND, "calls are queued at zero pods", {**queue(3), **autoscaler(0), **deployment(0, 0)}, 5, UNHEARD, "critical"),
+    Case(UNFOLLOWED, "it wants a pod for each call", {**queue(3), **autoscaler(3)}, 30, severity="critical"),
+    Case(UNFOLLOWED, "it wants as many as it may", {**queue(13), **autoscaler(11)}, 30, severity="critical"),
+    Case(
+        UNFOLLOWED,
+        "calls are queued, and it wants fewer pods than calls",
+        {**queue(3), **autoscaler(2)},
+        5,
+        UNHEARD,
+        "critical",
+    ),
+    Case(
+        UNFOLLOWED,
+        "calls are queued at zero pods",
+        {**queue(3), **autoscaler(0), **deployment(0, 0)},
+        5,
+        UNHEARD,
+        "critical",
+    ),
     Case(NOT_READY, "every pod is ready", deployment(5, 5), 60),
     Case(NOT_READY, "one is not ready", deployment(5, 4), 15, LATE),
     Case(NOT_READY, "one is not ready, and no call is queued", {**deployment(5, 4), **queue(0)}, 60, severity="critical"),

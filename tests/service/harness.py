@@ -83,8 +83,9 @@ class Service:
         self.stop()
         self.folder.cleanup()
 
-    def start(self) -> None:
-        with self.log_path.open("ab") as log:
+    def start(self, log_fd: int | None = None) -> None:
+        """Start it; its log goes to a file, or to an open file descriptor."""
+        with self.log_path.open("ab") if log_fd is None else os.fdopen(os.dup(log_fd), "wb") as log:
             for command in self.commands:
                 arguments = [sys.executable, "-m", "percore", *command]
                 self.processes.append(subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log))

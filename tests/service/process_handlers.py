@@ -13,6 +13,10 @@ from percore.handlers import Tensors
 
 NUMBERS = list(range(8))
 SQUARES = [number * number for number in NUMBERS]
+WAYS = (
+    *("pool", "spawned_pool", "executor", "joblib", "subprocess"),
+    *("terminate", "fork_and_exit", "fork_and_raise", "fork_and_return"),
+)
 
 
 def square(number: int) -> int:
@@ -30,29 +34,34 @@ class Processes:
         return {"results": np.array([way() for _ in range(3)])}
 
     def pool(self) -> list[int]:
+        """`multiprocessing.Pool`, forked, in a `with` block: it ends, and does not hang."""
         with multiprocessing.get_context("fork").Pool(2) as pool:
             return pool.map(square, NUMBERS)
 
     def spawned_pool(self) -> list[int]:
+        """`multiprocessing.Pool`, spawned: the processes start without a second service."""
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             return pool.map(square, NUMBERS)
 
     def executor(self) -> list[int]:
+        """`concurrent.futures.ProcessPoolExecutor`, forked: it ends, and does not hang."""
         with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
             return list(pool.map(square, NUMBERS))
 
     def joblib(self) -> list[int]:
+        """`joblib.Parallel` with its default, loky: it ends, and is used again by the next call."""
         import joblib  # type: ignore[import-untyped]  # noqa: PLC0415 - only this way needs it
 
         return list(joblib.Parallel(n_jobs=2)(joblib.delayed(square)(number) for number in NUMBERS))
 
     def subprocess(self) -> list[int]:
+        """`subprocess.run`: the output and the exit status arrive."""
         program = f"print(*[number * number for number in {NUMBERS}])"
         output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout
         return [int(each) for each in output.split()]
 
     def terminate(self) -> list[int]:
-        """``Process.terminate`` ends a process at once, by SIGTERM as it is by default."""
+        """`multiprocessing.Process.terminate`: the process ends at once, by SIGTERM."""
         process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         process.start()
         time.sleep(0.1)
@@ -62,7 +71,7 @@ class Processes:
         return SQUARES
 
     def fork_and_exit(self) -> list[int]:
-        """A child that leaves by ``sys.exit`` has that status, and does not come back as a second worker."""
+        """`os.fork`, and `sys.exit` in the child: it ends with that status, and nothing else runs in it."""
         for status in (0, 3):
             child = os.fork()
             if child == 0:
@@ -71,6 +80,7 @@ class Processes:
         return SQUARES
 
     def fork_and_raise(self) -> list[int]:
+        """`os.fork`, and an exception in the child: it ends with a status other than 0, and answers no caller."""
         child = os.fork()
         if child == 0:
             raise RuntimeError("in the child")
@@ -78,6 +88,7 @@ class Processes:
         return SQUARES
 
     def fork_and_return(self) -> list[int]:
+        """`os.fork`, and a child that returns from `predict`: it ends, and answers no caller."""
         child = os.fork()
         if child == 0:
             return [0] * len(NUMBERS)

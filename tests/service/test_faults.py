@@ -1,5 +1,6 @@
 """What dies by ``kill -9``: what the caller sees, what comes back by itself, what the metrics say."""
 
+import fcntl
 import json
 import os
 import signal
@@ -167,3 +168,22 @@ def test_a_second_service_on_the_same_port_or_folder_is_refused_in_one_line() ->
                 assert second.processes[0].wait(10) == 78
                 (line,) = second.log_path.read_text().splitlines()
                 assert line.startswith("percore: cannot start: PERCORE_")
+
+
+def test_a_reader_of_the_log_that_stalls_holds_up_neither_calls_nor_clocks_nor_the_stop() -> None:
+    service = Service(handler=FAULTY, run_limit=2)
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        service.start(write)
+        with service.ready(workers=2):
+            for _ in range(100):
+                assert service.call().status_code == 200
+            assert service.call(sleep=60).status_code == 504
+            os.kill(service.workers[0], signal.SIGKILL)
+            eventually(lambda: service.metric("percore_workers", state="free") == 2, 20)
+            service.processes[0].send_signal(signal.SIGTERM)
+            assert service.processes[0].wait(20) == 0
+    finally:
+        os.close(write)
+        os.close(read)

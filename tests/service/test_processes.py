@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 
 from tests.service.harness import Service, eventually, processes_in
-from tests.service.process_handlers import SQUARES
+from tests.service.process_handlers import SQUARES, WAYS
 
 MODULE = "tests.service.process_handlers"
-WAYS = (
-    *("pool", "spawned_pool", "executor", "joblib", "subprocess"),
-    *("terminate", "fork_and_exit", "fork_and_raise", "fork_and_return"),
-)
 
 
 @pytest.fixture(scope="module")

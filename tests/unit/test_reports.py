@@ -1,8 +1,14 @@
 """Workers' reports, over a real unix socket, from the worker's end to the exporter's state."""
 
+import errno
+import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
 from percore.exporter.inbox import Inbox
 from percore.exporter.workers import State, Workers
 from percore.telemetry import Telemetry
@@ -97,14 +103,43 @@ def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> Non
     exporter.close()
 
 
-def test_a_report_that_makes_no_sense_costs_its_connection_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b'{"event": 7', b"[]", b'{"event":"hello"}', b'{"event":"hello","worker":1,"catalog":7}'])
+def test_a_report_that_makes_no_sense_costs_its_connection_alone(tmp_path: Path, line: bytes) -> None:
     exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
     reporter.tend()
     with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(5)
         stranger.connect(str(tmp_path / "exporter.sock"))
-        stranger.sendall(b'{"event": 7\n[]\n')
+        stranger.sendall(line + b"\n")
         exporter.take_in()
         assert stranger.recv(1) == b""
     assert exporter.workers.states() == {State.LOADING: 1}
     exporter.close()
     reporter.close()
+
+
+def test_a_worker_that_cannot_be_accepted_is_accepted_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+    reporter.tend()
+    full = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(socket.socket, "accept", Mock(side_effect=full))
+    exporter.take_in(1)
+    monkeypatch.undo()
+    exporter.take_in()
+    assert exporter.workers.states() == {State.LOADING: 1}
+    exporter.close()
+    reporter.close()
+
+
+def test_a_thread_that_a_process_cannot_do_without_ends_it(capfd: pytest.CaptureFixture[str]) -> None:
+    program = """
+import time
+from percore import logs, threads
+logs.configure("info")
+threads.start_vital("mine", lambda: 1 / 0)
+time.sleep(60)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=30).returncode == 1
+    line = json.loads(capfd.readouterr().err)
+    assert (line["level"], line["message"]) == ("error", "the thread mine failed; the process ends")
+    assert "ZeroDivisionError" in line["trace"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import selectors
 import socket
-import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +14,13 @@ import orjson
 from percore import rundir
 from percore.errors import StartError
 from percore.exporter.workers import Workers
+from percore.threads import start_vital
 
 log = logging.getLogger("percore.exporter")
 LARGEST_LINE = 1 << 24
 CHECK_SECONDS = 1.0
 """How often the socket's file is looked after."""
+REST_SECONDS = 0.1
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class Inbox:
 
     def start(self) -> None:
         """Start the thread; a daemon."""
-        threading.Thread(target=self._run, name="inbox", daemon=True).start()
+        start_vital("inbox", self._run)
 
     def _run(self) -> None:
         while True:
@@ -89,11 +90,17 @@ class Inbox:
         self._selector.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            self._workers.joined(connection.fileno())
-            self._selector.register(connection, selectors.EVENT_READ, _Connection(connection))
+        except BlockingIOError:
+            return
+        except OSError:  # no open file left, for example: the worker is still there afterwards
+            log.exception("a worker's connection could not be accepted; it is tried again")
+            time.sleep(REST_SECONDS)
+            return
+        connection.setblocking(False)
+        self._workers.joined(connection.fileno())
+        self._selector.register(connection, selectors.EVENT_READ, _Connection(connection))
 
     def _read(self, fd: int, connection: _Connection) -> None:
         try:
@@ -113,7 +120,7 @@ class Inbox:
                 self._workers.tell(fd, orjson.loads(line))
             if len(rest) > LARGEST_LINE:
                 raise ValueError(f"a line of more than {LARGEST_LINE} bytes")
-        except (ValueError, KeyError, TypeError):
+        except Exception:
             log.exception("a worker's report makes no sense; its connection is closed")
             self._close(fd, connection)
 

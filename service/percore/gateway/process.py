@@ -10,13 +10,11 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvloop
 from prometheus_client import disable_created_metrics
@@ -44,6 +42,7 @@ from percore.http.front import Front, FrontLimits, bind
 from percore.http.request import Request
 from percore.http.status import StatusServer
 from percore.telemetry import Telemetry
+from percore.threads import start_vital
 
 log = logging.getLogger("percore.gateway")
 
@@ -253,9 +252,10 @@ async def _main(
         # A supervisor that was killed ends both; one that stops ends the gateway first.
         gateway = Gateway(settings, telemetry, writer, workers.catalog, lambda: os.getppid() != supervisor)
     _status_server(gateway, workers).start(status_listener)
-    _vital(sources.endpoints.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
+    start_vital("endpoints", sources.endpoints.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
     if sources.costs is not None:
-        _vital(CostWriter(sources.costs, gateway.running_pods, lambda: gateway.endpoints, telemetry).reconcile_forever)
+        costs = CostWriter(sources.costs, gateway.running_pods, lambda: gateway.endpoints, telemetry)
+        start_vital("costs", costs.reconcile_forever)
     gc.collect()
     gc.freeze()
     await gateway.run(listener, stop)
@@ -326,16 +326,3 @@ def _check_descriptors(settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (OSError, ValueError) as error:
         log.warning("the limit of open files stays as it is: %s", error)
-
-
-def _vital(target: Any, *arguments: object) -> None:
-    """Run a thread without which the gateway is none: if it fails, the process ends."""
-
-    def run() -> None:
-        try:
-            target(*arguments)
-        except BaseException:
-            log.exception("a thread of the gateway failed; the gateway ends")
-            logs.end_process(1)
-
-    threading.Thread(target=run, name=getattr(target, "__qualname__", ""), daemon=True).start()

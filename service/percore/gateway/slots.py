@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import threading
 import time
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
@@ -11,6 +10,7 @@ from queue import Empty, SimpleQueue
 import orjson
 
 from percore.gateway.endpoints import Endpoint
+from percore.threads import start_vital
 
 SLOT_SECONDS = 2.0
 THREADS = 8
@@ -25,7 +25,7 @@ class Slots:
         self._is_taken = is_taken or slot_is_taken
         self._questions: SimpleQueue[tuple[str, Endpoint, Answers]] = SimpleQueue()
         for _ in range(threads):
-            threading.Thread(target=self._answer, name="slots", daemon=True).start()
+            start_vital("slots", self._answer)
 
     def ask(self, endpoints: Mapping[str, Endpoint], seconds: float) -> dict[str, bool]:
         """Return which slots are taken, by pod; after so many seconds without the pods that have not been asked by then.

@@ -7,21 +7,17 @@ is busy, and in a process of its own in a pod. Metrics are rendered a few times 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from percore import logs
 from percore.errors import MethodNotAllowed, NotFound
 from percore.http.front import Front, FrontLimits
 from percore.http.request import Header, Request
-
-log = logging.getLogger("percore.status")
+from percore.threads import start_vital
 
 KEPT_SECONDS = 0.2
 """Metrics are rendered at most five times a second."""
@@ -60,15 +56,7 @@ class StatusServer:
 
     def start(self, listener: socket.socket) -> None:
         """Serve in a thread from now on. Its end is the process's end: without probes nothing says what is wrong."""
-
-        def run() -> None:
-            try:
-                self.run(listener)
-            except BaseException:
-                log.exception("the status server failed; the process ends")
-                logs.end_process(1)
-
-        threading.Thread(target=run, name="status-server", daemon=True).start()
+        start_vital("status-server", self.run, listener)
 
     async def serve(self, request: Request) -> None:
         """Answer one request."""

@@ -34,7 +34,7 @@
     summary: The autoscaler cannot read how many calls there are.
     description: The autoscaler has not been able to scale for five minutes. The number of pods stays as it is, however many calls come.
 # Fires at zero pods too, and where KEDA's fallback hides from the HPA that there is no metric.
-- alert: PercoreAutoscalerBlind
+- alert: PercoreAutoscalerStuck
   expr: |-
     {{ $queued }}
     and on (namespace) (

@@ -1,4 +1,4 @@
-"""The gateway's log when nobody reads it: a full pipe holds up neither a call nor the end of the process."""
+"""The log when nobody reads it: a full pipe holds up neither a call nor the end of the process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import select
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from percore import logs
-from percore.logs import BackgroundWriter
+from percore.logs import BackgroundWriter, StandardError
 
 F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 PIPE_BYTES = 4096
@@ -42,6 +43,9 @@ class Reader:
             data += os.read(self._fd, 65536)
         assert data.endswith(b"\n")
         return [json.loads(line) for line in data.splitlines()]
+
+    def read(self) -> bytes:
+        return os.read(self._fd, 65536)
 
     def has_more(self) -> bool:
         return bool(select.select([self._fd], [], [], 0)[0])
@@ -220,3 +224,47 @@ def test_what_nobody_catches_is_a_line_of_json_in_every_thread(configure: str) -
     ignored = "ignored an exception in Fails.__del__"
     assert [line["message"] for line in lines] == [ignored, "thread helper failed", "the process failed"]
     assert all("ZeroDivisionError" in line["trace"] for line in lines)
+
+
+def records(handler: StandardError, *messages: str) -> None:
+    logger = logging.Logger("percore.test")
+    logger.addHandler(handler)
+    for message in messages:
+        logger.warning(message)
+
+
+def test_without_a_thread_a_reader_that_stalls_costs_one_wait_and_then_lines(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "PATIENCE_SECONDS", 0.3)
+    handler = StandardError()
+    long = "x" * 3 * PIPE_BYTES
+    assert 0.2 < in_time(lambda: records(handler, long)) < 2, "a part of it is written, and the rest is kept"
+    assert in_time(lambda: records(handler, *["lost"] * 50)) < 2, "one wait for all"
+    found: list[dict[str, Any]] = []
+
+    def write_on() -> None:
+        while not found:
+            records(handler, "last")
+            time.sleep(0.01)
+
+    writing = threading.Thread(target=write_on)
+    writing.start()
+    data = b""
+    while b'"last"' not in data:
+        reader.wait_until_it_is_written_to()
+        data += reader.read()
+    found += [json.loads(line) for line in data.splitlines() if line.endswith(b"}")]
+    writing.join()
+    messages = [line["message"] for line in found]
+    assert messages[0] == long, "no line is torn"
+    told = re.fullmatch(r"lines of the log that were lost because nobody read it: (\d+)", messages[1])
+    assert told is not None
+    assert int(told[1]) >= 50
+    assert messages[-1] == "last"
+
+
+def test_a_reader_that_left_costs_its_lines_and_no_error(reader: Reader) -> None:
+    reader.leave()
+    handler = StandardError()
+    assert in_time(lambda: records(handler, *["lost"] * 100)) < 1
