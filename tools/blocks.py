@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -58,6 +59,18 @@ def sizing() -> str:
 def handlers() -> str:
     """Return docs/handlers.md."""
     return filled(ROOT / "docs/handlers.md", {"processes": processes()})
+
+
+def models() -> str:
+    """Return docs/models.md."""
+    return filled(ROOT / "docs/models.md", {"keras": keras_kinds()})
+
+
+def keras_kinds() -> str:
+    """Return the kinds of Keras models that the tests load, as the functions that make them say."""
+    tree = ast.parse((ROOT / "tests/keras_models.py").read_text())
+    kinds = [each for each in tree.body if isinstance(each, ast.FunctionDef) and ast.unparse(each.returns or each) == "Kind"]
+    return "\n".join(f"- {(ast.get_docstring(kind) or '').rstrip('.')}" for kind in kinds)
 
 
 def burst() -> str:

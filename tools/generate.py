@@ -109,6 +109,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "README.md": blocks.readme,
     "docs/bench/burst.svg": blocks.burst,
     "docs/handlers.md": blocks.handlers,
+    "docs/models.md": blocks.models,
     "docs/operations/sizing.md": blocks.sizing,
     "docs/README.md": pages.index,  # last: it quotes the others
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 ORDER = (
+    "models.md",
     "handlers.md",
     "architecture.md",
     "decisions/",

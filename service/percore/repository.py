@@ -18,7 +18,8 @@ from percore.settings import NAME, Settings
 logger = logging.getLogger(__name__)
 
 LAYOUT = "NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras"
-PLATFORMS = {"saved_model.pb": "tensorflow_savedmodel", "model.keras": "keras"}
+LARGEST_VERSION = 2**63 - 1
+PLATFORMS = {"saved_model.pb": "tensorflow_savedmodel", "saved_model.pbtxt": "tensorflow_savedmodel", "model.keras": "keras"}
 """By the file that makes a folder a model; the first wins where there are both."""
 
 Labels = Mapping[str, Mapping[str, int]]
@@ -48,6 +49,8 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
     from percore.handlers import tensorflow  # noqa: PLC0415
 
     tensorflow.configure(threads)
+    for module in models.imports:
+        custom.import_module("PERCORE_IMPORT", module)
     return [tensorflow.load(each.info, each.folder) for each in found]
 
 
@@ -111,7 +114,11 @@ def _versions(folder: Path, labels: Labels) -> list[Found]:
 
 def _number(folder: Path) -> int | None:
     """Return the version that a folder is named after; leading zeros are allowed, as TensorFlow Serving does."""
-    return int(folder.name) if folder.name.isascii() and folder.name.isdigit() else None
+    if not (folder.name.isascii() and folder.name.isdigit()):
+        return None
+    if len(folder.name.lstrip("0")) > len(str(LARGEST_VERSION)) or int(folder.name) > LARGEST_VERSION:
+        raise LoadError(f"version folder {folder}: a version must be at most {LARGEST_VERSION}")
+    return int(folder.name)
 
 
 def _platform(folder: Path) -> str | None:

@@ -76,10 +76,18 @@ def _socket_folder(text: str) -> Path:
     return Path(text)
 
 
+def _modules(text: str) -> tuple[str, ...]:
+    names = tuple(each.strip() for each in text.split(",")) if text.strip() else ()
+    if not all(re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name) for name in names):
+        raise ValueError
+    return names
+
+
 WEEK_SECONDS = 7 * 24 * 3600
 SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", checked(float, lambda value: 0 < value <= WEEK_SECONDS))
 PORT = within(1, 65535)
 HANDLER = Rule("empty, or `module:Class`", checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
+MODULES = Rule("empty, or names of modules with commas between them", _modules)
 NAME = Rule(
     "1 to 128 letters, digits, `.`, `_` or `-`, not all of them dots",
     checked(str, lambda text: re.fullmatch(NAME_PATTERN, text) is not None),
@@ -98,6 +106,8 @@ class ModelSettings:
     """Folder that holds `NAME/VERSION/saved_model.pb` or `NAME/VERSION/model.keras`. Not read where a handler is set."""
     handler: str = setting("PERCORE_HANDLER", "", HANDLER)
     """Your own code instead of a repository: a class with `load(self)` and `predict(self, inputs)`."""
+    imports: tuple[str, ...] = setting("PERCORE_IMPORT", "", MODULES)
+    """Modules of yours that are imported before a repository is loaded: they register the custom classes of Keras models."""
     name: str = setting("PERCORE_MODEL_NAME", "default", NAME)
     """The name under which your own handler is called, as version 1."""
     labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)

@@ -72,6 +72,7 @@ class Service:
             **given,
         }
         self.commands = [["exporter"], ["worker"]] if pod else [["serve"]]
+        self.cwd = ROOT
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -88,7 +89,7 @@ class Service:
         with self.log_path.open("ab") if log_fd is None else os.fdopen(os.dup(log_fd), "wb") as log:
             for command in self.commands:
                 arguments = [sys.executable, "-m", "percore", *command]
-                self.processes.append(subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log))
+                self.processes.append(subprocess.Popen(arguments, cwd=self.cwd, env=self.environ, stderr=log, stdout=log))
 
     def stop(self) -> None:
         for process in self.processes:

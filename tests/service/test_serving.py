@@ -172,3 +172,31 @@ def test_sigterm_lets_a_call_inside_tensorflow_finish(repository: Path) -> None:
         assert status == 200
         assert json.loads(body)["outputs"]["steps"] == [20000]
         assert service.processes[0].wait(20) == 0
+
+
+def test_a_model_with_a_class_of_ones_own_is_served_by_the_module_that_registers_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import keras\n\n\n"
+        "@keras.saving.register_keras_serializable('mine')\n"
+        "class Triple(keras.layers.Layer):\n    def call(self, inputs):\n        return inputs * 3\n"
+    )
+    program = "import keras, mine; keras.Sequential([keras.Input((2,)), mine.Triple()]).save('models/m/1/model.keras')"
+    (tmp_path / "models/m/1").mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True, timeout=60)
+    service = Service(model_repository="models")
+    service.environ["PERCORE_IMPORT"] = "mine"
+    service.cwd = tmp_path
+    with service.ready(1):
+        answer = service.post("/v1/models/m:predict", {"instances": [[1, 2]]})
+        assert answer.json() == {"predictions": [[3, 6]]}
+
+
+def test_a_version_of_twenty_digits_ends_the_service_with_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "m/20251231235959000000"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").touch()
+    with Service(model_repository=tmp_path) as service:
+        assert service.processes[0].wait(30) == 1
+        lines = {line["message"] for line in service.log("cannot start: ")}
+    [line] = lines
+    assert line.endswith("20251231235959000000: a version must be at most 9223372036854775807")

@@ -101,3 +101,22 @@ def test_a_label_for_another_version_of_a_handler_stops_the_start() -> None:
     environ = {"PERCORE_HANDLER": "percore.handlers.echo:Echo", "PERCORE_MODEL_LABELS": "default:stable=2"}
     with pytest.raises(LoadError, match="label 'stable' of model 'default' names version 2, which is not there; versions: 1"):
         load_models(settings.load(environ), threads=1)
+
+
+def test_a_saved_model_as_text_is_a_saved_model(tmp_path: Path) -> None:
+    assert found(make(tmp_path, "m/1/saved_model.pbtxt")) == [("m", 1, "tensorflow_savedmodel", ())]
+
+
+def test_a_version_that_no_protocol_can_carry_stops_the_start_with_the_rule(tmp_path: Path) -> None:
+    largest = 2**63 - 1
+    assert found(make(tmp_path, f"m/{largest}/saved_model.pb")) == [("m", largest, "tensorflow_savedmodel", ())]
+    make(tmp_path, "m/20251231235959000000/saved_model.pb")
+    with pytest.raises(LoadError, match=r"20251231235959000000: a version must be at most 9223372036854775807"):
+        scan(tmp_path, {})
+
+
+def test_a_module_that_should_register_classes_and_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    make(tmp_path, "m/1/model.keras")
+    given = settings.load({"PERCORE_MODEL_REPOSITORY": str(tmp_path), "PERCORE_IMPORT": "no_such.layers"})
+    with pytest.raises(LoadError, match=r"PERCORE_IMPORT: there is no module 'no_such' in .* or installed"):
+        load_models(given, threads=1)

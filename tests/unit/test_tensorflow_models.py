@@ -9,24 +9,24 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from percore.catalog import CLASSIFY, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 from percore.errors import BadInput, LoadError
 from percore.handlers import tensorflow, warmup
 from percore.handlers.examples import feature
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tests import models
 
 # Keras, when it writes a model: its own conversion of variables to numpy is of the old kind.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 PLATFORMS = {"tf1": "tensorflow_savedmodel", "tf2": "tensorflow_savedmodel", "keras": "keras"}
 X = np.array([[1, 1], [0, 2]], np.float32)
 Y = [[6.0], [7.0]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    tensorflow.configure(1)
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +167,15 @@ def test_of_several_graphs_the_one_for_serving_is_served(tmp_path: Path) -> None
                 builder.add_meta_graph_and_variables(session, tags, signatures)
     builder.save()
     assert load(tmp_path / "1").predict("serving_default", {"x": np.float32(1)})["y"] == 2  # type: ignore[dict-item]
+
+
+def test_a_saved_model_as_text_is_read(written: Path, tmp_path: Path) -> None:
+    for name in ("tf1", "tf2"):
+        folder = shutil.copytree(written / name / "1", tmp_path / name)
+        model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        (folder / "saved_model.pbtxt").write_text(text_format.MessageToString(model))
+        (folder / "saved_model.pb").unlink()
+        assert load(folder).predict("serving_default", {"x": X})["y"].tolist() == Y
 
 
 # --- values ------------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def _constructed(target: str) -> Handler:
 
 def _class(target: str) -> Any:
     module, _, name = target.partition(":")
-    found = getattr(_module(target, module), name, None)
+    found = getattr(import_module(f"handler {target}", module), name, None)
     if not isinstance(found, type):
         raise LoadError(f"handler {target}: module {module!r} has no class {name!r}")
     for method in ("load", "predict"):
@@ -82,7 +82,8 @@ def _class(target: str) -> Any:
     return found
 
 
-def _module(target: str, module: str) -> Any:
+def import_module(wanted_by: str, module: str) -> Any:
+    """Import a module of the user's; raise LoadError that names who wanted it."""
     here = str(Path.cwd())
     if here not in sys.path:  # Gunicorn and Flask find a user's module there too
         sys.path.insert(0, here)
@@ -90,10 +91,10 @@ def _module(target: str, module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
-            raise LoadError(f"handler {target}: there is no module {error.name!r} in {here} or installed") from error
-        raise LoadError(f"handler {target}: module {module!r} imports {error.name!r}, which is not installed") from error
+            raise LoadError(f"{wanted_by}: there is no module {error.name!r} in {here} or installed") from error
+        raise LoadError(f"{wanted_by}: module {module!r} imports {error.name!r}, which is not installed") from error
     except (Exception, SystemExit) as error:
-        raise LoadError(f"handler {target}: importing module {module!r} raised {_told(error)}") from error
+        raise LoadError(f"{wanted_by}: importing module {module!r} raised {_told(error)}") from error
 
 
 def _told(error: BaseException) -> str:

@@ -7,6 +7,7 @@ A concrete function knows no modes.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
@@ -23,19 +24,32 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import numpy as np
 import tensorflow as tf
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry  # nothing public tells which operations are stateful
 
 from percore.catalog import CLASSIFY, DEFAULT_SIGNATURE, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 from percore.dtypes import BY_NAME
 from percore.errors import BadInput, LoadError
-from percore.handlers import Array, Tensors, warmup
+from percore.handlers import Array, Tensors, effects, warmup
 from percore.handlers.examples import Feature, features
 
 logger = logging.getLogger(__name__)
 
 NOISE = re.compile(r"\{\{function_node [^}]*\}\}\s*|\s*\[\[\{\{node.*|\s*\[Op:\w+\].*|^\s*\(\d+\)\s*[A-Z_ ]+:\s*")
-FRAMES = ("Graph execution error", "Detected at node", "<stack traces unavailable>", "  File ", "    ")
+UNKNOWN = re.compile(r"Could not locate (?:class|function) '([^']+)'")
+CALLERS_FAULT = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
+"""What TensorFlow raises for tensors that do not fit, or for bytes that are no image or no compressed data. All else is the
+model's fault."""
+FRAMES = (
+    *("Graph execution error", "Exception encountered when calling", "Detected at node", "<stack traces unavailable>"),
+    *("  File ", "    "),
+)
 LONGEST_REASON = 300
+CHANGES = (
+    "%s: signature %r may change the model or the machine (%s). It is not warmed up, unless warmup.json names it. "
+    "What it changes in the model stays in one worker, and is lost with it"
+)
 
 
 def configure(threads: int) -> None:
@@ -58,6 +72,8 @@ class Callable:
     keywords: Mapping[str, tuple[str, Any]]
     """By the name of an input: the keyword that the function has for it, and its ``tf.DType``."""
     signature: Signature
+    operations: frozenset[str]
+    """The names of all operations of the graph."""
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         """Run it: numpy in, numpy out. Inputs are copied once, as TensorFlow wants them aligned; outputs are views."""
@@ -88,7 +104,7 @@ class TensorFlowModel:
             callables = dict(self._read(folder))
         except Exception as error:
             raise LoadError(f"{self._title} cannot be loaded: {reason(error)}") from error
-        self._callables = {name: each for name, each in callables.items() if self._is_usable(name, each.signature)}
+        self._callables = {name: each for name, each in callables.items() if self._is_usable(name, each)}
         if not self._callables:
             raise LoadError(f"{self._title} has no signature that can be served; it has {', '.join(callables) or 'none'}")
         self.info = replace(info, signatures={name: each.signature for name, each in self._callables.items()})
@@ -103,7 +119,7 @@ class TensorFlowModel:
         """Run one signature; raise BadInput where TensorFlow finds its arguments invalid, however deep in the graph."""
         try:
             return self._callables[signature](inputs)
-        except tf.errors.InvalidArgumentError as error:
+        except CALLERS_FAULT as error:
             raise BadInput(f"the model refused the input: {reason(error)}") from error
 
     def encode_examples(self, examples: Sequence[Mapping[str, Any]]) -> Array:
@@ -113,7 +129,13 @@ class TensorFlowModel:
             serialised[index] = _example(example).SerializeToString()
         return serialised
 
-    def _is_usable(self, name: str, signature: Signature) -> bool:
+    def _is_usable(self, name: str, of: Callable) -> bool:
+        signature = of.signature
+        if of.operations & effects.PYTHON:
+            logger.warning(
+                "%s: signature %r is left out: it calls a Python function, which the file does not hold", self._title, name
+            )
+            return False
         odd = [f"{spec.name} ({spec.dtype})" for spec in (*signature.inputs, *signature.outputs) if spec.dtype not in BY_NAME]
         if odd:
             logger.warning("%s: signature %r is left out: its %s cannot be sent", self._title, name, ", ".join(odd))
@@ -131,7 +153,10 @@ class TensorFlowModel:
 
     def _try_zeros(self) -> None:
         for name, signature in self.info.signatures.items():
-            if signature.method != PREDICT:
+            changing = effects.changing(self._callables[name].operations, op_def_registry.get)
+            if changing:
+                logger.warning(CHANGES, self._title, name, ", ".join(changing))
+            if changing or signature.method != PREDICT:
                 continue
             logger.debug("%s: warming up signature %r with zeros", self._title, name)
             try:
@@ -153,25 +178,137 @@ class SavedModel(TensorFlowModel):
 class KerasModel(TensorFlowModel):
     """A ``model.keras`` file, traced into one concrete function.
 
-    Inputs are named as the model's input tensors; outputs as the keys of its output, or else after the layers they come from.
+    An input is named as its key, if the model takes a dictionary, or else as the tensor or the parameter. An output is named as
+    its key, or else after the layer that it comes from.
     """
 
     def _read(self, folder: Path) -> Iterator[tuple[str, Callable]]:
-        # Safe mode stays on, which is the default: a file that holds code is refused.
-        self._loaded = model = keras.saving.load_model(folder / "model.keras", compile=False)
-        names = {f"input_{index}": tensor.name for index, tensor in enumerate(model.inputs)}
+        self._loaded = model = _load_keras(folder / "model.keras")
+        taken = _taken(model)
+        names = taken.names()
+        variables = len(model.variables)
 
         def serve(**inputs: Any) -> dict[str, Any]:
-            outputs = model(keras.tree.pack_sequence_as(model.input, [inputs[keyword] for keyword in names]), training=False)
-            return _named_outputs(model, outputs)
+            return _named_outputs(model, taken.call(model, [inputs[keyword] for keyword in names]))
 
-        specs = {
-            keyword: tf.TensorSpec(tensor.shape, tensor.dtype, keyword)
-            for keyword, tensor in zip(names, model.inputs, strict=True)
-        }
-        function = tf.function(serve, autograph=False).get_concrete_function(**specs)
+        function, specs = _traced(serve, names, taken.leaves)
+        if len(model.variables) != variables:
+            raise ValueError(
+                "its layers were made anew when it was called, so its weights are lost: give it `get_build_config`"
+            )
         inputs = {names[keyword]: (keyword, spec) for keyword, spec in specs.items()}
         yield DEFAULT_SIGNATURE, _callable(function, inputs, PREDICT)
+
+
+def _load_keras(path: Path) -> Any:
+    # Safe mode stays on, which is the default: a file that holds code is refused.
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except TypeError as error:
+        if found := UNKNOWN.search(str(error)):
+            raise TypeError(
+                f"it uses {found[1]!r}, which no module has registered: decorate it with "
+                "`keras.saving.register_keras_serializable`, and name its module in PERCORE_IMPORT"
+            ) from error
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One tensor that a Keras model takes."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    any_batch: bool
+    """Whether the first dimension is only that of the data that the model was built with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a Keras model is called with."""
+
+    structure: Any
+    """Nested as Keras wants it; its leaves are placeholders."""
+    leaves: list[Leaf]
+    """As ``keras.tree.flatten`` orders them."""
+    by_keyword: bool = False
+    """Whether the structure is a dictionary of the parameters of ``call``, instead of its first argument."""
+
+    def names(self) -> dict[str, str]:
+        """Return the names of the leaves, by a keyword for each."""
+        found = {f"input_{index}": leaf.name for index, leaf in enumerate(self.leaves)}
+        if len(set(found.values())) != len(found):
+            raise ValueError(f"two of its inputs have the same name: {', '.join(sorted(found.values()))}")
+        return found
+
+    def call(self, model: Any, tensors: list[Any]) -> Any:
+        """Call the model with tensors in the order of the leaves."""
+        packed = keras.tree.pack_sequence_as(self.structure, tensors)
+        training = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
+        return model(**packed, **training) if self.by_keyword else model(packed, **training)
+
+
+def _taken(model: Any) -> Taken:
+    """Return what a model is called with; raise ValueError if the file does not tell."""
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            raise ValueError("it was never built, so its file tells no shape of its input: call it once before it is saved")
+        [tensor] = model.inputs
+        return Taken(tensor, [Leaf(tensor.name, tensor.shape, tensor.dtype, any_batch=True)])
+    if getattr(model, "inputs", None):
+        structure = model.input
+        flat = isinstance(structure, dict) and all(hasattr(each, "shape") for each in structure.values())
+        keys = {id(tensor): key for key, tensor in structure.items()} if flat else {}
+        tensors = keras.tree.flatten(structure)
+        return Taken(
+            structure, [Leaf(keys.get(id(each), each.name), each.shape, each.dtype, any_batch=False) for each in tensors]
+        )
+    return _taken_when_built(model)
+
+
+def _taken_when_built(model: Any) -> Taken:
+    """Return what a subclassed model is called with: Keras keeps the shapes that it was built with."""
+    config = model.get_build_config() or {}
+    parameter = next(iter(inspect.signature(model.call).parameters))
+    if shapes := config.get("shapes_dict"):
+        structure = {key.removesuffix("_shape"): shape for key, shape in shapes.items()}
+        return Taken(
+            dict.fromkeys(structure, 0), [_leaf(model, key, structure[key]) for key in sorted(structure)], by_keyword=True
+        )
+    shape: Any = config.get("input_shape")
+    if _is_shape(shape):
+        return Taken(0, [_leaf(model, parameter, shape)])
+    if isinstance(shape, dict) and shape and all(map(_is_shape, shape.values())):
+        return Taken(dict.fromkeys(shape, 0), [_leaf(model, key, shape[key]) for key in sorted(shape)])
+    if isinstance(shape, list | tuple) and shape and all(map(_is_shape, shape)):
+        return Taken([0] * len(shape), [_leaf(model, f"{parameter}_{index}", each) for index, each in enumerate(shape)])
+    raise ValueError(
+        "its file does not tell the shapes of its inputs: call it once before it is saved, or give it `get_build_config`"
+    )
+
+
+def _leaf(model: Any, name: str, shape: Sequence[int | None]) -> Leaf:
+    return Leaf(name, tuple(shape), model.input_dtype, any_batch=True)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(each is None or isinstance(each, int) for each in value) and value != []
+
+
+def _traced(serve: Any, names: Mapping[str, str], leaves: Sequence[Leaf]) -> tuple[Any, dict[str, Any]]:
+    """Return the concrete function and what it takes: any batch, or else the one that the model was built with."""
+    for free in (True, False):
+        specs = {
+            keyword: tf.TensorSpec((None, *leaf.shape[1:]) if free and leaf.any_batch else leaf.shape, leaf.dtype, keyword)
+            for keyword, leaf in zip(names, leaves, strict=True)
+        }
+        try:
+            return tf.function(serve, autograph=False).get_concrete_function(**specs), specs
+        except (ValueError, TypeError):
+            if not free or not any(leaf.any_batch for leaf in leaves):
+                raise
+    raise AssertionError("the second turn returns or raises")
 
 
 LOADERS: dict[str, type[TensorFlowModel]] = {"tensorflow_savedmodel": SavedModel, "keras": KerasModel}
@@ -188,7 +325,11 @@ def _serving_graph(folder: Path) -> tuple[Any, list[str] | None]:
 
     Read from the file, because TensorFlow 2 forgets the signatures' method names when it loads a model.
     """
-    model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    binary = folder / "saved_model.pb"
+    if binary.exists():
+        model = saved_model_pb2.SavedModel.FromString(binary.read_bytes())
+    else:
+        model = text_format.Parse((folder / "saved_model.pbtxt").read_bytes(), saved_model_pb2.SavedModel())
     if len(model.meta_graphs) == 1:
         return model.meta_graphs[0], None
     for graph in model.meta_graphs:
@@ -215,7 +356,8 @@ def _callable(function: Any, inputs: Mapping[str, tuple[str, Any]], method: str)
         outputs=tuple(_spec(name, spec) for name, spec in sorted(function.structured_outputs.items())),
         method=method,
     )
-    return Callable(function, {name: (keyword, spec.dtype) for name, (keyword, spec) in inputs.items()}, signature)
+    operations = frozenset(effects.operations(function.graph.as_graph_def()))
+    return Callable(function, {name: (keyword, spec.dtype) for name, (keyword, spec) in inputs.items()}, signature, operations)
 
 
 def _spec(name: str, spec: Any) -> TensorSpec:
@@ -230,8 +372,10 @@ def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
     if isinstance(outputs, dict):
         return outputs
     flat = keras.tree.flatten(outputs)
-    names = getattr(model, "output_names", None) or [model.layers[-1].name]
-    if len(set(names)) != len(flat):
+    names = getattr(model, "output_names", None)
+    if names is None and isinstance(model, keras.Sequential):
+        names = [model.layers[-1].name]
+    if names is None or len(set(names)) != len(flat):
         names = [f"output_{index}" for index in range(len(flat))]
     return dict(zip(names, flat, strict=True))
 

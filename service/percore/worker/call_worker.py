@@ -101,8 +101,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             self._fail(error)
         self.guardian.disarm()
         self.surroundings.load_seconds = time.monotonic() - began
-        self.app.boots.succeed()
         self.reporter.loaded(catalog.document())
+        self.app.boots.succeed()
         self.log.info("ready after %.1f s, %d threads a call", self.surroundings.load_seconds, len(self.claim.cores))
 
     def _listen_at(self, index: int) -> None:

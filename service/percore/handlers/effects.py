@@ -1,0 +1,77 @@
+"""What else a signature does besides computing its outputs: read from its graph, before it is ever run.
+
+Imports no TensorFlow: graphs and definitions of operations come as protocol buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+"""Operations that call a function of the Python program that made them, which no file holds."""
+
+HARMLESS = frozenset(
+    {
+        *("VarHandleOp", "ReadVariableOp", "VarIsInitializedOp", "VariableShape", "ResourceGather", "ResourceGatherNd"),
+        *("Variable", "VariableV2", "IsVariableInitialized", "DisableCopyOnRead", "_ReadVariablesOp"),
+        *(
+            "HashTable",
+            "HashTableV2",
+            "MutableHashTable",
+            "MutableHashTableV2",
+            "AnonymousHashTable",
+            "AnonymousMutableHashTable",
+        ),
+        *("LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2"),
+        *("LookupTableExport", "LookupTableExportV2"),
+        *("PartitionedCall", "StatefulPartitionedCall", "If", "Case", "While", "For", "SymbolicGradient", "RemoteCall"),
+        *("Assert", "Print", "PrintV2", "Timestamp", "StringFormat", "Placeholder", "_Arg", "_Retval"),
+        *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "ParameterizedTruncatedNormal"),
+        *("RandomShuffle", "RandomGamma", "RandomPoisson", "RandomPoissonV2", "Multinomial", "RandomCrop"),
+        *("SampleDistortedBoundingBox", "SampleDistortedBoundingBoxV2"),
+        *("CudnnRNN", "CudnnRNNV2", "CudnnRNNV3", "XlaLaunch"),
+        *("RefIdentity", "RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefSelect", "Identity"),
+    }
+)
+"""Operations that TensorFlow calls stateful, or that take a reference, and that change nothing that outlives a call."""
+PREFIXES = ("TensorArray", "Stack")
+"""Begin the names of operations whose state ends with the call."""
+
+
+def operations(graph: Any) -> set[str]:
+    """Return the names of all operations that a ``GraphDef`` can come to, in the functions that it calls as well."""
+    functions = {each.signature.name: each.node_def for each in graph.library.function}
+    found: set[str] = set()
+    entered: set[str] = set()
+    waiting: list[Iterable[Any]] = [graph.node]
+    while waiting:
+        for node in waiting.pop():
+            found.add(node.op)
+            for name in {node.op, *_called(node)} & functions.keys() - entered:
+                entered.add(name)
+                waiting.append(functions[name])
+    return found - functions.keys()
+
+
+def _called(node: Any) -> Iterator[str]:
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func.name
+        for each in value.list.func:
+            yield each.name
+
+
+def changing(names: Iterable[str], definition: Callable[[str], Any]) -> list[str]:
+    """Return those of the operations that may change something that outlives a call, sorted.
+
+    ``definition`` returns an operation's ``OpDef``, or None. TensorFlow does not tell apart what reads and what writes. So an
+    operation that is stateful, takes a reference or is not known counts as one that writes, unless it is listed above.
+    """
+    return sorted(name for name in names if not _is_harmless(name, definition(name)))
+
+
+def _is_harmless(name: str, definition: Any) -> bool:
+    if name in HARMLESS or name.startswith(PREFIXES):
+        return True
+    return definition is not None and not definition.is_stateful and not any(each.is_ref for each in definition.input_arg)
