@@ -48,8 +48,8 @@ COPY --from=inference-libraries /opt/venv /opt/venv
 COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
 USER 65532:65532
 EXPOSE 8080 9090
-# Without arguments it is `percore serve`; a pod's containers are `worker` and `exporter`.
-ENTRYPOINT ["tini", "--", "python", "-m", "percore"]
+# Without arguments it is `percore serve`; a pod's containers are `worker` and `status-server`.
+ENTRYPOINT ["tini", "--", "python", "-P", "-m", "percore"]
 
 # --- gateway --------------------------------------------------------------------------------------------------------------------
 FROM base AS gateway
@@ -59,7 +59,7 @@ COPY --from=gateway-libraries /opt/venv /opt/venv
 COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
 USER 65532:65532
 EXPOSE 8080 9090
-ENTRYPOINT ["tini", "--", "python", "-m", "percore"]
+ENTRYPOINT ["tini", "--", "python", "-P", "-m", "percore"]
 CMD ["gateway"]
 
 # --- demo -----------------------------------------------------------------------------------------------------------------------

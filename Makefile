@@ -39,7 +39,7 @@ models: $(MODELS)/built ## Train and write the demo models (cached)
 .PHONY: run
 run: $(MODELS)/built ## Serve the demo models on this machine, one call per core (HOST, PORT, EXPORTER_PORT)
 	@$(BIN)/python -m demo.try_it http://$(HOST):$(PORT) http://$(HOST):$(EXPORTER_PORT)
-	@PERCORE_MODEL_REPOSITORY=$(MODELS) PERCORE_HOST=$(HOST) PERCORE_PORT=$(PORT) PERCORE_EXPORTER_PORT=$(EXPORTER_PORT) exec $(BIN)/python -m percore serve
+	@exec $(BIN)/percore serve --models $(MODELS) --host $(HOST) --port $(PORT) --status-port $(EXPORTER_PORT)
 
 # --- checks ------------------------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Child:
         parent = os.getpid()
         self.starts += 1
         self.process = subprocess.Popen(  # noqa: S603 - our own code, with our own arguments
-            (sys.executable, "-m", "percore", *self.arguments),
+            (sys.executable, "-P", "-m", "percore", *self.arguments),  # -P: a user's percore.py is not ours
             pass_fds=self.pass_fds,
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - no other thread runs yet

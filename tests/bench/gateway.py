@@ -81,7 +81,7 @@ def measure(seconds: float) -> Added:
 def _both(core: int, other: int) -> Iterator[dict[str, int]]:
     limits = {"handler": "percore.handlers.echo:Echo", "max_body_bytes": 1 << 30}
     with pinned([core]), servers.percore(1, pod=True, **limits) as pod, pinned([other]):
-        for pid in pod.pids("exporter"):
+        for pid in pod.pids("status-server"):
             for task in (Path("/proc") / str(pid) / "task").iterdir():
                 os.sched_setaffinity(int(task.name), [other])
         with Gateway(Endpoint("127.0.0.1", pod.port, pod.exporter_port)) as gateway:

@@ -31,7 +31,7 @@ def test_the_gateway_has_no_tensorflow_and_the_same_versions_as_the_service() ->
 
 def test_the_gateway_is_one_python_process_behind_an_init_that_passes_signals_on() -> None:
     gateway = stages()["gateway"]
-    assert 'ENTRYPOINT ["tini", "--", "python", "-m", "percore"]' in gateway
+    assert 'ENTRYPOINT ["tini", "--", "python", "-P", "-m", "percore"]' in gateway
     assert 'CMD ["gateway"]' in gateway
     assert "apt-get" not in gateway, "it needs no package beyond those of the base"
 

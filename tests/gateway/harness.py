@@ -55,7 +55,7 @@ class Gateway:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        arguments = [sys.executable, "-m", "percore", "gateway"]
+        arguments = [sys.executable, "-P", "-m", "percore", "gateway"]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(arguments, cwd=ROOT, env=self.environ, stderr=log, stdout=log)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -71,8 +72,8 @@ class Service:
             "HARNESS": str(self.mark),
             **given,
         }
-        self.commands = [["exporter"], ["worker"]] if pod else [["serve"]]
-        self.cwd = ROOT
+        self.commands = [["status-server"], ["worker"]] if pod else [["serve"]]
+        self.program, self.cwd = [sys.executable, "-P", "-m", "percore"], ROOT
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -88,8 +89,8 @@ class Service:
         """Start it; its log goes to a file, or to an open file descriptor."""
         with self.log_path.open("ab") if log_fd is None else os.fdopen(os.dup(log_fd), "wb") as log:
             for command in self.commands:
-                arguments = [sys.executable, "-m", "percore", *command]
-                self.processes.append(subprocess.Popen(arguments, cwd=self.cwd, env=self.environ, stderr=log, stdout=log))
+                line = [*self.program, *command]
+                self.processes.append(subprocess.Popen(line, cwd=self.cwd, env=self.environ, stderr=log, stdout=log))
 
     def stop(self) -> None:
         for process in self.processes:
@@ -208,7 +209,7 @@ class Service:
 
     def pids(self, command: str) -> list[int]:
         """Return the processes of ``command``, the oldest first: of ``worker`` the arbiter, and then its workers."""
-        found = [pid for pid, line in processes_in(self.mark).items() if f"-m percore {command}" in line]
+        found = [pid for pid, line in processes_in(self.mark).items() if re.search(rf"(-m |/)percore {command}", line)]
         return sorted(found, key=lambda pid: (_parent(pid) in found, pid))
 
     @property

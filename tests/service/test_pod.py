@@ -346,7 +346,7 @@ def test_a_crashed_exporter_does_not_take_the_worker_down_nor_the_other_way_roun
         exporter.wait(5)
         assert service.call(sleep=0).status_code == 200
         service.processes.clear()
-        service.commands = [["exporter"]]
+        service.commands = [["status-server"]]
         service.start()
         service.ready()
         worker.kill()

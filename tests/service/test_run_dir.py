@@ -96,7 +96,7 @@ def ends_with_one_line(folder: Path, *command: str) -> str:
             process.wait()
         began = time.monotonic()
         ended = subprocess.run(
-            [sys.executable, "-m", "percore", *command],
+            [sys.executable, "-P", "-m", "percore", *command],
             cwd=ROOT, env=service.environ, check=False, capture_output=True, text=True, timeout=20,
         )  # fmt: skip
         assert ended.returncode in (1, 78), ended
@@ -112,7 +112,7 @@ def ends_with_one_line(folder: Path, *command: str) -> str:
         return "\n".join(said)
 
 
-COMMANDS = {"serve": ["serve"], "pod": ["worker"], "status server": ["exporter"], "workers": ["worker", "--workers", "1"]}
+COMMANDS = {"serve": ["serve"], "pod": ["worker"], "status server": ["status-server"], "workers": ["worker", "--workers", "1"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

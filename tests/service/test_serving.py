@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from demo.try_it import SEVEN
-from tests.service.harness import ROOT, Service, answer_of, eventually
+from tests.service.harness import FAULTY, ROOT, Service, answer_of, eventually
 
 GRAPH_MODE = "Model.predict in graph mode is not supported when the Model was constructed with eager mode enabled"
 
@@ -172,6 +172,31 @@ def test_sigterm_lets_a_call_inside_tensorflow_finish(repository: Path) -> None:
         assert status == 200
         assert json.loads(body)["outputs"]["steps"] == [20000]
         assert service.processes[0].wait(20) == 0
+
+
+def test_a_users_own_modules_do_not_take_the_place_of_ours_or_of_a_library(tmp_path: Path) -> None:
+    for name in ("service", "percore", "settings", "logs", "click", "gunicorn", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user\\'s own {name} was imported')\n")
+    (tmp_path / "mine.py").write_text("FACTOR = 3\n")
+    (tmp_path / "fortune.py").write_text(
+        "import mine\n\n\n"
+        "class Fortune:\n    def load(self):\n        pass\n\n"
+        "    def predict(self, inputs):\n        return {'fortune': inputs['stars'] * mine.FACTOR}\n"
+    )
+    service = Service()
+    service.commands = [["serve", "--handler", "fortune:Fortune"]]
+    service.program, service.cwd = [str(Path(sys.executable).with_name("percore"))], tmp_path
+    with service.ready(1):
+        answer = service.post("/v1/models/default:predict", {"inputs": {"stars": [1, 2]}})
+        assert answer.json() == {"outputs": [3, 6]}
+
+
+def test_an_option_wins_over_its_environment_variable() -> None:
+    service = Service(handler="nothing:Nothing", host="192.0.2.1", port=1, exporter_port=1)
+    ports = ("--host", "127.0.0.1", "--port", str(service.port), "--status-port", str(service.exporter_port))
+    service.commands = [["serve", "--handler", FAULTY, *ports]]
+    with service.ready(1):
+        assert service.call(sleep=0).status_code == 200
 
 
 def test_a_model_with_a_class_of_ones_own_is_served_by_the_module_that_registers_it(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def _class(target: str) -> Any:
 def import_module(wanted_by: str, module: str) -> Any:
     """Import a module of the user's; raise LoadError that names who wanted it."""
     here = str(Path.cwd())
-    if here not in sys.path:  # Gunicorn and Flask find a user's module there too
-        sys.path.insert(0, here)
+    if here not in sys.path:  # last: a user's settings.py or click.py must not take the place of a library's
+        sys.path.append(here)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,0 +1,130 @@
+"""The command line. ``percore serve`` serves on one machine; the other commands are one process each, as in a pod."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from percore import __version__, settings
+from percore.errors import START_FAILED, StartError
+
+SETTINGS_HELP = "Other settings are environment variables: see docs/settings.md."
+PORT = click.IntRange(1, 65535)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    epilog="Without a command: serve. " + SETTINGS_HELP,
+)
+@click.version_option(__version__, message="%(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """One call, one core: serve slow TensorFlow models."""
+    if context.invoked_subcommand is None:
+        context.invoke(serve)
+
+
+@cli.command(epilog=SETTINGS_HELP)
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Serve the models here, NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras.  [PERCORE_MODEL_REPOSITORY]",
+)
+@click.option(
+    "--handler", metavar="MODULE:CLASS", help="Serve this class of yours, from a module of this folder.  [PERCORE_HANDLER]"
+)
+@click.option("--host", metavar="ADDRESS", help="Listen on this address; this machine's own by default.  [PERCORE_HOST]")
+@click.option("--port", type=PORT, metavar="PORT", help="Take calls on this port; 8080 by default.  [PERCORE_PORT]")
+@click.option(
+    "--status-port",
+    type=PORT,
+    metavar="PORT",
+    help="Answer probes and metrics on this port; 9090 by default.  [PERCORE_EXPORTER_PORT]",
+)
+def serve(
+    models: Path | None = None,
+    handler: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    status_port: int | None = None,
+) -> None:
+    """Serve on this machine: a gateway, and a worker for each core.
+
+    An option wins over its environment variable, which stands in brackets.
+    """
+    if models is not None and handler is not None:
+        raise click.UsageError("--models and --handler: give one of them")
+    if models is not None:
+        _set(PERCORE_MODEL_REPOSITORY=models, PERCORE_HANDLER="")
+    if handler is not None:
+        _set(PERCORE_HANDLER=handler, PERCORE_MODEL_REPOSITORY="")
+    _set(PERCORE_HOST=host, PERCORE_PORT=port, PERCORE_EXPORTER_PORT=status_port)
+    # Imported only where needed, here and below: each process loads what it uses and nothing else.
+    from percore.supervisor import run  # noqa: PLC0415
+
+    _end(run(settings.load()))
+
+
+def _set(**values: object) -> None:
+    """Set environment variables, which the processes of the service inherit. None keeps what there is, and "" removes it."""
+    for key, value in values.items():
+        if value == "":
+            os.environ.pop(key, None)
+        elif value is not None:
+            os.environ[key] = str(value)
+
+
+@cli.command(epilog=SETTINGS_HELP)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers of one machine, each with a unix socket.")
+def worker(workers: int | None) -> None:
+    """Run the arbiter and its workers alone.
+
+    Without --workers it is the one worker of a pod, which listens on PERCORE_PORT.
+    """
+    from percore.worker.server import serve as serve_calls  # noqa: PLC0415
+
+    serve_calls(settings.load(), workers)
+
+
+@cli.command("status-server", epilog=SETTINGS_HELP)
+def status_server() -> None:
+    """Run the status server of a pod: probes, metrics, reads."""
+    from percore.exporter.server import serve as serve_status  # noqa: PLC0415
+
+    serve_status(settings.load())
+
+
+@cli.command(epilog=SETTINGS_HELP)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Send calls to workers of this machine, not to pods.")
+@click.option("--fd", type=int, nargs=2, metavar="FD FD", help="With --workers: bound sockets, for calls and for status.")
+def gateway(workers: int | None, fd: tuple[int, int] | None) -> None:
+    """Run the gateway alone: one queue for all pods."""
+    if (workers is None) != (fd is None):
+        raise click.UsageError("--workers and --fd: give both or none")
+    from percore.gateway import process  # noqa: PLC0415
+    from percore.gateway.settings import load  # noqa: PLC0415
+
+    if workers is None or fd is None:
+        _end(process.serve(load()))
+    else:
+        _end(process.serve(load(on_machine=True), process.Machine(workers, *fd)))
+
+
+def _end(status: int) -> None:
+    sys.exit(status)
+
+
+def main(given: list[str] | None = None) -> None:
+    """Run one command; a setting that breaks its rule is one line on standard error."""
+    command: Callable[..., object] = cli.main
+    try:
+        command(args=given, prog_name="percore")
+    except StartError as error:
+        click.echo(f"percore: cannot start: {error}", err=True)
+        sys.exit(START_FAILED)
