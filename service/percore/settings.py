@@ -164,7 +164,8 @@ class LimitSettings:
     """After SIGTERM: how long calls may still take before they are killed. In a pod this is the running call, on one machine
     the queued calls too."""
     max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", within(1, 2**40))
-    """Largest request body, in bytes; a larger one gets 413. JSON unfolds to many times its size in memory."""
+    """Largest request body, in bytes; a larger one gets 413. JSON takes up to 33 times its size in
+    memory, until its tensors are made."""
     backlog: int = setting("PERCORE_QUEUE_MAX", "1024", within(1, 65535))
     """Calls that may be queued; the next one gets 429."""
     abandoned: str = setting("PERCORE_ABANDONED", "end", one_of("end", "end-if-worthwhile", "finish"))

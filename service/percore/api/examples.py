@@ -61,7 +61,10 @@ def _run(model: Model, document: Any, method: str, max_body_bytes: int) -> tuple
         raise BadInput(f"signature_name: signature {name!r} takes {inputs} rather than one input of tf.Example; use :predict")
     examples = _examples(request, max_body_bytes)
     serialised: Array = model.encode_examples(examples)
-    return len(examples), run(model, name, {signature.inputs[0].name: serialised})
+    count = len(examples)
+    del examples
+    request.clear()  # a call computes for minutes, and JSON takes many times the memory of its tensors
+    return count, run(model, name, {signature.inputs[0].name: serialised})
 
 
 def _examples(request: Mapping[str, Any], max_body_bytes: int) -> Sequence[Features]:

@@ -92,10 +92,10 @@ def unfold(value: Any, field: str) -> Values:
 
 def _ragged(level: Sequence[Any], shape: tuple[int, ...], field: str) -> BadInput:
     """Say which row is the first that differs from the one before all others."""
-    sizes = [_size(row) for row in level]
-    first = next(index for index, size in enumerate(sizes) if size != sizes[0])
+    wanted = _size(level[0])
+    first, found = next((index, _size(row)) for index, row in enumerate(level) if _size(row) != wanted)
     return BadInput(
-        f"{field}: expected rows of one length; row {_place(first, shape)} {sizes[first]}, row {_place(0, shape)} {sizes[0]}"
+        f"{field}: expected rows of one length; row {_place(first, shape)} {found}, row {_place(0, shape)} {wanted}"
     )
 
 

@@ -24,14 +24,22 @@ def predict(model: Model, document: Any) -> bytes:
     request = as_object(document)
     name = signature_name(request)
     signature = choose(model.info, name)
+    in_rows = "instances" in request
+    tensors = _read(request, signature)
+    request.clear()  # a call computes for minutes, and JSON takes many times the memory of its tensors
+    outputs = run(model, name, tensors)
+    return _rows_answer(outputs) if in_rows else _columns_answer(outputs)
+
+
+def _read(request: Mapping[str, Any], signature: Signature | None) -> dict[str, Array]:
     if ("instances" in request) == ("inputs" in request):
         found = "both" if "inputs" in request else "neither"
         raise BadInput(f"body: expected either 'instances' (row form) or 'inputs' (column form), got {found}")
     if "inputs" in request:
-        return _columns_answer(run(model, name, _tensors(_columns(request["inputs"], signature), signature)))
+        return _tensors(_columns(request["inputs"], signature), signature)
     columns = _rows_to_columns(request["instances"], signature)
     _refuse_unbatched(signature)
-    return _rows_answer(run(model, name, _tensors(columns, signature)))
+    return _tensors(columns, signature)
 
 
 def as_object(document: Any) -> dict[str, Any]:

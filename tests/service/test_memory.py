@@ -1,0 +1,45 @@
+"""What one call may take of a worker's memory, whatever its JSON holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.service.harness import Service
+
+BODY_BYTES = 8 << 20
+MOST_TIMES = 33
+"""As docs/operations/sizing.md and the chart's `memory` say."""
+SPARE_BYTES = 32 << 20
+"""The answer, and what the first large call leaves in the allocator."""
+KINDS = {
+    "empty lists": ("[", "[],"),
+    "lists of one number": ("[", "[1],"),
+    "rows of two lengths": ("[[1],", "[],"),
+    "points": ("[", "[1,2],"),
+    "objects": ("[", '{"a":1},'),
+    "short strings": ("[", '"ab",'),
+    "digits": ("[", "1,"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_json_body_takes_a_bounded_multiple_of_its_size(kind: str) -> None:
+    begin, unit = KINDS[kind]
+    body = f'{{"inputs":{begin}{(unit * (BODY_BYTES // len(unit)))[:-1]}]}}'.encode()
+    with Service(handler="percore.handlers.echo:Echo") as service:
+        service.ready(1)
+        for worker in service.workers:
+            Path(f"/proc/{worker}/clear_refs").write_text("5")
+        before = {worker: _peak(worker) for worker in service.workers}
+        answer = service.post("/v1/models/default:predict", data=body)
+        assert answer.status_code in (200, 400), answer.text[:200]
+        assert set(service.workers) == set(before)
+        taken = max(_peak(worker) - before[worker] for worker in before)
+    assert taken < MOST_TIMES * len(body) + SPARE_BYTES, f"{taken / len(body):.1f} x"
+
+
+def _peak(pid: int) -> int:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
