@@ -5,7 +5,6 @@ Each function makes one kind and returns it with what it is called with. The tab
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 register = keras.saving.register_keras_serializable("tests")
@@ -82,6 +82,36 @@ class Pair(keras.Model):  # type: ignore[misc]
 
     def call(self, left: Any, right: Any) -> Any:
         return self.dense(left) - self.dense(right)
+
+
+@register
+class Looked(keras.Model):  # type: ignore[misc]
+    """A custom model that takes integers, and has an ``if`` on a tensor."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.table = self.add_weight(shape=(9, 2), name="table")
+
+    def build(self, _shape: Any) -> None:
+        self.built = True
+
+    def call(self, places: Any) -> Any:
+        rows = tf.gather(self.table, places)
+        if tf.reduce_sum(places) > 10:
+            rows = rows * 2
+        return rows
+
+
+@register
+class Augmented(keras.Model):  # type: ignore[misc]
+    """A custom model without a parameter `training`, around a layer that augments by default."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.noise, self.flat = layers.RandomBrightness(0.5, value_range=(0, 1)), layers.Flatten()
+
+    def call(self, images: Any) -> Any:
+        return self.flat(self.noise(images))
 
 
 def sequential() -> Kind:
@@ -164,6 +194,25 @@ def subclassed_with_two_parameters() -> Kind:
     return model, {"left": ROWS, "right": OTHERS}
 
 
+def subclassed_with_an_if() -> Kind:
+    """A subclassed model that takes integers, and has an `if` on a tensor."""
+    model = Looked()
+    model(np.array([[1, 2]]))
+    return model, np.array([[4, 8], [0, 1]])
+
+
+def subclassed_without_training() -> Kind:
+    """A subclassed model whose `call` does not know `training`, around a layer that augments images."""
+    model = Augmented()
+    model(np.zeros((1, 2, 2, 3), np.float32))
+    return model, np.full((2, 2, 2, 3), 0.5, np.float32)
+
+
+def stateful() -> Kind:
+    """A recurrent layer that keeps its state, and so its batch size."""
+    return keras.Sequential([keras.Input(batch_shape=(2, 3, 4)), layers.LSTM(2, stateful=True)]), np.stack([ROWS[:3], ROWS[2:]])
+
+
 def text() -> Kind:
     """Preprocessing of text: `TextVectorization` and `Embedding`."""
     vectors = layers.TextVectorization(output_sequence_length=4)
@@ -223,7 +272,18 @@ KINDS = (
         shared_layer,
     ),
     *(list_of_inputs_and_outputs, dictionary_of_inputs_and_outputs, custom_layer, subclassed, subclassed_with_a_dictionary),
-    *(subclassed_with_two_parameters, text, categories, numbers, images, recurrent, attention),
+    *(
+        subclassed_with_two_parameters,
+        subclassed_with_an_if,
+        subclassed_without_training,
+        stateful,
+        text,
+        categories,
+        numbers,
+        images,
+        recurrent,
+        attention,
+    ),
 )
 
 
@@ -242,8 +302,10 @@ def write(folder: Path) -> None:
         path = folder / kind.__name__
         path.mkdir(parents=True)
         tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-        serving = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
-        answer = model(**tensors) if kind is subclassed_with_two_parameters else model(tensors, **serving)
+        named = kind is subclassed_with_two_parameters
+        answer = model(**tensors, training=False) if named else model(tensors, training=False)
+        if kind is stateful:
+            model.layers[0].reset_states()
         model.save(path / "model.keras")
         np.savez(path / "inputs.npz", **flat(inputs))
         np.savez(path / "outputs.npz", **flat(keras.tree.map_structure(np.asarray, answer)))

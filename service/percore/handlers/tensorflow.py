@@ -187,11 +187,7 @@ class KerasModel(TensorFlowModel):
         taken = _taken(model)
         names = taken.names()
         variables = len(model.variables)
-
-        def serve(**inputs: Any) -> dict[str, Any]:
-            return _named_outputs(model, taken.call(model, [inputs[keyword] for keyword in names]))
-
-        function, specs = _traced(serve, names, taken.leaves)
+        function, specs = _traced(model, taken)
         if len(model.variables) != variables:
             raise ValueError(
                 "its layers were made anew when it was called, so its weights are lost: give it `get_build_config`"
@@ -219,9 +215,15 @@ class Leaf:
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: str
+    dtypes: tuple[str, ...]
+    """More than one if the file does not tell it: those to try, the likely one first."""
     any_batch: bool
     """Whether the first dimension is only that of the data that the model was built with."""
+
+    def spec(self, keyword: str, attempt: int, *, free: bool) -> Any:
+        """Return a ``tf.TensorSpec``, with the dtype of an attempt, and free of the recorded batch or not."""
+        shape = (None, *self.shape[1:]) if free and self.any_batch else self.shape
+        return tf.TensorSpec(shape, self.dtypes[min(attempt, len(self.dtypes) - 1)], keyword)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +247,8 @@ class Taken:
     def call(self, model: Any, tensors: list[Any]) -> Any:
         """Call the model with tensors in the order of the leaves."""
         packed = keras.tree.pack_sequence_as(self.structure, tensors)
-        training = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
-        return model(**packed, **training) if self.by_keyword else model(packed, **training)
+        # Also if `call` has no such parameter: layers inside it may have one, and augment images by default.
+        return model(**packed, training=False) if self.by_keyword else model(packed, training=False)
 
 
 def _taken(model: Any) -> Taken:
@@ -255,14 +257,14 @@ def _taken(model: Any) -> Taken:
         if not model.built:
             raise ValueError("it was never built, so its file tells no shape of its input: call it once before it is saved")
         [tensor] = model.inputs
-        return Taken(tensor, [Leaf(tensor.name, tensor.shape, tensor.dtype, any_batch=True)])
+        return Taken(tensor, [Leaf(tensor.name, tensor.shape, (tensor.dtype,), any_batch=True)])
     if getattr(model, "inputs", None):
         structure = model.input
         flat = isinstance(structure, dict) and all(hasattr(each, "shape") for each in structure.values())
         keys = {id(tensor): key for key, tensor in structure.items()} if flat else {}
         tensors = keras.tree.flatten(structure)
         return Taken(
-            structure, [Leaf(keys.get(id(each), each.name), each.shape, each.dtype, any_batch=False) for each in tensors]
+            structure, [Leaf(keys.get(id(each), each.name), each.shape, (each.dtype,), any_batch=False) for each in tensors]
         )
     return _taken_when_built(model)
 
@@ -289,26 +291,40 @@ def _taken_when_built(model: Any) -> Taken:
 
 
 def _leaf(model: Any, name: str, shape: Sequence[int | None]) -> Leaf:
-    return Leaf(name, tuple(shape), model.input_dtype, any_batch=True)
+    return Leaf(name, tuple(shape), (model.input_dtype, "int64", "string"), any_batch=True)
 
 
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(each is None or isinstance(each, int) for each in value) and value != []
 
 
-def _traced(serve: Any, names: Mapping[str, str], leaves: Sequence[Leaf]) -> tuple[Any, dict[str, Any]]:
-    """Return the concrete function and what it takes: any batch, or else the one that the model was built with."""
-    for free in (True, False):
-        specs = {
-            keyword: tf.TensorSpec((None, *leaf.shape[1:]) if free and leaf.any_batch else leaf.shape, leaf.dtype, keyword)
-            for keyword, leaf in zip(names, leaves, strict=True)
-        }
-        try:
-            return tf.function(serve, autograph=False).get_concrete_function(**specs), specs
-        except (ValueError, TypeError):
-            if not free or not any(leaf.any_batch for leaf in leaves):
-                raise
-    raise AssertionError("the second turn returns or raises")
+def _traced(model: Any, taken: Taken) -> tuple[Any, dict[str, Any]]:
+    """Return the concrete function and what it takes. What the file does not tell is tried, and the first failure counts."""
+    names = taken.names()
+
+    def serve(**inputs: Any) -> dict[str, Any]:
+        return _named_outputs(model, taken.call(model, [inputs[keyword] for keyword in names]))
+
+    free = not any(getattr(layer, "stateful", False) for layer in model._flatten_layers())  # whose state is for one batch size
+    failure: Exception | None = None
+    for converted in (False, True):
+        if converted:
+            _convert(model)
+        for attempt in range(max(len(leaf.dtypes) for leaf in taken.leaves)):
+            specs = {key: leaf.spec(key, attempt, free=free) for key, leaf in zip(names, taken.leaves, strict=True)}
+            try:
+                return tf.function(serve, autograph=False).get_concrete_function(**specs), specs
+            except Exception as error:  # noqa: BLE001 - Keras raises of every kind
+                failure = failure or error
+    raise failure or ValueError("it takes no input")
+
+
+def _convert(model: Any) -> None:
+    """Let an author's own classes have an ``if`` or a loop on a tensor, which Keras's own do without."""
+    autograph = tf.__internal__.autograph
+    for layer in model._flatten_layers():
+        if not type(layer).__module__.startswith("keras."):
+            layer.call = autograph.tf_convert(layer.call, autograph.control_status_ctx())
 
 
 LOADERS: dict[str, type[TensorFlowModel]] = {"tensorflow_savedmodel": SavedModel, "keras": KerasModel}
