@@ -158,7 +158,7 @@ def test_a_handler_that_raises_answers_500_without_a_trace_and_keeps_its_worker(
         assert answer.json()["code"] == "handler-failed"
         assert "secret" not in answer.text
         assert service.workers == before
-        assert any("secret detail" in line.get("trace", "") for line in service.log())
+        eventually(lambda: any("secret detail" in line.get("trace", "") for line in service.log()))
 
 
 def test_a_second_service_on_the_same_port_or_folder_is_refused_in_one_line() -> None:
