@@ -27,6 +27,8 @@ FD_STANDARD_ERROR = 2
 PATIENCE_SECONDS = 1.0
 """How long a line waits for the reader of the log. Behind a line that was dropped none waits."""
 GOODBYE_SECONDS = 0.2
+SHORTEST_CUT = 64
+"""Shorter texts are not cut."""
 GATHER_SECONDS = 0.01
 """How long a background writer rests after a line: one that wakes for each line delays the calls."""
 
@@ -39,6 +41,21 @@ def timestamp(seconds: float) -> str:
 
 def _fields(level: str, logger: str, message: str) -> dict[str, Any]:
     return {"time": timestamp(time.time()), "level": level, "logger": logger, "message": message, "pid": os.getpid()}
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    """Return one line without its end. A pipe takes it in one piece; longer ones would be torn by those of other processes."""
+    line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
+    while len(line) >= select.PIPE_BUF:
+        texts = {key: value if isinstance(value, str) else str(value) for key, value in fields.items()}
+        longest = max(texts, key=lambda key: len(texts[key]))
+        text = texts[longest]
+        if len(text) < SHORTEST_CUT:
+            break
+        # The end of a trace says most, and the beginning of everything else.
+        fields = {**fields, longest: f"...{text[len(text) // 2 :]}" if longest == "trace" else f"{text[: len(text) // 2]}..."}
+        line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
+    return line
 
 
 class JsonFormatter(logging.Formatter):
@@ -56,7 +73,7 @@ class JsonFormatter(logging.Formatter):
         fields.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
         if record.exc_info and record.exc_info[0] is not None:
             fields["trace"] = "".join(traceback.format_exception(*record.exc_info))
-        return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return _line(fields).decode()
 
 
 class StandardError(logging.Handler):
@@ -69,8 +86,6 @@ class StandardError(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonFormatter())
-        self._rest = b""
-        """What is left of a line that was written in part."""
         self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -91,10 +106,10 @@ class StandardError(logging.Handler):
                 self._lost += 1
 
     def _make_up(self, line: bytes) -> None:
-        """Without waiting: write the rest, then how many lines were lost, then this one."""
+        """Without waiting: write how many lines were lost, and this one."""
         lost = self._lost
         fields = _fields("warning", "percore.logs", f"lines of the log that were lost because nobody read it: {lost}")
-        if not self._put(b"", 0) or not self._put(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE), 0):
+        if not self._put(_line(fields) + b"\n", 0):
             self._lost += 1
             return
         self._lost = 0
@@ -102,22 +117,14 @@ class StandardError(logging.Handler):
             self._lost = 1
 
     def _put(self, line: bytes, seconds: float) -> bool:
-        """Write what was left of the line before, and this line; return False if there is no room for a beginning of it."""
-        view = memoryview(self._rest + line)
-        begins = len(self._rest)
-        ends = time.monotonic() + seconds
+        """Write a line in one piece; return False if there is no room for it in time."""
         writable = select.poll()
         writable.register(FD_STANDARD_ERROR, select.POLLOUT)
-        written = 0
         try:
-            # A pipe that can be written to has room for PIPE_BUF bytes.
-            while written < len(view) and writable.poll(1000 * max(0.0, ends - time.monotonic())):
-                written += os.write(FD_STANDARD_ERROR, view[written : written + select.PIPE_BUF])
+            # A pipe that can be written to has room for PIPE_BUF bytes, and a line is no longer.
+            return bool(writable.poll(1000 * seconds)) and os.write(FD_STANDARD_ERROR, line) == len(line)
         except OSError:
             return False
-        taken = written > begins or written == len(view)
-        self._rest = bytes(view[written:] if taken else view[written:begins])
-        return taken
 
 
 _standard_error = StandardError()
@@ -148,7 +155,7 @@ def _log_uncaught(what: str, kind: Any, error: Any, trace: Any) -> None:
 
 def call_line(fields: dict[str, Any]) -> bytes:
     """Return the line of one call. It bypasses the logging module, which costs more than the rest of a call's bookkeeping."""
-    return orjson.dumps({**_fields("info", "percore.call", "call"), **fields}, option=orjson.OPT_APPEND_NEWLINE)
+    return _line({**_fields("info", "percore.call", "call"), **fields}) + b"\n"
 
 
 def write_call(fields: dict[str, Any]) -> None:

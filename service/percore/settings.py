@@ -71,9 +71,10 @@ def _labels(text: str) -> dict[str, dict[str, int]]:
 
 
 def _socket_folder(text: str) -> Path:
-    if len(os.fsencode(text)) > LONGEST_FOLDER:
+    folder = Path(text).absolute()  # the gateway knows a worker's socket by it
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:
         raise ValueError
-    return Path(text)
+    return folder
 
 
 def _modules(text: str) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ class LimitSettings:
     """After SIGTERM: how long calls may still take before they are killed. In a pod this is the running call, on one machine
     the queued calls too."""
     max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", within(1, 2**40))
-    """Largest request body, in bytes; a larger one gets 413. JSON takes up to 33 times its size in
+    """Largest request body, in bytes; a larger one gets 413. JSON takes up to 40 times its size in
     memory, until its tensors are made."""
     backlog: int = setting("PERCORE_QUEUE_MAX", "1024", within(1, 65535))
     """Calls that may be queued; the next one gets 429."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import signal
@@ -28,8 +29,10 @@ from percore.worker.boots import restart_delay
 
 log = logging.getLogger("percore.supervisor")
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 QUICK_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
+LAST_SECONDS = 0.5
 
 
 def listen(host: str, port: int, key: str) -> socket.socket:
@@ -76,10 +79,31 @@ class Child:
         )
         self.started = time.monotonic()
 
+    def _try_to_start(self, now: float) -> None:
+        try:
+            self.start()
+        except OSError as error:  # no process or no memory left at present
+            self.failures += 1
+            self.due = now + restart_delay(self.failures)
+            log.error("%s cannot be started: %s; it is tried again in %.1f s", self.name, error, self.due - now)  # noqa: TRY400
+
     def tell(self, sent: signal.Signals) -> None:
         """Send it a signal, if it is there."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(sent)
+
+    def kill(self) -> None:
+        """End it and its own children at once: Python's signal handlers do not run while a worker is inside TensorFlow."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        pid = self.process.pid
+        with contextlib.suppress(OSError):
+            workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            self.process.kill()
+            for worker in workers:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(int(worker), signal.SIGKILL)
+        self.process.kill()
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end; return False if that does not come in time."""
@@ -92,7 +116,7 @@ class Child:
         """Restart it if it died and the time for that has come; return its exit status if it cannot start at all."""
         if self.process is None:
             if now >= self.due:
-                self.start()
+                self._try_to_start(now)
             return None
         status = self.process.poll()
         if status is None:
@@ -111,6 +135,8 @@ class Supervisor:
     def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._ends = math.inf
+        self._hurries = False
         self._lock = own_run_dir(settings.server.run_dir)
         server = settings.server
         self._listeners = (
@@ -124,8 +150,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until told to stop; return the exit status."""
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for each in (*STOPPING, signal.SIGCHLD):
             signal.signal(each, lambda number, _frame: self._signals.put(number))
+        for each in (signal.SIGUSR1, signal.SIGUSR2):  # not SIG_IGN, which children would inherit
+            signal.signal(each, lambda _number, _frame: None)
         children = (self._gateway, self._arbiter)
         while True:
             self._lock.keep()
@@ -148,19 +176,24 @@ class Supervisor:
         log.info("stopping: calls have %g s to finish; a second signal ends them", seconds)
         for listener in self._listeners:
             listener.close()
-        ends = time.monotonic() + seconds
-        self._end(self._gateway, ends)
-        self._end(self._arbiter, max(ends, time.monotonic() + GOODBYE_SECONDS))
+        self._ends = time.monotonic() + seconds
+        self._end(self._gateway)
+        if not self._hurries:
+            self._ends = max(self._ends, time.monotonic() + GOODBYE_SECONDS)
+        self._end(self._arbiter)
 
-    def _end(self, child: Child, ends: float) -> None:
+    def _end(self, child: Child) -> None:
         """End a child in order, until a moment or a second signal; then at once."""
         child.tell(signal.SIGTERM)
-        while not child.wait(0) and time.monotonic() < ends:
-            if self._next_signal(seconds=1.0):
+        while not child.wait(0) and time.monotonic() < self._ends:
+            if self._next_signal(seconds=0.2 if self._hurries else 1.0):
+                self._hurries = True
+                self._ends = min(self._ends, time.monotonic() + GOODBYE_SECONDS)
                 self._gateway.tell(signal.SIGTERM)
                 self._arbiter.tell(signal.SIGQUIT)
-                ends = time.monotonic() + GOODBYE_SECONDS
-        child.tell(signal.SIGKILL)
+        child.tell(signal.SIGTERM)  # the gateway's second signal: it answers queued calls with 503
+        child.wait(LAST_SECONDS)
+        child.kill()
         child.wait(GOODBYE_SECONDS)
 
 

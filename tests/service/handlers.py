@@ -1,5 +1,6 @@
 """Handlers that the tests of the service load."""
 
+import hashlib
 import multiprocessing
 import os
 import subprocess
@@ -69,6 +70,29 @@ class StartsProcesses:
         forked.start()
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]):
             time.sleep(60)
+        return inputs
+
+
+class LeavesAProcess:
+    """Starts a process that outlives the call, and answers after a second."""
+
+    def load(self) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        self.started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        time.sleep(1)
+        return inputs
+
+
+class InC:
+    """Computes in C for most of a minute, where no signal handler of Python runs."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
         return inputs
 
 

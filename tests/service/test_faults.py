@@ -5,11 +5,12 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually, is_lost, processes_in
+from tests.service.harness import FAULTY, ROOT, Service, answer_of, eventually, is_lost, processes_in
 
 
 def test_a_worker_killed_in_a_call_costs_that_call_alone_and_comes_back_on_its_core() -> None:
@@ -187,3 +188,81 @@ def test_a_reader_of_the_log_that_stalls_holds_up_neither_calls_nor_clocks_nor_t
     finally:
         os.close(write)
         os.close(read)
+
+
+def test_idle_and_busy_workers_get_nothing_but_calls() -> None:
+    """The gateway of a cluster asks pods what is served; one machine's must not ask workers, who would be held by it."""
+    with Service(handler=FAULTY, log_level="debug").ready(workers=2) as service:
+        running = [service.ask(sleep=3) for _ in range(2)]
+        service.until(executing=2)
+        assert [answer_of(connection)[0] for connection in running] == [200, 200]
+        time.sleep(1)
+        assert not [line for line in service.log() if "catalog" in line["message"]]
+        assert service.metric("percore_abandoned_calls_total") == 0
+
+
+def test_a_run_folder_may_be_given_by_a_relative_path(tmp_path: Path) -> None:
+    service = Service(handler=FAULTY, run_dir="run")
+    service.cwd = tmp_path
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    with service.ready(workers=2):
+        assert service.call(sleep=0).status_code == 200
+
+
+def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
+    with Service(handler="tests.service.handlers:InC", abandoned="finish").ready(workers=2) as service:
+        running = service.ask(x=1)
+        service.until(executing=1)
+        supervisor = service.processes[0]
+        for _ in range(2):
+            supervisor.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        assert supervisor.wait(20) == 0
+        eventually(lambda: not processes_in(service.mark))
+        running.close()
+
+
+def test_at_the_drain_limit_queued_calls_are_told_to_come_again() -> None:
+    with Service(handler=FAULTY, drain_limit=1).ready(workers=2) as service:
+        running = [service.ask(sleep=60) for _ in range(2)]
+        service.until(executing=2)
+        queued = service.ask(sleep=0)
+        service.until(queued=1)
+        service.processes[0].send_signal(signal.SIGTERM)
+        status, _, body = answer_of(queued)
+        assert (status, json.loads(body)["code"]) == (503, "not-ready")
+        assert service.processes[0].wait(20) == 0
+        for connection in running:
+            assert is_lost(connection)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT])
+def test_a_terminal_that_closes_stops_the_service_in_order(sent: signal.Signals) -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        running = service.ask(sleep=1)
+        service.until(executing=1)
+        service.processes[0].send_signal(signal.SIGUSR1)
+        service.processes[0].send_signal(sent)
+        assert answer_of(running)[0] == 200
+        assert service.processes[0].wait(20) == 0
+
+
+def test_signals_of_gunicorn_change_neither_the_number_of_workers_nor_the_arbiter() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        before = service.pids("worker")
+        for sent in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTOU, signal.SIGUSR2, signal.SIGWINCH):
+            os.kill(before[0], sent)
+            time.sleep(0.2)
+        time.sleep(1.5)
+        assert service.pids("worker") == before
+        assert not [line for line in service.log() if "trace" in line]
+
+
+def test_what_a_handler_started_ends_with_its_worker_also_without_an_arbiter() -> None:
+    with Service(handler="tests.service.handlers:LeavesAProcess").ready(workers=2) as service:
+        ours = set(processes_in(service.mark))
+        connection = service.ask(x=1)
+        children = eventually(lambda: set(processes_in(service.mark)) - ours)
+        os.kill(service.pids("worker")[0], signal.SIGKILL)
+        answer_of(connection)
+        eventually(lambda: not children & set(processes_in(service.mark)), 10)

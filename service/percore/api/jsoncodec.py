@@ -18,6 +18,10 @@ from percore.errors import BadInput
 
 Body = bytes | bytearray | memoryview
 
+SMALL_BYTES = 1 << 20
+"""Bodies up to this size are not counted."""
+MOST_EMPTY = 100_000
+
 _NON_FINITE = re.compile(rb"NaN|Infinity")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -25,8 +29,15 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 def loads(body: Body) -> Any:
     """Return the JSON value in ``body``; raise BadInput, naming the place, where it is not JSON in UTF-8.
 
-    It takes up to 32 times the memory of the body: a list, an object or a number of a few bytes becomes an object of Python.
+    It takes up to 40 times the memory of the body: a list, an object or a number of a few bytes becomes an object of Python.
+    Empty lists and objects would take more, and hold nothing, so a large body may have few of them.
     """
+    if len(body) > SMALL_BYTES:
+        text = bytes(body)
+        empty = text.count(b"[]") + text.count(b"{}")
+        del text
+        if empty > MOST_EMPTY:
+            raise BadInput(f"body: expected at most {MOST_EMPTY} empty lists and objects, got {empty}")
     # No value of JSON is garbage, so searching for garbage meanwhile only takes time: half of it for lists of lists.
     gc.disable()
     try:

@@ -97,6 +97,8 @@ class Gateway:
         front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.body)
         self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
         self.catalogs = Catalogs()
+        self._asks_pods = catalog is None
+        """On one machine it would ask the workers themselves, on the sockets for calls."""
         self.reads = Reads(catalog or self.catalogs.current, ready=lambda: not self.not_ready())
         self.lag = LoopLag(loop)
         self.endpoints: dict[str, Endpoint] = {}
@@ -119,7 +121,8 @@ class Gateway:
         """Take in which pods there are; on the loop."""
         self.endpoints = {each.pod: each for each in endpoints if each.pod}
         self.dispatcher.publish(endpoints)
-        self.catalogs.publish(endpoints)
+        if self._asks_pods:
+            self.catalogs.publish(endpoints)
         self._known.set()
 
     def not_ready(self) -> str:
@@ -173,6 +176,8 @@ class Gateway:
             if self._workers_end():
                 self._reject_queued()
             await asyncio.sleep(STEP_SECONDS)
+        self._reject_queued()
+        await asyncio.sleep(STEP_SECONDS)  # in which they are answered
         self.front.close_connections()
 
     def _reject_queued(self) -> None:

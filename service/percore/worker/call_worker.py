@@ -205,6 +205,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+        if reason == "arbiter-lost":
+            os.killpg(0, signal.SIGKILL)  # what a handler started: nobody else ends it
         os._exit(0)
 
     def handle_exit(self, sig: int, frame: Any) -> None:

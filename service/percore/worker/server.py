@@ -26,6 +26,8 @@ from percore.worker.boots import Boots
 from percore.worker.call_worker import CallWorker, shut_down
 
 MARGIN_SECONDS = 30.0
+FAST_SECONDS = 2
+"""How long workers have when they are told to end at once."""
 KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
 """A gateway or a client that is dead without a word is noticed within 14 s: it must not hold the worker.
 
@@ -101,6 +103,11 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         self.halting = True
         super().halt(reason, exit_status)
 
+    def _ignore(self, *_: object) -> None:
+        """Do nothing: there are as many workers as groups of cores, and the supervisor is the one to be upgraded."""
+
+    handle_ttin = handle_ttou = handle_usr2 = handle_winch = _ignore
+
     def reap_workers(self) -> None:
         """Take note of workers that ended; stop only for one that could not load before any ever had."""
         before = set(self.WORKERS)
@@ -137,6 +144,8 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
 
     def stop(self, graceful: bool = True) -> None:
         """Stop. Give the sockets up at once, so that whoever waits there goes elsewhere, and let running calls end."""
+        if not graceful:
+            self.cfg.set("graceful_timeout", FAST_SECONDS)
         for listener in self.LISTENERS:
             shut_down(listener.sock)
         # Gunicorn removes the files, and fails in the middle of the stop where one is gone.
