@@ -171,11 +171,11 @@ class Service:
         return requests.get(f"http://127.0.0.1:{self.exporter_port}{path}", timeout=5, **more)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of the samples of ``name`` that carry ``labels``; zero where there is none or no status server."""
+        """Return the sum of the samples of ``name`` that carry ``labels``; zero where there is none or no status server yet."""
         time.sleep(KEPT_SECONDS)  # so old may be what a scrape shows
         try:
             text = self.get("/metrics").text
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):  # on a busy machine a gateway takes seconds to start
             return 0.0
         return sum(
             sample.value
