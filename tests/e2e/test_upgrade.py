@@ -29,8 +29,8 @@ from tests.e2e.harness import (
     sleeping,
 )
 
-GATEWAY = "args: [gateway]"
-"""How a chart starts the gateway of the images under test."""
+COMMANDS = {"gateway.yaml": "args: [gateway]", "inference.yaml": "args: [status-server]"}
+"""How a chart starts the processes of the images under test, by its templates."""
 BEFORE = {
     "image": {"repository": "localhost/percore/own"},
     "limits": {"run": 100, "wait": 200},
@@ -49,7 +49,10 @@ def previous(folder: Path) -> Path:
     """Return the chart as it was before the templates last changed; as it is, if the images under test do not fit that one."""
     chart = str(CHART.relative_to(ROOT))
     known = run("git", "-C", str(ROOT), "log", "-2", "--format=%H", "--", f"{chart}/templates").split()
-    if len(known) < 2 or GATEWAY not in run("git", "-C", str(ROOT), "show", f"{known[1]}:{chart}/templates/gateway.yaml"):
+    if len(known) < 2 or not all(
+        command in run("git", "-C", str(ROOT), "show", f"{known[1]}:{chart}/templates/{template}")
+        for template, command in COMMANDS.items()
+    ):
         print("upgrades from this chart to itself: there is no earlier one for these images")
         return CHART
     print(f"upgrades from the chart of {known[1]}")
