@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -47,13 +46,7 @@ def cli(context: click.Context) -> None:
     metavar="PORT",
     help="Answer probes and metrics on this port; 9090 by default.  [PERCORE_EXPORTER_PORT]",
 )
-def serve(
-    models: Path | None = None,
-    handler: str | None = None,
-    host: str | None = None,
-    port: int | None = None,
-    status_port: int | None = None,
-) -> None:
+def serve(models: Path | None, handler: str | None, host: str | None, port: int | None, status_port: int | None) -> None:
     """Serve on this machine: a gateway, and a worker for each core.
 
     An option wins over its environment variable, which stands in brackets.
@@ -61,23 +54,22 @@ def serve(
     if models is not None and handler is not None:
         raise click.UsageError("--models and --handler: give one of them")
     if models is not None:
-        _set(PERCORE_MODEL_REPOSITORY=models, PERCORE_HANDLER="")
+        os.environ.pop("PERCORE_HANDLER", None)
     if handler is not None:
-        _set(PERCORE_HANDLER=handler, PERCORE_MODEL_REPOSITORY="")
-    _set(PERCORE_HOST=host, PERCORE_PORT=port, PERCORE_EXPORTER_PORT=status_port)
-    # Imported only where needed, here and below: each process loads what it uses and nothing else.
+        os.environ.pop("PERCORE_MODEL_REPOSITORY", None)
+    given = {
+        "PERCORE_MODEL_REPOSITORY": models,
+        "PERCORE_HANDLER": handler,
+        "PERCORE_HOST": host,
+        "PERCORE_PORT": port,
+        "PERCORE_EXPORTER_PORT": status_port,
+    }
+    # The processes of the service inherit the environment.
+    os.environ.update({key: str(value) for key, value in given.items() if value is not None})
+    # Each command imports only what its process uses: here, and in the commands below.
     from percore.supervisor import run  # noqa: PLC0415
 
-    _end(run(settings.load()))
-
-
-def _set(**values: object) -> None:
-    """Set environment variables, which the processes of the service inherit. None keeps what there is, and "" removes it."""
-    for key, value in values.items():
-        if value == "":
-            os.environ.pop(key, None)
-        elif value is not None:
-            os.environ[key] = str(value)
+    sys.exit(run(settings.load()))
 
 
 @cli.command(epilog=SETTINGS_HELP)
@@ -110,21 +102,14 @@ def gateway(workers: int | None, fd: tuple[int, int] | None) -> None:
     from percore.gateway import process  # noqa: PLC0415
     from percore.gateway.settings import load  # noqa: PLC0415
 
-    if workers is None or fd is None:
-        _end(process.serve(load()))
-    else:
-        _end(process.serve(load(on_machine=True), process.Machine(workers, *fd)))
-
-
-def _end(status: int) -> None:
-    sys.exit(status)
+    machine = None if workers is None or fd is None else process.Machine(workers, *fd)
+    sys.exit(process.serve(load(on_machine=machine is not None), machine))
 
 
 def main(given: list[str] | None = None) -> None:
     """Run one command; a setting that breaks its rule is one line on standard error."""
-    command: Callable[..., object] = cli.main
     try:
-        command(args=given, prog_name="percore")
+        cli.main(args=given, prog_name="percore")
     except StartError as error:
         click.echo(f"percore: cannot start: {error}", err=True)
         sys.exit(START_FAILED)

@@ -89,7 +89,7 @@ def deal(cores: Sequence[int], per_call: int) -> tuple[Cores, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Cores that are this process's for as long as it lives and keeps the lock."""
+    """Cores that belong to this process as long as it lives and keeps the lock."""
 
     cores: Cores
     lock: Lock

@@ -25,7 +25,7 @@ log = logging.getLogger("percore")
 
 FD_STANDARD_ERROR = 2
 PATIENCE_SECONDS = 1.0
-"""How long a line waits for the reader of the log. Behind a line that was dropped none waits."""
+"""How long a line waits for the reader of the log. After a line was dropped, no line waits."""
 GOODBYE_SECONDS = 0.2
 SHORTEST_CUT = 64
 """Shorter texts are not cut."""
@@ -39,12 +39,12 @@ def timestamp(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
 
 
-def _fields(level: str, logger: str, message: str) -> dict[str, Any]:
-    return {"time": timestamp(time.time()), "level": level, "logger": logger, "message": message, "pid": os.getpid()}
+def _fields(seconds: float, level: str, logger: str, message: str) -> dict[str, Any]:
+    return {"time": timestamp(seconds), "level": level, "logger": logger, "message": message, "pid": os.getpid()}
 
 
 def _line(fields: dict[str, Any]) -> bytes:
-    """Return one line without its end. A pipe takes it in one piece; longer ones would be torn by those of other processes."""
+    """Return one line without its end. A pipe takes it in one piece. Lines of other processes would tear a longer one."""
     line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
     while len(line) >= select.PIPE_BUF:
         texts = {key: value if isinstance(value, str) else str(value) for key, value in fields.items()}
@@ -63,54 +63,73 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
-        fields: dict[str, Any] = {
-            "time": timestamp(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            "pid": record.process,
-        }
+        fields = _fields(record.created, record.levelname.lower(), record.name, record.getMessage())
         fields.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
         if record.exc_info and record.exc_info[0] is not None:
             fields["trace"] = "".join(traceback.format_exception(*record.exc_info))
         return _line(fields).decode()
 
 
-class StandardError(logging.Handler):
-    """Writes lines to standard error, and waits for a reader that stalls for a second at most.
-
-    Then the lines that find no room are dropped. Once there is room again, one line tells how many. So a worker, its watchdog
-    and the arbiter go on when nobody reads their log. There is no thread, because the arbiter forks.
-    """
+class LineHandler(logging.Handler):
+    """A handler whose records and calls become lines."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonFormatter())
-        self._lost = 0
+
+    def take(self, line: bytes) -> None:
+        """Take in one line."""
+        raise NotImplementedError
+
+    def lose(self) -> None:
+        """Count a line that is lost."""
+        raise NotImplementedError
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record of the logging module; one that cannot be formatted must not fail whoever logs."""
+        """Take in one record of the logging module. One that cannot be formatted must not fail the code that logs it."""
         try:
             line = self.format(record).encode(errors="backslashreplace") + b"\n"
         except Exception:  # noqa: BLE001 - whatever it is, the log is no reason to fail
-            self._lost += 1
+            self.lose()
         else:
-            self.write(line)
+            self.take(line)
 
-    def write(self, line: bytes) -> None:
+    def write_call(self, fields: dict[str, Any]) -> None:
+        """Take in the line of one call. It bypasses the logging module, which costs more than the rest of the bookkeeping."""
+        self.take(_line({**_fields(time.time(), "info", "percore.call", "call"), **fields}) + b"\n")
+
+
+class StandardError(LineHandler):
+    """Writes lines to standard error. It waits at most one second if the reader of the log stalls.
+
+    Then it drops the lines that find no room. Once there is room again, one line says how many. So a worker, its watchdog and
+    the arbiter continue when nothing reads their log. There is no thread, because the arbiter forks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def lose(self) -> None:
+        """Count a line that is lost; the next line that is written says so."""
+        self._lost += 1
+
+    def take(self, line: bytes) -> None:
         """Write one line, or drop it."""
         with self.lock or contextlib.nullcontext():
             if self._lost:
                 self._make_up(line)
             elif not self._put(line, PATIENCE_SECONDS):
-                self._lost += 1
+                self.lose()
 
     def _make_up(self, line: bytes) -> None:
         """Without waiting: write how many lines were lost, and this one."""
         lost = self._lost
-        fields = _fields("warning", "percore.logs", f"lines of the log that were lost because nobody read it: {lost}")
+        fields = _fields(
+            time.time(), "warning", "percore.logs", f"lines of the log that were lost because nobody read it: {lost}"
+        )
         if not self._put(_line(fields) + b"\n", 0):
-            self._lost += 1
+            self.lose()
             return
         self._lost = 0
         if not self._put(line, 0):
@@ -148,46 +167,29 @@ def _configure(level: str, handler: logging.Handler) -> None:
 
 
 def _log_uncaught(what: str, kind: Any, error: Any, trace: Any) -> None:
-    """Log what nobody catches: Python would print it, in many lines that are no JSON."""
-    if kind is not SystemExit:  # that of a thread ends this thread alone, as it should
-        logging.getLogger("percore").error(what, exc_info=(kind, error, trace))
-
-
-def call_line(fields: dict[str, Any]) -> bytes:
-    """Return the line of one call. It bypasses the logging module, which costs more than the rest of a call's bookkeeping."""
-    return _line({**_fields("info", "percore.call", "call"), **fields}) + b"\n"
+    """Log an uncaught exception. Python would print it in many lines that are not JSON."""
+    if kind is not SystemExit:  # in a thread it ends this thread alone, as it should
+        log.error(what, exc_info=(kind, error, trace))
 
 
 def write_call(fields: dict[str, Any]) -> None:
-    """Write the line of one call."""
-    _standard_error.write(call_line(fields))
+    """Write the line of one call to standard error."""
+    _standard_error.write_call(fields)
 
 
-class BackgroundWriter(logging.Handler):
+class BackgroundWriter(LineHandler):
     """Writes lines to standard error in a thread of its own, so that a reader of the log that stalls holds up no call.
 
-    Lines beyond ``most`` that nobody has read yet are dropped and counted by ``lost``.
+    At most ``most`` lines wait for the reader. Further ones are dropped, and counted by ``lost``.
     """
 
     def __init__(self, lost: Callable[[], None] = lambda: None, most: int = 10_000) -> None:
         super().__init__()
-        self.setFormatter(JsonFormatter())
         self._lost = lost
         self._most = most
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take in one record of the logging module; one that cannot be formatted must not fail whoever logs."""
-        try:
-            self._put(self.format(record).encode(errors="backslashreplace") + b"\n")
-        except Exception:  # noqa: BLE001 - whatever it is, the log is no reason to fail
-            self._lost()
-
-    def write_call(self, fields: dict[str, Any]) -> None:
-        """Take in the line of one call."""
-        self._put(call_line(fields))
 
     def close(self) -> None:
         """Write what is left, for a second at most."""
@@ -195,9 +197,14 @@ class BackgroundWriter(logging.Handler):
         self._thread.join(1.0)
         super().close()
 
-    def _put(self, line: bytes) -> None:
+    def lose(self) -> None:
+        """Count a line that is lost."""
+        self._lost()
+
+    def take(self, line: bytes) -> None:
+        """Take in one line, which the thread writes."""
         if self._lines.qsize() >= self._most:
-            self._lost()
+            self.lose()
         else:
             self._lines.put(line)
 
@@ -218,7 +225,7 @@ class BackgroundWriter(logging.Handler):
             while view:
                 view = view[os.write(FD_STANDARD_ERROR, view) :]
         except Exception:  # noqa: BLE001 - whatever it is, the thread goes on with the next line
-            self._lost()
+            self.lose()
 
 
 def configure_background(level: str, lost: Callable[[], None]) -> BackgroundWriter:

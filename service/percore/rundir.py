@@ -1,7 +1,7 @@
 """The folder that the processes of one service share: unix sockets and locks.
 
-Cleaners of ``/tmp`` remove files that nobody has used for days, and sometimes all files. So whoever owns a file here touches it
-now and then, and makes it again if it is gone.
+Cleaners of ``/tmp`` remove files that were not used for days, and sometimes all files. So the process that owns a file here
+touches it regularly, and creates it again if it is gone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make(folder: Path, key: str = KEY) -> None:
 
 
 def own(folder: Path) -> None:
-    """Make sure that the folder is there and is nobody else's; raise StartError otherwise.
+    """Create the folder if it is missing; raise StartError if it belongs to another user.
 
     It may be root's, as a volume of a pod is. A symbolic link in ``/tmp`` may be somebody's trick.
     """
@@ -108,7 +108,7 @@ class Lock:
             return False
 
     def keep(self) -> bool:
-        """Keep it from cleaners, and take it again if it was removed; return False if another process has it by now."""
+        """Touch the file, and take the lock again if the file was removed; return False if another process has the lock now."""
         if touch(self._path) and self._is_here(self._fd):
             self._said = False
             return True
@@ -117,7 +117,7 @@ class Lock:
             log.warning("%s was removed: it is made again", self._path)
         try:
             return self.take()
-        except StartError as error:  # nobody else can have it either
+        except StartError as error:  # no other process can have it either
             log.debug("%s", error)
             return True
 

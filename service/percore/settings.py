@@ -207,7 +207,7 @@ def read_groups(
 ) -> dict[str, Any]:
     """Read every setting of the groups from ``environ`` (the process's own by default).
 
-    An empty value counts as unset. A ``PERCORE_`` key that nobody reads is most likely misspelt, so it is refused too. Keys in
+    An empty value counts as unset. A ``PERCORE_`` key that no process reads is probably misspelt, so it is refused too. Keys in
     ``others`` are for other processes of the same machine.
     """
     environ = os.environ if environ is None else environ

@@ -1,4 +1,4 @@
-"""Options of sockets. A kernel without one of them, as a sandbox's may be, serves all the same, and that is said once."""
+"""Options of sockets. If a kernel lacks one, as in a sandbox, the service runs without it and logs that once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class HasOptions(Protocol):
 def keepalive(idle: int, interval: int, count: int) -> tuple[Option, ...]:
     """Return the options that have the kernel probe a silent peer after ``idle`` seconds, then each ``interval`` seconds.
 
-    After ``count`` probes without an answer the connection ends. Probes also keep a quiet connection alive where those are
-    forgotten: in NAT, or in a load balancer of AWS after 350 s.
+    After ``count`` probes without an answer the connection ends. Probes also keep an idle connection alive in NAT and in load
+    balancers, which forget it after some minutes (AWS: 350 s).
     """
     return (
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),

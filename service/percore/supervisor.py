@@ -1,8 +1,8 @@
 """One machine without Kubernetes: one small process over the gateway and the arbiter of the workers.
 
 It owns the listening sockets, so that callers that connect while the gateway is replaced wait instead of being refused. It
-restarts what dies, and when told to stop it ends first the gateway, which answers every call that it has taken, then the
-workers. A child never outlives it.
+restarts a child that ends. On SIGTERM it ends the gateway first, which answers every call that it has taken, and then the
+workers. If it dies, the kernel tells both children to end.
 """
 
 from __future__ import annotations
@@ -97,13 +97,14 @@ class Child:
         if self.process is None or self.process.poll() is not None:
             return
         pid = self.process.pid
-        with contextlib.suppress(OSError):
-            workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            self.process.kill()
-            for worker in workers:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(int(worker), signal.SIGKILL)
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:  # a kernel that does not list them
+            children = []
         self.process.kill()
+        for child in children:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(int(child), signal.SIGKILL)
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end; return False if that does not come in time."""

@@ -70,7 +70,7 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(30)
         self._folder.cleanup()
 
     def _ended(self) -> bool:

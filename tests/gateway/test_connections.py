@@ -230,7 +230,7 @@ def test_an_answer_of_http_1_0_that_is_cut_ends_with_a_reset() -> None:
         exchange.reserve()
         exchange.receive()
         exchange.answer(b"5\r\nhello\r\n", "200 OK", "Transfer-Encoding: chunked", length=False)
-        cut.wait(5)
+        cut.wait(30)
         exchange.reset()
 
     with Worker(dies) as worker, Gateway(worker.endpoint) as gateway, gateway.send(call(version="1.0")) as connection:

@@ -260,8 +260,10 @@ def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_ne
     gateways: list[Gateway] = []
     closed = threading.Event()
 
-    def gives_up(exchange: Exchange) -> None:
-        exchange.read_reservation()
+    def gives_up_once(exchange: Exchange) -> None:
+        if closed.is_set():
+            return serve(exchange)
+        exchange.read_reservation()  # fails where a busy machine made the gateway give this reservation up
         gateways[0].signal(signal.SIGSTOP)
         exchange.connection.sendall(RESERVED)
         exchange.connection.settimeout(0.1)  # as a worker does
@@ -271,10 +273,10 @@ def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_ne
             exchange.connection.close()
             closed.set()
 
-    with Worker(gives_up, serve) as worker, Gateway(worker.endpoint) as gateway:
+    with Worker(gives_up_once) as worker, Gateway(worker.endpoint) as gateway:
         gateways.append(gateway)
         with gateway.ask(b"once") as connection:
-            assert closed.wait(5)
+            assert closed.wait(30)
             gateway.signal(signal.SIGCONT)
             assert read_answer(connection)[2] == b"once"
         assert worker.bodies == [b"once"]

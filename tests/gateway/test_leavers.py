@@ -130,7 +130,7 @@ def test_a_pod_that_computes_has_one_connection_however_many_callers_come_and_le
 
     with Worker(behave, serve) as worker, Gateway(worker.endpoint) as gateway:
         first = gateway.ask(b"first")
-        assert begun.wait(5)
+        assert begun.wait(30)
         for _ in range(50):
             with gateway.ask():
                 eventually(gateway.queued)

@@ -74,7 +74,7 @@ class Elsewhere:
     def remove(self) -> None:
         for process in self._processes:
             process.kill()
-            process.wait(5)
+            process.wait(30)
             if process.stdout is not None:
                 process.stdout.close()
         for arguments in (["link", "delete", self._link], ["netns", "delete", self.name]):

@@ -97,12 +97,12 @@ class Service:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
+                process.wait(30)
         for pid in processes_in(self.mark):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
-            process.wait(5)
+            process.wait(30)
 
     def ready(self, workers: int = 1) -> Self:
         """Start it, and wait until so many workers are free."""
@@ -115,6 +115,9 @@ class Service:
             log = self.log_path.read_text()
             self.__exit__()
             raise AssertionError(f"{error}; its log:\n{log}") from None
+        except BaseException:
+            self.__exit__()  # `with` has not begun, so nothing else ends the processes
+            raise
         return self
 
     def _ended(self) -> bool:
@@ -139,6 +142,14 @@ class Service:
 
     def connect_to(self, port: int, timeout: float = 30.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", port), timeout=timeout)
+
+    def is_refused(self) -> bool:
+        """Whether nobody listens on the port for calls."""
+        try:
+            self.connect(timeout=1).close()
+        except ConnectionRefusedError:
+            return True
+        return False
 
     def raw(self, body: bytes, path: str = "/v1/models/default:predict", *headers: str) -> bytes:
         """Return a request as bytes."""

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import threading
 import time
 
@@ -134,20 +133,12 @@ def test_on_sigterm_running_and_queued_calls_are_served_new_ones_are_refused_and
         queued = [service.ask(sleep=0.1) for _ in range(20)]
         service.until(queued=20)
         service.processes[0].send_signal(signal.SIGTERM)
-        eventually(lambda: _is_refused(service.port))
+        eventually(service.is_refused)
         eventually(lambda: service.get("/readyz").status_code == 503)
         assert [answer_of(connection)[0] for connection in (*running, *queued)] == [200] * 22
         assert service.processes[0].wait(10) == 0
-        assert _is_refused(service.port)
+        assert service.is_refused()
         assert not processes_in(service.mark)
-
-
-def _is_refused(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def test_on_sigterm_a_call_over_the_drain_limit_is_killed() -> None:

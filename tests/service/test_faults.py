@@ -75,8 +75,8 @@ def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_calls_that_wer
         connection = service.ask(sleep=1)
         service.until(executing=1)
         service.processes[0].kill()
-        service.processes[0].wait(5)
-        eventually(lambda: _is_refused(service.port))
+        service.processes[0].wait(30)
+        eventually(service.is_refused)
         assert answer_of(connection)[0] == 200
         eventually(lambda: not service.pids(""))
         socket.create_server(("127.0.0.1", service.port)).close()
@@ -84,14 +84,6 @@ def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_calls_that_wer
         service.start()
         service.ready(workers=2)
         assert service.call(sleep=0).status_code == 200
-
-
-def _is_refused(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code() -> None:

@@ -98,7 +98,9 @@ def test_a_model_whose_weights_the_file_cannot_give_back_is_refused(tmp_path: Pa
     """Keras loads it, and makes new layers with random weights at its first call."""
     subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / "model.keras")], check=True, capture_output=True, timeout=60)
     exec(CUSTOM, {"__name__": "elsewhere"})
-    with pytest.raises(LoadError, match="its layers were made anew when it was called, so its weights are lost"):
+    with pytest.raises(
+        LoadError, match="calling it created its layers again, so its weights are lost: give it `get_build_config`"
+    ):
         load(tmp_path)
 
 

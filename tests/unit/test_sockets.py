@@ -13,7 +13,7 @@ from percore.http import front
 from percore.worker import server
 
 FORGETS_SECONDS = 350
-"""After so long AWS's load balancers forget a connection that says nothing."""
+"""AWS load balancers forget an idle connection after this time."""
 
 
 @pytest.fixture(autouse=True)

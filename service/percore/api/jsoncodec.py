@@ -27,7 +27,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def loads(body: Body) -> Any:
-    """Return the JSON value in ``body``; raise BadInput, naming the place, where it is not JSON in UTF-8.
+    """Return the JSON value in ``body``; raise BadInput, with the place, if it is not JSON in UTF-8.
 
     It takes up to 40 times the memory of the body: a list, an object or a number of a few bytes becomes an object of Python.
     Empty lists and objects would take more, and hold nothing, so a large body may have few of them.

@@ -10,18 +10,20 @@ from flask import Flask
 
 from percore.api.readonly import register
 from percore.catalog import Catalog
+from percore.http.request import JSON, Answer
 
 MOST_KEPT = 1000
 READY = "/v2/health/ready"
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
-"""Status, headers without framing, and body."""
 
 
 class Reads:
     """Answers to reads. Used from one thread."""
 
     def __init__(self, current: Callable[[], Catalog | None], ready: Callable[[], bool] | None = None) -> None:
-        """Take what returns the catalog, the same object until it changes; ``ready`` decides what ``/v2/health/ready`` says."""
+        """Take ``current``, which returns the catalog: the same object until it changes.
+
+        ``ready`` decides the answer of ``READY``.
+        """
         self._current = current
         self._ready = ready
         self._catalog: Catalog | None = None
@@ -30,13 +32,13 @@ class Reads:
         register(self._app, lambda: self._catalog)
 
     def answer(self, path: str) -> Answer:
-        """Return the answer to GET of a path, percent-encoded."""
+        """Return the answer to a GET of this percent-encoded path."""
         catalog = self._current()
         if catalog is not self._catalog:
             self._catalog = catalog
             self._kept.clear()
         if path == READY and self._ready is not None and self._ready():
-            return 200, [(b"Content-Type", b"application/json")], b'{"ready":true}'
+            return 200, JSON, b'{"ready":true}'
         kept = self._kept.get(path)
         if kept is None:
             kept = self._made(path)

@@ -7,20 +7,18 @@ from collections.abc import Callable
 import orjson
 
 from percore import __version__
-from percore.api.reads import Answer, Reads
+from percore.api.reads import Reads
 from percore.errors import NotReady
 from percore.exporter.workers import State, Workers
+from percore.http.request import JSON, Answer
 from percore.http.status import StatusServer
-from percore.telemetry import Telemetry
-
-JSON = [(b"Content-Type", b"application/json")]
 
 
-def observe(workers: Workers, telemetry: Telemetry) -> None:
+def observe(workers: Workers) -> None:
     """Set the gauges of workers."""
     states = workers.states()
     for state in State:
-        telemetry.workers.labels(state.value).set(states[state])
+        workers.telemetry.workers.labels(state.value).set(states[state])
 
 
 def no_worker(workers: Workers) -> str:
@@ -29,7 +27,7 @@ def no_worker(workers: Workers) -> str:
 
 
 def documents(workers: Workers) -> Callable[[str], Answer]:
-    """Return what answers a path: ``/slot``, ``/catalog``, and the reads of the API."""
+    """Return a function that answers the paths ``/slot``, ``/catalog``, and the reads of the API."""
     reads = Reads(workers.catalog)
 
     def answer(path: str) -> Answer:
@@ -45,8 +43,9 @@ def documents(workers: Workers) -> Callable[[str], Answer]:
     return answer
 
 
-def create_server(workers: Workers, telemetry: Telemetry) -> StatusServer:
+def create_server(workers: Workers) -> StatusServer:
     """Return a pod's status server."""
+    telemetry = workers.telemetry
     telemetry.build_info.labels(__version__).set(1)
     probes = {"/livez": lambda: "", "/readyz": lambda: no_worker(workers)}
-    return StatusServer(telemetry.registry, lambda: observe(workers, telemetry), probes, documents(workers))
+    return StatusServer(telemetry.registry, lambda: observe(workers), probes, documents(workers))

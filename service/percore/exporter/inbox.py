@@ -19,7 +19,7 @@ from percore.threads import start_vital
 log = logging.getLogger("percore.exporter")
 LARGEST_LINE = 1 << 24
 CHECK_SECONDS = 1.0
-"""How often the socket's file is looked after."""
+"""How often the file of the socket is checked."""
 REST_SECONDS = 0.1
 
 

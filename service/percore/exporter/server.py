@@ -29,11 +29,10 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.server.log_level)
     rundir.own(settings.server.run_dir)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
-    telemetry = Telemetry()
-    workers = Workers(telemetry)
+    workers = Workers(Telemetry())
     signal.signal(signal.SIGTERM, _stop)
     host, port = settings.server.host, settings.server.exporter_port
     listener = bind(host, port, "PERCORE_EXPORTER_PORT")
     Inbox(settings.server.reports, workers).start()
     log.info("exporter listens on %s:%d", host, port)
-    create_server(workers, telemetry).run(listener)
+    create_server(workers).run(listener)

@@ -1,4 +1,4 @@
-"""What the pods serve, asked of their status servers: fetched once for all callers, and kept until it is replaced.
+"""The catalog: what the pods serve. It is fetched once for all callers from a status server, and kept until it is replaced.
 
 It comes from a ready pod, the one that was listed last: in a rolling update that is one of the newest revision. So reads are
 answered at zero pods too.
@@ -38,7 +38,7 @@ class Catalogs:
         self._changed = asyncio.Event()
 
     def current(self) -> Catalog | None:
-        """Return the catalog; None before any was known."""
+        """Return the catalog, or None if none was fetched yet."""
         return self._catalog
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:

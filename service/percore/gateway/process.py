@@ -68,9 +68,9 @@ class Gateway:
         catalog: Callable[[], Catalog | None] | None = None,
         workers_end: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``catalog`` returns what is served; without it, the pods are asked.
+        """``catalog`` returns what is served. Without it, the gateway asks the status servers of the pods.
 
-        ``workers_end`` tells, while the gateway stops, whether the workers end too, so that no queued call can run any more.
+        ``workers_end`` is asked while the gateway stops. If it returns True, the workers end too, so no queued call can run.
         """
         self._workers_end = workers_end
         limits, gateway = settings.limits, settings.gateway
@@ -96,10 +96,11 @@ class Gateway:
         self.connections = limits.backlog + gateway.uploads + gateway.connections
         front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.body)
         self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
-        self.catalogs = Catalogs()
-        self._asks_pods = catalog is None
-        """On one machine it would ask the workers themselves, on the sockets for calls."""
-        self.reads = Reads(catalog or self.catalogs.current, ready=lambda: not self.not_ready())
+        self._catalogs: Catalogs | None = None
+        if catalog is None:
+            self._catalogs = Catalogs()
+            catalog = self._catalogs.current
+        self.reads = Reads(catalog, ready=lambda: not self.not_ready())
         self.lag = LoopLag(loop)
         self.endpoints: dict[str, Endpoint] = {}
         self._known = asyncio.Event()
@@ -121,8 +122,8 @@ class Gateway:
         """Take in which pods there are; on the loop."""
         self.endpoints = {each.pod: each for each in endpoints if each.pod}
         self.dispatcher.publish(endpoints)
-        if self._asks_pods:
-            self.catalogs.publish(endpoints)
+        if self._catalogs is not None:
+            self._catalogs.publish(endpoints)
         self._known.set()
 
     def not_ready(self) -> str:
@@ -152,13 +153,16 @@ class Gateway:
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
         self.lag.start()
-        follows = asyncio.get_running_loop().create_task(self.catalogs.follow())
-        follows.add_done_callback(_must_go_on)
+        follows: asyncio.Task[None] | None = None
+        if self._catalogs is not None:
+            follows = asyncio.get_running_loop().create_task(self._catalogs.follow())
+            follows.add_done_callback(_must_go_on)
         await self.front.listen(listener)
         log.info("gateway listens on %s:%d", self.settings.server.host, self.settings.server.port)
         await stop.wait()
         await self._stop(stop)
-        follows.cancel()
+        if follows is not None:
+            follows.cancel()
 
     async def _stop(self, stop: asyncio.Event) -> None:
         delay = self.settings.gateway.shutdown_delay
@@ -199,7 +203,7 @@ def _runs(state: PodState) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the gateway of one machine is given: its workers, and sockets that outlive it."""
+    """What the supervisor gives the gateway of one machine: the number of workers, and sockets that outlive the gateway."""
 
     workers: int
     listener: int
@@ -276,11 +280,10 @@ def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
     registry = gateway.telemetry.registry
     if workers is None:
         return StatusServer(registry, gateway.observe, {"/livez": livez, "/readyz": gateway.not_ready})
-    telemetry = workers.telemetry
 
     def observe() -> None:
         gateway.observe()
-        app.observe(workers, telemetry)
+        app.observe(workers)
 
     probes = {"/livez": livez, "/readyz": lambda: gateway.not_ready() or app.no_worker(workers)}
     return StatusServer(registry, observe, probes, app.documents(workers))
@@ -294,7 +297,7 @@ class Sources:
     costs: PodCosts | None = None
     """Where deletion costs are read and written; None where there are none."""
     workers: Workers | None = None
-    """The workers of this machine, which report here; None on a cluster."""
+    """The workers of this machine, which report to this process. None on a cluster."""
 
 
 def _sources(settings: Settings, telemetry: GatewayTelemetry, machine: Machine | None) -> Sources:

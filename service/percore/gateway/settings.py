@@ -55,14 +55,14 @@ class GatewaySettings:
     namespace: str = setting("PERCORE_GATEWAY_NAMESPACE", "default", TEXT)
     """That Service's namespace."""
     endpoints: tuple[Endpoint, ...] = setting("PERCORE_GATEWAY_ENDPOINTS", "", ENDPOINTS)
-    """Without Kubernetes: the pods, as `10.0.0.5:8080/9090,10.0.0.6:8080/9090`. `percore serve` does not use it: its pods are
-    its workers."""
+    """Without Kubernetes: the pods, as `10.0.0.5:8080/9090,10.0.0.6:8080/9090`. `percore serve` ignores it: its workers are
+    its pods."""
     endpoints_file: Path = setting("PERCORE_GATEWAY_ENDPOINTS_FILE", "", PATH)
     """Without Kubernetes: a file with such entries, one a line. It may change: replace it in one piece, by renaming."""
     pod_port: int = setting("PERCORE_GATEWAY_POD_PORT", "8080", PORT)
     """In Kubernetes: the port on which pods take calls."""
     pod_exporter_port: int = setting("PERCORE_GATEWAY_POD_EXPORTER_PORT", "9090", PORT)
-    """In Kubernetes: the port of the pods' status servers. The gateway asks them what is served, and whether they compute."""
+    """In Kubernetes: the port of the pods' status servers. The gateway asks them for the catalog and the slot."""
     connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
     """Connections of clients beyond those of queued calls. At the bound the one that is idle longest is closed. Without an
     idle one, further connections wait in the kernel."""

@@ -1,4 +1,4 @@
-"""What else a signature does besides computing its outputs: read from its graph, before it is ever run.
+"""What a signature does besides computing its outputs. It is read from the graph, before the signature runs.
 
 Imports no TensorFlow: graphs and definitions of operations come as protocol buffers.
 """
@@ -25,18 +25,18 @@ HARMLESS = frozenset(
         ),
         *("LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2"),
         *("LookupTableExport", "LookupTableExportV2"),
-        *("PartitionedCall", "StatefulPartitionedCall", "If", "Case", "While", "For", "SymbolicGradient", "RemoteCall"),
-        *("Assert", "Print", "PrintV2", "Timestamp", "StringFormat", "Placeholder", "_Arg", "_Retval"),
+        *("StatefulPartitionedCall", "If", "Case", "While", "RemoteCall"),
+        *("Assert", "Print", "PrintV2", "Timestamp", "_Arg", "_Retval"),
         *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "ParameterizedTruncatedNormal"),
         *("RandomShuffle", "RandomGamma", "RandomPoisson", "RandomPoissonV2", "Multinomial", "RandomCrop"),
         *("SampleDistortedBoundingBox", "SampleDistortedBoundingBoxV2"),
         *("CudnnRNN", "CudnnRNNV2", "CudnnRNNV3", "XlaLaunch"),
-        *("RefIdentity", "RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefSelect", "Identity"),
+        *("RefIdentity", "RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefSelect"),
     }
 )
 """Operations that TensorFlow calls stateful, or that take a reference, and that change nothing that outlives a call."""
 PREFIXES = ("TensorArray", "Stack")
-"""Begin the names of operations whose state ends with the call."""
+"""The names of operations whose state ends with the call begin so."""
 
 
 def operations(graph: Any) -> set[str]:

@@ -24,9 +24,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import numpy as np
 import tensorflow as tf
-from google.protobuf import text_format  # type: ignore[import-untyped]
-from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry  # nothing public tells which operations are stateful
+from tensorflow.python.saved_model.loader_impl import parse_saved_model  # reads .pb and .pbtxt, as `tf.saved_model.load` does
 
 from percore.catalog import CLASSIFY, DEFAULT_SIGNATURE, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 from percore.dtypes import BY_NAME
@@ -184,15 +183,10 @@ class KerasModel(TensorFlowModel):
 
     def _read(self, folder: Path) -> Iterator[tuple[str, Callable]]:
         self._loaded = model = _load_keras(folder / "model.keras")
-        taken = _taken(model)
-        names = taken.names()
         variables = len(model.variables)
-        function, specs = _traced(model, taken)
+        function, inputs = _traced(model, _taken(model))
         if len(model.variables) != variables:
-            raise ValueError(
-                "its layers were made anew when it was called, so its weights are lost: give it `get_build_config`"
-            )
-        inputs = {names[keyword]: (keyword, spec) for keyword, spec in specs.items()}
+            raise ValueError("calling it created its layers again, so its weights are lost: give it `get_build_config`")
         yield DEFAULT_SIGNATURE, _callable(function, inputs, PREDICT)
 
 
@@ -299,7 +293,10 @@ def _is_shape(value: Any) -> bool:
 
 
 def _traced(model: Any, taken: Taken) -> tuple[Any, dict[str, Any]]:
-    """Return the concrete function and what it takes. What the file does not tell is tried, and the first failure counts."""
+    """Return the concrete function, and its inputs by name: keyword and ``tf.TensorSpec``.
+
+    If the file does not tell a dtype, several are tried. If none works, the first error is raised.
+    """
     names = taken.names()
 
     def serve(**inputs: Any) -> dict[str, Any]:
@@ -313,9 +310,11 @@ def _traced(model: Any, taken: Taken) -> tuple[Any, dict[str, Any]]:
         for attempt in range(max(len(leaf.dtypes) for leaf in taken.leaves)):
             specs = {key: leaf.spec(key, attempt, free=free) for key, leaf in zip(names, taken.leaves, strict=True)}
             try:
-                return tf.function(serve, autograph=False).get_concrete_function(**specs), specs
+                function = tf.function(serve, autograph=False).get_concrete_function(**specs)
             except Exception as error:  # noqa: BLE001 - Keras raises of every kind
                 failure = failure or error
+            else:
+                return function, {names[keyword]: (keyword, spec) for keyword, spec in specs.items()}
     raise failure or ValueError("it takes no input")
 
 
@@ -341,11 +340,7 @@ def _serving_graph(folder: Path) -> tuple[Any, list[str] | None]:
 
     Read from the file, because TensorFlow 2 forgets the signatures' method names when it loads a model.
     """
-    binary = folder / "saved_model.pb"
-    if binary.exists():
-        model = saved_model_pb2.SavedModel.FromString(binary.read_bytes())
-    else:
-        model = text_format.Parse((folder / "saved_model.pbtxt").read_bytes(), saved_model_pb2.SavedModel())
+    model = parse_saved_model(str(folder))
     if len(model.meta_graphs) == 1:
         return model.meta_graphs[0], None
     for graph in model.meta_graphs:

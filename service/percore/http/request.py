@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Header = tuple[bytes, bytes]
 """Name and value, as they came."""
+Answer = tuple[int, list[Header], bytes]
+"""Status, headers without framing, and body: what ``Request.respond`` takes."""
+JSON: list[Header] = [(b"Content-Type", b"application/json")]
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade"
@@ -256,7 +259,7 @@ class Request:
 
     def reject(self, error: CallError, headers: Iterable[Header] = ()) -> None:
         """Answer with an error. If the body is not complete yet, the connection closes after it."""
-        fields = [(b"Content-Type", b"application/json"), *headers]
+        fields = [*JSON, *headers]
         if error.retry_after is not None:
             fields.append((b"Retry-After", b"%d" % error.retry_after))
         if not self.complete:

@@ -16,15 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from percore.errors import MethodNotAllowed, NotFound
 from percore.http.front import Front, FrontLimits
-from percore.http.request import Header, Request
+from percore.http.request import JSON, Answer, Request
 from percore.threads import start_vital
 
 KEPT_SECONDS = 0.2
 """Metrics are rendered at most five times a second."""
 LIMITS = FrontLimits(connections=1000, idle_seconds=30.0, answer_seconds=10.0, head_seconds=5.0)
-JSON = [(b"Content-Type", b"application/json")]
-Answer = tuple[int, list[Header], bytes]
-"""Status, headers and body."""
 Probe = Callable[[], str]
 """Returns what is wrong; empty if nothing is."""
 

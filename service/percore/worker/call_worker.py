@@ -170,8 +170,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
     def tick(self) -> None:
         """Do what is due ten times a second, also while a call computes; called by the guardian's thread.
 
-        A worker whose arbiter has died gives its socket up at once: nobody would serve who waits there. One that is told to end
-        while it loads ends at once: inside TensorFlow no signal handler of Python runs.
+        If the arbiter has died, the worker closes its socket at once, because no worker would serve the connections that wait.
+        If a signal comes while it loads, it ends at once: no signal handler of Python runs inside TensorFlow.
         """
         self.reporter.tend()
         self._keep_cores()
@@ -183,7 +183,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
                 shut_down(listener.sock)
 
     def _keep_cores(self) -> None:
-        """Keep the lock of the cores. If it was removed and another worker has them by now, end after this call."""
+        """Keep the lock of the cores. If its file was removed and another worker has the cores now, end after this call."""
         if self.claim is not None and not self.shares and not self.claim.lock.keep():
             self.shares = True
             self.log.error("the lock of the cores %s was removed, and another worker has them: this one ends", self.claim.cores)
@@ -206,7 +206,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         if reason == "arbiter-lost":
-            os.killpg(0, signal.SIGKILL)  # what a handler started: nobody else ends it
+            os.killpg(0, signal.SIGKILL)  # what a handler started: no arbiter ends it
         os._exit(0)
 
     def handle_exit(self, sig: int, frame: Any) -> None:

@@ -164,7 +164,7 @@ class Exchange:
     def _end_if_forked(self, *, failed: bool) -> None:
         """End a process that the application forked: nothing of ours runs in it, whichever way it comes here.
 
-        An error that the child raised has become an answer of 500 by now, so that such an answer counts as a failure.
+        An error that the child raised is an answer of 500 here. So such an answer counts as a failure.
         """
         if os.getpid() == self._pid:
             return

@@ -27,7 +27,7 @@ from percore.worker.call_worker import CallWorker, shut_down
 
 MARGIN_SECONDS = 30.0
 FAST_SECONDS = 2
-"""How long workers have when they are told to end at once."""
+"""How long workers have on SIGQUIT."""
 KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
 """A gateway or a client that is dead without a word is noticed within 14 s: it must not hold the worker.
 
@@ -143,12 +143,12 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         return True
 
     def stop(self, graceful: bool = True) -> None:
-        """Stop. Give the sockets up at once, so that whoever waits there goes elsewhere, and let running calls end."""
+        """Stop. Close the sockets at once, so that gateways use other pods, and let running calls end."""
         if not graceful:
             self.cfg.set("graceful_timeout", FAST_SECONDS)
         for listener in self.LISTENERS:
             shut_down(listener.sock)
-        # Gunicorn removes the files, and fails in the middle of the stop where one is gone.
+        # Gunicorn removes the files. If one is gone already, it fails in the middle of the stop.
         self.LISTENERS = [each for each in self.LISTENERS if not _is_gone(each)]
         super().stop(graceful)
 
