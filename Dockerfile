@@ -14,7 +14,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     PERCORE_HOST=0.0.0.0 \
-    PERCORE_RUN_DIR=/run/percore
+    PERCORE_STATE_DIR=/run/percore
 # The mode lets any numeric user run it: some clusters choose one for each namespace.
 RUN mkdir -m 1777 /run/percore && mkdir /app
 WORKDIR /app

@@ -7,7 +7,7 @@ BIN := .venv/bin
 MODELS := models
 HOST := 127.0.0.1
 PORT := 8080
-EXPORTER_PORT := 9090
+STATUS_PORT := 9090
 E2E := tests/e2e
 
 .PHONY: help
@@ -37,9 +37,9 @@ models: $(MODELS)/built ## Train and write the demo models (cached)
 # --- run ---------------------------------------------------------------------------------------------------------------------
 
 .PHONY: run
-run: $(MODELS)/built ## Serve the demo models on this machine, one call per core (HOST, PORT, EXPORTER_PORT)
-	@$(BIN)/python -m demo.try_it http://$(HOST):$(PORT) http://$(HOST):$(EXPORTER_PORT)
-	@exec $(BIN)/percore serve --models $(MODELS) --host $(HOST) --port $(PORT) --status-port $(EXPORTER_PORT)
+run: $(MODELS)/built ## Serve the demo models on this machine, one call per core (HOST, PORT, STATUS_PORT)
+	@$(BIN)/python -m demo.try_it http://$(HOST):$(PORT) http://$(HOST):$(STATUS_PORT)
+	@exec $(BIN)/percore serve --models $(MODELS) --host $(HOST) --port $(PORT) --status-port $(STATUS_PORT)
 
 # --- checks ------------------------------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: whi
 
 .PHONY: bench
 bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m bench
 
 .PHONY: lock
 lock: .venv/installed ## Pin the newest allowed versions of every dependency, with hashes

@@ -1,4 +1,4 @@
-"""Prints curl lines for the demo models: ``python -m demo.try_it CALLS_URL EXPORTER_URL``."""
+"""Prints curl lines for the demo models: ``python -m demo.try_it CALLS_URL STATUS_URL``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEVEN = [
 ]
 
 
-def lines(calls: str, exporter: str) -> list[str]:
+def lines(calls: str, status: str) -> list[str]:
     """Return what to type, and a word on each."""
     image = json.dumps({"instances": [SEVEN]}, separators=(",", ":"))
     return [
@@ -31,8 +31,8 @@ def lines(calls: str, exporter: str) -> list[str]:
         f"curl {calls}/v1/models/burn:predict -d '{{\"inputs\": [30000]}}'",
         "",
         "# health, metadata and metrics answer while every core computes",
-        f"curl {exporter}/v1/models/digits/metadata",
-        f"curl {exporter}/metrics",
+        f"curl {status}/v1/models/digits/metadata",
+        f"curl {status}/metrics",
         "",
         "Ctrl-C stops it once running calls have finished, twice at once. What follows is the log, as JSON.",
         "",

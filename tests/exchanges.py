@@ -13,14 +13,14 @@ from typing import Any, Self, cast
 
 from gunicorn.config import Config
 from percore import settings
-from percore.worker.clocks import Guardian
 from percore.worker.exchange import Application, Exchange, Surroundings
 from percore.worker.report import Reporter
 from percore.worker.reservation import Reservations
+from percore.worker.watchdog import Watchdog
 
 OPTIONS = b"OPTIONS * HTTP/1.1\r\nHost: x\r\nPercore-Gateway: one\r\n\r\n"
 RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
-LIMITS = settings.load({"PERCORE_BODY_LIMIT": "2", "PERCORE_MAX_BODY_BYTES": "1000000"}).limits
+LIMITS = settings.load({"PERCORE_BODY_TIMEOUT": "2", "PERCORE_ANSWER_TIMEOUT": "2", "PERCORE_MAX_BODY_BYTES": "1000000"}).limits
 CONFIG = Config()
 for _name, _value in {"forwarder_headers": "", "forwarded_allow_ips": ""}.items():
     CONFIG.set(_name, _value)
@@ -52,12 +52,12 @@ class Served:
         self.client, served = socket.socketpair()
         self.client.settimeout(5)
         self.reports = Reports()
-        self.guardian = Guardian()
+        self.watchdog = Watchdog()
         around = Surroundings(
             application=application,
             config=CONFIG,
             limits=replace(LIMITS, **limits),
-            guardian=self.guardian,
+            watchdog=self.watchdog,
             reporter=cast("Reporter", self.reports),
             server=("127.0.0.1", 8080),
             load_seconds=0.0,

@@ -9,9 +9,9 @@ import numpy as np
 import orjson
 from flask.testing import FlaskClient
 from percore.api.app import create_app
-from percore.catalog import CLASSIFY, DEFAULT_SIGNATURE, REGRESS, Catalog, ModelInfo, Signature, TensorSpec
 from percore.errors import BadInput
 from percore.handlers import Array, Tensors
+from percore.model_metadata import CLASSIFY, DEFAULT_SIGNATURE, REGRESS, Catalog, ModelInfo, Signature, TensorSpec
 
 Predict = Callable[[Tensors], Tensors]
 

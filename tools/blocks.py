@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.bench import queueing, waits
-from tests.bench.report import table
+from bench import queueing, waits
+from bench.report import table
 from tests.e2e import picture
 from tests.service.process_handlers import WAYS, Processes
 

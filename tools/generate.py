@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from percore import settings
-from percore.gateway import settings as gateway_settings
-from percore.gateway.telemetry import GatewayTelemetry
-from percore.telemetry import Telemetry
+from percore.gateway import gateway_settings
+from percore.gateway.gateway_metrics import GatewayMetrics
+from percore.worker_metrics import WorkerMetrics
 from prometheus_client import Counter, Gauge, Histogram
 
 from deploy.helm import values_table
@@ -83,20 +83,20 @@ def metrics_page() -> str:
         NOTICE,
         "# Metrics",
         "",
-        "Seconds, bytes and counts, in base units; every label is bounded. Declared in `service/percore/telemetry.py` and",
-        "`service/percore/gateway/telemetry.py`.",
+        "Seconds, bytes and counts, in base units; every label is bounded. Declared in `service/percore/worker_metrics.py` and",
+        "`service/percore/gateway/gateway_metrics.py`.",
         "",
         "## Inference service: the status server's `/metrics`, port 9090",
         "",
         "| metric | type | labels | meaning | who looks at it |",
         "|---|---|---|---|---|",
-        *_metric_rows(Telemetry, Telemetry()),
+        *_metric_rows(WorkerMetrics, WorkerMetrics()),
         "",
         "## Gateway: its `/metrics`, port 9090",
         "",
         "| metric | type | labels | meaning | who looks at it |",
         "|---|---|---|---|---|",
-        *_metric_rows(GatewayTelemetry, GatewayTelemetry()),
+        *_metric_rows(GatewayMetrics, GatewayMetrics()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -19,7 +19,7 @@ VALID = f"200|2xx|3xx|{FAILED}"
 
 NAMESPACE = 'namespace="$namespace"'
 GATEWAY = NAMESPACE + ',service="${full}-gateway"'
-EXPORTER = NAMESPACE + ',service="${full}-inference"'
+STATUS_SERVER = NAMESPACE + ',service="${full}-inference"'
 DEPLOYMENT = NAMESPACE + ',deployment="${full}-inference"'
 HPA = NAMESPACE + ',horizontalpodautoscaler="${full}-inference"'
 # As Deployments name their pods: a hash of the revision and five letters, run together where the name is long.

@@ -44,7 +44,7 @@ def cli(context: click.Context) -> None:
     "--status-port",
     type=PORT,
     metavar="PORT",
-    help="Answer probes and metrics on this port; 9090 by default.  [PERCORE_EXPORTER_PORT]",
+    help="Answer probes and metrics on this port; 9090 by default.  [PERCORE_STATUS_PORT]",
 )
 def serve(models: Path | None, handler: str | None, host: str | None, port: int | None, status_port: int | None) -> None:
     """Serve on this machine: a gateway, and a worker for each core.
@@ -62,7 +62,7 @@ def serve(models: Path | None, handler: str | None, host: str | None, port: int 
         "PERCORE_HANDLER": handler,
         "PERCORE_HOST": host,
         "PERCORE_PORT": port,
-        "PERCORE_EXPORTER_PORT": status_port,
+        "PERCORE_STATUS_PORT": status_port,
     }
     # The processes of the service inherit the environment.
     os.environ.update({key: str(value) for key, value in given.items() if value is not None})
@@ -79,7 +79,7 @@ def worker(workers: int | None) -> None:
 
     Without --workers it is the one worker of a pod, which listens on PERCORE_PORT.
     """
-    from percore.worker.server import serve as serve_calls  # noqa: PLC0415
+    from percore.worker.arbiter import serve as serve_calls  # noqa: PLC0415
 
     serve_calls(settings.load(), workers)
 
@@ -87,7 +87,7 @@ def worker(workers: int | None) -> None:
 @cli.command("status-server", epilog=SETTINGS_HELP)
 def status_server() -> None:
     """Run the status server of a pod: probes, metrics, reads."""
-    from percore.exporter.server import serve as serve_status  # noqa: PLC0415
+    from percore.status.server import serve as serve_status  # noqa: PLC0415
 
     serve_status(settings.load())
 
@@ -100,7 +100,7 @@ def gateway(workers: int | None, fd: tuple[int, int] | None) -> None:
     if (workers is None) != (fd is None):
         raise click.UsageError("--workers and --fd: give both or none")
     from percore.gateway import process  # noqa: PLC0415
-    from percore.gateway.settings import load  # noqa: PLC0415
+    from percore.gateway.gateway_settings import load  # noqa: PLC0415
 
     machine = None if workers is None or fd is None else process.Machine(workers, *fd)
     sys.exit(process.serve(load(on_machine=machine is not None), machine))

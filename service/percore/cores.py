@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from percore.errors import SettingsError
-from percore.rundir import Lock
+from percore.state_dir import Lock
 
 log = logging.getLogger("percore.cores")
 

@@ -1,6 +1,6 @@
 """Names of element types: one row a type, in each vocabulary that percore speaks.
 
-Plain strings, so that processes which never compute (exporter, arbiter) need neither numpy nor TensorFlow.
+Plain strings, so that processes which never compute (status server, arbiter) need neither numpy nor TensorFlow.
 Sources: TensorFlow's ``types.proto`` and the "Tensor Data Types" table of the Open Inference Protocol, version 2.
 """
 

@@ -1,6 +1,6 @@
 """Logs: one JSON object a line, on standard error, in one format for every process.
 
-Imports orjson and the standard library only, so that arbiter, exporter and supervisor stay small.
+Imports orjson and the standard library only, so that arbiter, status server and supervisor stay small.
 """
 
 from __future__ import annotations

@@ -123,9 +123,9 @@ class ServerSettings:
     """Address of both ports. The default keeps a service without authentication to this machine; images set `0.0.0.0`."""
     port: int = setting("PERCORE_PORT", "8080", PORT)
     """Calls."""
-    exporter_port: int = setting("PERCORE_EXPORTER_PORT", "9090", PORT)
+    status_port: int = setting("PERCORE_STATUS_PORT", "9090", PORT)
     """Probes, metrics and everything that is read only: answered while every worker computes."""
-    run_dir: Path = setting("PERCORE_RUN_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
+    state_dir: Path = setting("PERCORE_STATE_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
     """Folder for unix sockets, the locks of cores, and the gateway's spool if `PERCORE_GATEWAY_SPOOL_DIR` is not set. Two
     services on one machine need a folder each, and cores of their own (`taskset`): neither sees the other's locks."""
     log_level: str = setting("PERCORE_LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"))
@@ -133,12 +133,12 @@ class ServerSettings:
 
     @property
     def reports(self) -> Path:
-        """The unix socket by which workers report to the exporter."""
-        return self.run_dir / "exporter.sock"
+        """The unix socket by which workers report to the status server."""
+        return self.state_dir / "events.sock"
 
     def worker_socket(self, number: int) -> Path:
         """Return the unix socket of a worker of one machine; numbers begin at 0."""
-        return self.run_dir / f"worker-{number}.sock"
+        return self.state_dir / f"worker-{number}.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,23 +153,25 @@ class CoreSettings:
 class LimitSettings:
     """One clock for each phase of a call, and bounds on what it may send."""
 
-    load: float = setting("PERCORE_LOAD_LIMIT", "600", SECONDS)
+    load_timeout: float = setting("PERCORE_LOAD_TIMEOUT", "600", SECONDS)
     """Importing TensorFlow, loading and warming up every model. A load that takes longer ends the process."""
-    body: float = setting("PERCORE_BODY_LIMIT", "60", SECONDS)
-    """Receiving a request, and likewise sending its answer. A slower client gets 408, or loses the connection."""
-    wait: float = setting("PERCORE_WAIT_LIMIT", "7200", SECONDS)
+    body_timeout: float = setting("PERCORE_BODY_TIMEOUT", "60", SECONDS)
+    """Receiving a request. A slower client gets 408."""
+    queue_timeout: float = setting("PERCORE_QUEUE_TIMEOUT", "7200", SECONDS)
     """How long a call may be queued, from its last byte on. A call that is queued longer gets 503 and never runs."""
-    run: float = setting("PERCORE_RUN_LIMIT", "3600", SECONDS)
+    run_timeout: float = setting("PERCORE_RUN_TIMEOUT", "3600", SECONDS)
     """Computing one call. A call that computes longer gets 504, and its worker is replaced."""
-    drain: float = setting("PERCORE_DRAIN_LIMIT", "3600", SECONDS)
+    answer_timeout: float = setting("PERCORE_ANSWER_TIMEOUT", "60", SECONDS)
+    """Sending an answer, or the next part of one that streams. A slower client loses the connection."""
+    shutdown_timeout: float = setting("PERCORE_SHUTDOWN_TIMEOUT", "3600", SECONDS)
     """After SIGTERM: how long calls may still take before they are killed. In a pod this is the running call, on one machine
     the queued calls too."""
     max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", within(1, 2**40))
     """Largest request body, in bytes; a larger one gets 413. JSON takes up to 40 times its size in
     memory, until its tensors are made."""
-    backlog: int = setting("PERCORE_QUEUE_MAX", "1024", within(1, 65535))
+    queue_length: int = setting("PERCORE_QUEUE_LENGTH", "1024", within(1, 65535))
     """Calls that may be queued; the next one gets 429."""
-    abandoned: str = setting("PERCORE_ABANDONED", "end", one_of("end", "end-if-worthwhile", "finish"))
+    on_client_disconnect: str = setting("PERCORE_ON_CLIENT_DISCONNECT", "end", one_of("end", "end-if-worthwhile", "finish"))
     """When the client goes away while its call computes: `end` the worker at once; end it only where what is left of the
     run limit exceeds the time a load takes; or `finish` the call for nobody."""
 

@@ -20,12 +20,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from percore import cores, logs, rundir
+from percore import cores, logs, state_dir
 from percore.errors import START_FAILED, StartError
 from percore.http.front import BACKLOG, bind
-from percore.orphans import die_with_parent
+from percore.parent_death import die_with_parent
 from percore.settings import Settings
-from percore.worker.boots import restart_delay
+from percore.worker.restart_backoff import restart_delay
 
 log = logging.getLogger("percore.supervisor")
 
@@ -42,15 +42,17 @@ def listen(host: str, port: int, key: str) -> socket.socket:
     return listener
 
 
-def own_run_dir(folder: Path) -> rundir.Lock:
-    """Make the run folder this service's own and return the lock that says so, held until the process ends."""
-    rundir.own(folder)
+def own_state_dir(folder: Path) -> state_dir.Lock:
+    """Make the state directory this service's own and return the lock that says so, held until the process ends."""
+    state_dir.own(folder)
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise StartError(f"PERCORE_RUN_DIR={str(folder)!r}: must belong to the user that runs the service, and to nobody else")
-    lock = rundir.Lock(folder / "supervisor.lock")
+        raise StartError(
+            f"PERCORE_STATE_DIR={str(folder)!r}: must belong to the user that runs the service, and to nobody else"
+        )
+    lock = state_dir.Lock(folder / "supervisor.lock")
     if not lock.take():
-        raise StartError(f"PERCORE_RUN_DIR={str(folder)!r}: another service runs there; give each its own")
+        raise StartError(f"PERCORE_STATE_DIR={str(folder)!r}: another service runs there; give each its own")
     return lock
 
 
@@ -138,11 +140,11 @@ class Supervisor:
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ends = math.inf
         self._hurries = False
-        self._lock = own_run_dir(settings.server.run_dir)
+        self._lock = own_state_dir(settings.server.state_dir)
         server = settings.server
         self._listeners = (
             listen(server.host, server.port, "PERCORE_PORT"),
-            listen(server.host, server.exporter_port, "PERCORE_EXPORTER_PORT"),
+            listen(server.host, server.status_port, "PERCORE_STATUS_PORT"),
         )
         fds = tuple(each.fileno() for each in self._listeners)
         number = ("--workers", str(workers))
@@ -163,7 +165,7 @@ class Supervisor:
                     self._stop(seconds=GOODBYE_SECONDS)
                     return 1
             if self._next_signal(seconds=0.1 if any(child.process is None for child in children) else 60.0):
-                self._stop(seconds=self._settings.limits.drain)
+                self._stop(seconds=self._settings.limits.shutdown_timeout)
                 return 0
 
     def _next_signal(self, seconds: float) -> bool:

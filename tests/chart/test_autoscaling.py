@@ -35,7 +35,7 @@ def test_one_engine_scales_and_both_leave_the_number_of_pods_alone() -> None:
 
 
 def test_both_engines_scale_the_same_pods_in_the_same_way() -> None:
-    values = ("autoscaling.minReplicas=2", "autoscaling.maxReplicas=20", "autoscaling.calmSeconds=60")
+    values = ("autoscaling.minReplicas=2", "autoscaling.maxReplicas=20", "autoscaling.scaleDownStabilizationSeconds=60")
     ours, kedas = hpa(*values), scaled_object(*values)
     assert kedas["scaleTargetRef"]["name"] == ours["scaleTargetRef"]["name"]
     assert (kedas["minReplicaCount"], kedas["maxReplicaCount"]) == (ours["minReplicas"], ours["maxReplicas"]) == (2, 20)
@@ -82,10 +82,12 @@ def test_keda_asks_where_and_as_whom_it_is_told() -> None:
 
 
 def test_a_buffer_means_the_same_to_both_engines_and_only_one_needs_a_recorded_series() -> None:
-    [rule] = one(render("autoscaling.buffer=2"), "PrometheusRule", "autoscaling")["spec"]["groups"][0]["rules"]
-    assert trigger("autoscaling.buffer=2")["metadata"]["query"] == rule["expr"]
+    [rule] = one(render("autoscaling.spareReplicas=2"), "PrometheusRule", "autoscaling")["spec"]["groups"][0]["rules"]
+    assert trigger("autoscaling.spareReplicas=2")["metadata"]["query"] == rule["expr"]
     assert rule["expr"].endswith("}) + 2")
-    recorded = [each for each in render(KEDA, "autoscaling.buffer=2") if "percore_wanted_pods" in yaml.safe_dump(each)]
+    recorded = [
+        each for each in render(KEDA, "autoscaling.spareReplicas=2") if "percore_desired_replicas" in yaml.safe_dump(each)
+    ]
     assert recorded == []
 
 

@@ -22,12 +22,18 @@ def pods(component: str, *values: str, more: tuple[str, ...] = ()) -> dict[str, 
 
 
 def test_grace_periods_are_what_the_page_on_nodes_says() -> None:
-    limits = ("limits.run=700", "limits.body=11", "limits.wait=5000", "gateway.shutdownDelaySeconds=7")
+    limits = (
+        "timeouts.run=700",
+        "timeouts.body=11",
+        "timeouts.answer=13",
+        "timeouts.queue=5000",
+        "gateway.shutdownDelaySeconds=7",
+    )
     pod = pods("-inference", *limits)["spec"]["terminationGracePeriodSeconds"]
     gateway = pods("-gateway", *limits)["spec"]["terminationGracePeriodSeconds"]
-    assert "`limits.run` + 2 x `limits.body` + 45 seconds" in NODES
-    assert pod == 700 + 2 * 11 + 45
-    assert "longer by `limits.wait` + `gateway.shutdownDelaySeconds` + 45 seconds" in NODES
+    assert "`timeouts.run` + `timeouts.body` + `timeouts.answer` + 45 seconds" in NODES
+    assert pod == 700 + 11 + 13 + 45
+    assert "longer by `timeouts.queue` + `gateway.shutdownDelaySeconds` + 45 seconds" in NODES
     assert gateway == pod + 5000 + 7 + 45
 
 

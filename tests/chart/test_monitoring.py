@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from percore.gateway.telemetry import GatewayTelemetry, label_of
-from percore.telemetry import DURATION_BUCKETS
+from percore.gateway.gateway_metrics import GatewayMetrics, label_of
+from percore.worker_metrics import DURATION_BUCKETS
 
 from deploy.monitoring import dashboard, queries
 from tests.chart.harness import CHART, FIXED, Object, one, refusal, render
@@ -33,7 +33,13 @@ def test_prometheus_finds_the_rules_by_the_labels_by_which_it_finds_the_monitors
 
 
 def test_objectives_and_thresholds_are_values() -> None:
-    given = ("successObjective=99.9", "waitObjective=97", "waitSeconds=300", "minimumCalls=7", "abandonedPercent=20")
+    given = (
+        "successObjective=99.9",
+        "queueTimeObjective=97",
+        "queueTimeSeconds=300",
+        "minimumCalls=7",
+        "clientDisconnectPercent=20",
+    )
     text = json.dumps(rules(*(f"monitoring.rules.{each}" for each in given)))
     for part in ("14.4 * (1 - 99.9 / 100)", "14.4 * (1 - 97 / 100)", ">= 7", "> 20 / 100", "queued longer than 300s"):
         assert part in text
@@ -43,21 +49,21 @@ def test_objectives_and_thresholds_are_values() -> None:
 
 def test_an_objective_is_one_whose_alerts_can_fire() -> None:
     """At 93 % even if every call fails the budget burns but 14.3 times as fast as it may."""
-    assert "monitoring.rules.waitObjective" in refusal("monitoring.rules.waitObjective=93")
+    assert "monitoring.rules.queueTimeObjective" in refusal("monitoring.rules.queueTimeObjective=93")
     for value in ("100", "100.0", "94.9", "99.9%", "0.999"):
         assert "monitoring.rules.successObjective" in refusal(f"monitoring.rules.successObjective={value}")
 
 
 def test_the_queue_times_that_may_be_told_apart_are_those_that_are_measured() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    allowed = schema["properties"]["monitoring"]["properties"]["rules"]["properties"]["waitSeconds"]["enum"]
+    allowed = schema["properties"]["monitoring"]["properties"]["rules"]["properties"]["queueTimeSeconds"]["enum"]
     assert allowed == [int(bound) for bound in DURATION_BUCKETS if bound >= 1 and bound.is_integer()]
     assert all(str(seconds) in (CHART / "values.yaml").read_text() for seconds in allowed)
 
 
 def test_the_codes_that_count_are_codes_that_the_gateway_has() -> None:
     found = {code for rule in rules() for codes in re.findall(r'code=~"([^"]+)"', rule["expr"]) for code in codes.split("|")}
-    samples = [sample for family in GatewayTelemetry().registry.collect() for sample in family.samples]
+    samples = [sample for family in GatewayMetrics().registry.collect() for sample in family.samples]
     codes = {sample.labels["code"] for sample in samples if sample.name == "percore_gateway_call_seconds_count"}
     assert found == {code for code in codes if not code.startswith("4")} - {"disconnected"} | {"429"}
 
@@ -68,7 +74,7 @@ def test_no_more_than_429_and_every_5xx_counts_as_failed() -> None:
 
 
 def test_pods_that_are_late_are_those_that_had_the_load_limit_and_five_minutes() -> None:
-    late = [rule for rule in rules("limits.load=900") if rule.get("alert") == "PercorePodsNotReady"]
+    late = [rule for rule in rules("timeouts.load=900") if rule.get("alert") == "PercorePodsNotReady"]
     assert {rule["for"] for rule in late} == {"1200s"}
     assert all("1200s" in rule["annotations"]["description"] for rule in late)
 

@@ -5,7 +5,7 @@ import math
 import kubernetes_validate
 import pytest
 from percore import __version__, settings
-from percore.gateway import settings as gateway_settings
+from percore.gateway import gateway_settings
 
 from tests.chart.harness import (
     CHART,
@@ -20,7 +20,7 @@ from tests.chart.harness import (
 )
 
 EVERYTHING = (
-    "autoscaling.buffer=1",
+    "autoscaling.spareReplicas=1",
     "gateway.replicas=2",
     "handler=fortune:Fortune",
     "gateway.priorityHeader=X-Priority",
@@ -106,7 +106,7 @@ def test_an_inference_pod_is_guaranteed_and_its_worker_has_whole_cpus(cpu: int) 
 
 def test_the_status_server_outlives_the_worker() -> None:
     [sidecar] = _spec(render(), "inference")["initContainers"]
-    assert (sidecar["name"], sidecar["restartPolicy"]) == ("exporter", "Always")
+    assert (sidecar["name"], sidecar["restartPolicy"]) == ("status-server", "Always")
 
 
 def test_the_gateway_is_one_container_that_serves_calls_and_metrics() -> None:
@@ -135,7 +135,7 @@ def _gateway(*values: str) -> Object:
 
 @pytest.mark.parametrize("spool", [2147483648, 3, 1099511627776])
 def test_the_spool_is_a_volume_on_disk_that_is_a_quarter_larger_than_what_the_gateway_writes(spool: int) -> None:
-    values = (f"gateway.spool.bytes={spool}", "limits.bodyBytes=1")
+    values = (f"gateway.spool.bytes={spool}", "maxBodyBytes=1")
     spec = _spec(render(*values), "gateway")
     [container] = spec["containers"]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
@@ -150,20 +150,20 @@ def test_the_spool_is_a_volume_on_disk_that_is_a_quarter_larger_than_what_the_ga
 
 def test_large_numbers_of_values_arrive_as_whole_numbers() -> None:
     """Helm reads the numbers of values.yaml as floats, which it would print as 2.147483648e+09."""
-    for values in ((), ("gateway.spool.memoryBytes=4294967296", "limits.bodyBytes=2147483648")):
+    for values in ((), ("gateway.spool.memoryBytes=4294967296", "maxBodyBytes=2147483648")):
         for each in render(*values, "handler=a:B"):
             if each["kind"] in ("Deployment", "Pod"):
                 spec = each["spec"]["template"]["spec"] if each["kind"] == "Deployment" else each["spec"]
                 for container in containers(spec):
                     assert not [value for value in environment(container).values() if "e+" in value]
-    given = environment(_gateway("gateway.spool.memoryBytes=4294967296", "limits.bodyBytes=2147483648"))
+    given = environment(_gateway("gateway.spool.memoryBytes=4294967296", "maxBodyBytes=2147483648"))
     assert given["PERCORE_GATEWAY_SPOOL_MEMORY_BYTES"] == "4294967296"
     assert given["PERCORE_MAX_BODY_BYTES"] == "2147483648"
     assert environment(_gateway())["PERCORE_GATEWAY_SPOOL_BYTES"] == "2147483648"
 
 
 def test_no_probe_can_end_a_call_that_runs_and_the_models_have_their_load_limit() -> None:
-    objects = render("limits.load=900")
+    objects = render("timeouts.load=900")
     [worker] = _spec(objects, "inference")["containers"]
     assert "livenessProbe" not in worker
     assert worker["startupProbe"]["periodSeconds"] * worker["startupProbe"]["failureThreshold"] > 900
@@ -172,26 +172,30 @@ def test_no_probe_can_end_a_call_that_runs_and_the_models_have_their_load_limit(
 
 @pytest.mark.parametrize(
     "values",
-    [(), ("limits.run=604800",), ("limits.run=36000", "limits.wait=10", "limits.body=5", "gateway.shutdownDelaySeconds=90")],
+    [
+        (),
+        ("timeouts.run=604800",),
+        ("timeouts.run=36000", "timeouts.queue=10", "timeouts.body=5", "gateway.shutdownDelaySeconds=90"),
+    ],
 )
 def test_a_pod_that_is_told_to_go_has_time_to_finish(values: tuple[str, ...]) -> None:
     objects = render(*values)
     inference, gateway = _spec(objects, "inference"), _spec(objects, "gateway")
     limits = _limits(inference)
-    call = limits.run + limits.body
-    assert limits.drain >= min(call, settings.WEEK_SECONDS)
+    call = limits.run_timeout + limits.body_timeout + limits.answer_timeout
+    assert limits.shutdown_timeout >= min(call, settings.WEEK_SECONDS)
     assert inference["terminationGracePeriodSeconds"] > min(call, settings.WEEK_SECONDS) + 5
     delay = int(environment(gateway["containers"][0])["PERCORE_GATEWAY_SHUTDOWN_DELAY"])
-    assert gateway["terminationGracePeriodSeconds"] > delay + limits.wait + call
+    assert gateway["terminationGracePeriodSeconds"] > delay + limits.queue_timeout + call
     assert "preStop" in inference["containers"][0]["lifecycle"]
 
 
 def test_the_settings_that_containers_get_are_settings_and_both_sides_have_the_same_limits() -> None:
-    objects = render(*EVERYTHING, "limits.run=7", "limits.wait=8", "queue.max=9", "limits.bodyBytes=33554432")
+    objects = render(*EVERYTHING, "timeouts.run=7", "timeouts.queue=8", "queue.length=9", "maxBodyBytes=33554432")
     inference, gateway = _spec(objects, "inference"), _spec(objects, "gateway")
     for container in containers(inference):
         read = settings.load(environment(container))
-        assert (read.limits.run, read.limits.wait, read.limits.backlog) == (7, 8, 9)
+        assert (read.limits.run_timeout, read.limits.queue_timeout, read.limits.queue_length) == (7, 8, 9)
         assert read.limits.max_body_bytes == 33554432
     for container in containers(gateway):
         read_gateway = gateway_settings.load(environment(container))
@@ -270,10 +274,10 @@ def test_without_autoscaling_the_number_of_pods_is_fixed() -> None:
 
 
 def test_a_buffer_is_added_to_the_calls_in_flight() -> None:
-    objects = render("autoscaling.buffer=2")
+    objects = render("autoscaling.spareReplicas=2")
     [rule] = one(objects, "PrometheusRule", "-autoscaling")["spec"]["groups"][0]["rules"]
     [metric] = one(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
-    assert metric["object"]["metric"]["name"] == rule["record"] == "percore_wanted_pods"
+    assert metric["object"]["metric"]["name"] == rule["record"] == "percore_desired_replicas"
     assert rule["expr"].endswith("+ 2")
     assert 'service="first-percore-gateway"' in rule["expr"]
 
@@ -470,9 +474,9 @@ def test_the_memory_of_the_gateway_grows_with_its_queue_and_with_what_it_keeps_o
         return str(resources["limits"]["memory"])
 
     assert memory() == "408Mi"
-    assert memory("queue.max=9000") == "595Mi", "9000 x 24 KiB are 210.9 MiB, rounded up"
+    assert memory("queue.length=9000") == "595Mi", "9000 x 24 KiB are 210.9 MiB, rounded up"
     assert memory("gateway.spool.memoryBytes=1073741824") == "1368Mi"
-    assert memory("gateway.memory=1Gi", "queue.max=9000") == "1Gi"
+    assert memory("gateway.memory=1Gi", "queue.length=9000") == "1Gi"
 
 
 def _spec(objects: list[Object], component: str) -> Object:

@@ -18,15 +18,15 @@ VALUES = (CHART / "values.yaml").read_text()
         ("cpu=500m", "cpu"),
         ("cpu=0", "cpu"),
         ("memory=lots", "memory"),
-        ("limits.run=0", "limits.run"),
-        ("limits.wait=-1", "limits.wait"),
-        ("limits.load=604801", "limits.load"),
-        ("limits.body=soon", "limits.body"),
-        ("queue.max=0", "queue.max"),
+        ("timeouts.run=0", "timeouts.run"),
+        ("timeouts.queue=-1", "timeouts.queue"),
+        ("timeouts.load=604801", "timeouts.load"),
+        ("timeouts.body=soon", "timeouts.body"),
+        ("queue.length=0", "queue.length"),
         ("handler=no-class", "handler"),
         ("replicas=-1", "replicas"),
         ("autoscaling.engine=magic", "autoscaling.engine"),
-        ("autoscaling.calmSeconds=5", "autoscaling.calmSeconds"),
+        ("autoscaling.scaleDownStabilizationSeconds=5", "autoscaling.scaleDownStabilizationSeconds"),
         ("monitoring.interval=30s", "monitoring.interval"),
         ("gateway.replicas=0", "gateway.replicas"),
         ("gateway.connections=0", "gateway.connections"),
@@ -38,7 +38,7 @@ VALUES = (CHART / "values.yaml").read_text()
         ("networkPolicy.apiServerPorts={443,443}", "networkPolicy.apiServerPorts"),
         ("networkPolicy.apiServerPorts=443", "networkPolicy.apiServerPorts"),
         ("image.pullPolicy=Sometimes", "image.pullPolicy"),
-        ("env[0].name=PERCORE_RUN_LIMIT", "env.0.name"),
+        ("env[0].name=PERCORE_RUN_TIMEOUT", "env.0.name"),
         ("env[0].name=PERCORE_PORT", "env.0.name"),
     ],
 )
@@ -46,7 +46,9 @@ def test_a_value_that_breaks_its_rule_is_refused_by_name(value: str, key: str) -
     assert f"- {key}: " in refusal(value)
 
 
-@pytest.mark.parametrize("value", ["cpus=2", "limits.total=5", "gateway.image.name=x", "autoscaling.min=1", "gateway.slots=9"])
+@pytest.mark.parametrize(
+    "value", ["cpus=2", "timeouts.total=5", "gateway.image.name=x", "autoscaling.min=1", "gateway.slots=9"]
+)
 def test_a_value_that_does_not_exist_is_refused(value: str) -> None:
     assert "is not allowed" in refusal(value)
 
@@ -55,8 +57,8 @@ def test_a_value_that_does_not_exist_is_refused(value: str) -> None:
     ("values", "words"),
     [
         (("autoscaling.minReplicas=12",), "minReplicas=12: must be at most autoscaling.maxReplicas, 11"),
-        (("autoscaling.buffer=12",), "buffer=12: must be at most autoscaling.maxReplicas, 11"),
-        (("gateway.spool.bytes=33554431",), "limits.bodyBytes=33554432: must be at most gateway.spool.bytes, 33554431"),
+        (("autoscaling.spareReplicas=12",), "spareReplicas=12: must be at most autoscaling.maxReplicas, 11"),
+        (("gateway.spool.bytes=33554431",), "maxBodyBytes=33554432: must be at most gateway.spool.bytes, 33554431"),
         (("monitoring.enabled=false",), "autoscaling.enabled=true: it reads a metric"),
     ],
 )

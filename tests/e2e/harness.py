@@ -230,9 +230,9 @@ class Run:
     ended: float
 
 
-def metric(exporter: str, name: str, **labels: str) -> float:
-    """Return one sample that an exporter at this address has now; 0 where it has none."""
-    families = text_string_to_metric_families(requests.get(exporter + "/metrics", timeout=SECONDS).text)
+def metric(url: str, name: str, **labels: str) -> float:
+    """Return one sample that a status server at this address has now; 0 where it has none."""
+    families = text_string_to_metric_families(requests.get(url + "/metrics", timeout=SECONDS).text)
     samples = [sample for family in families for sample in family.samples if sample.name == name]
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
@@ -279,7 +279,7 @@ def images(target: str = "inference") -> dict[str, Any]:
 
 
 FIXED = {"autoscaling": {"enabled": False}, "monitoring": {"enabled": False}}
-SMALL = {"limits": {"load": 120, "body": 10, "wait": 300, "run": 120}, "memory": "256Mi"}
+SMALL = {"timeouts": {"load": 120, "body": 10, "queue": 300, "run": 120, "answer": 10}, "memory": "256Mi"}
 """What the sleeping handler needs, so that eleven pods find room on one node."""
 
 

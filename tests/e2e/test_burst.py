@@ -49,7 +49,7 @@ def autoscaled(scaled: Release) -> Release:
 
 
 def calm(release: Release, seconds: int) -> None:
-    release.upgrade({"autoscaling": {"calmSeconds": seconds}})
+    release.upgrade({"autoscaling": {"scaleDownStabilizationSeconds": seconds}})
 
 
 @pytest.mark.parametrize("burst", range(BURSTS))

@@ -71,11 +71,11 @@ def _calls(release: Release) -> list[dict[str, Any]]:
 @pytest.mark.disruptive
 def test_thousands_of_calls_are_queued_at_once_and_served_exactly_in_the_order_of_their_arrival(install: Install) -> None:
     # Each connection beyond those of the queue may need an open file, too.
-    release = install("queue", replicas=0, queue={"max": QUEUED}, limits={"wait": 1800}, gateway={"connections": 1000})
+    release = install("queue", replicas=0, queue={"length": QUEUED}, timeouts={"queue": 1800}, gateway={"connections": 1000})
     [gateway] = release.wait(1, "gateway")
     crowd = Crowd(release, "queue", count=QUEUED, at_once=QUEUED, every=0.0005, sizes=((1.0, 1_000),)).start()
-    with release.forwarded(f"pod/{gateway}", 9090) as exporter, release.forwarded() as calls:
-        eventually(lambda: metric(exporter, "percore_in_flight_requests", state="queued") == QUEUED, every=1)
+    with release.forwarded(f"pod/{gateway}", 9090) as status, release.forwarded() as calls:
+        eventually(lambda: metric(status, "percore_in_flight_requests", state="queued") == QUEUED, every=1)
         one_too_many = requests.post(calls + CALL, json=sleeping(0), timeout=SECONDS)
         assert (one_too_many.status_code, one_too_many.json()["code"]) == (429, "queue-full")
         assert int(one_too_many.headers["Retry-After"]) > 0
@@ -102,18 +102,18 @@ def _memory(release: Release, gateway: str) -> int:
 
 def test_two_thousand_callers_that_leave_while_queued_leave_nothing_behind(install: Install) -> None:
     """Nobody is served: there is no pod. Bodies are larger than any buffer of a socket, so some leave in the middle of one."""
-    release = install("leavers", replicas=0, queue={"max": 2_000})
+    release = install("leavers", replicas=0, queue={"length": 2_000})
     [gateway] = release.wait(1, "gateway")
     sizes = ((0.6, 20_000), (0.35, 100_000), (0.05, 5_000_000))
-    with release.forwarded(f"pod/{gateway}", 9090) as exporter:
+    with release.forwarded(f"pod/{gateway}", 9090) as status:
         crowd = Crowd(
             release, "leavers", count=2_000, at_once=1_000, every=0.002, sizes=sizes, leaving=1.0, patience=5.0
         ).start()
-        eventually(lambda: metric(exporter, "percore_in_flight_requests", state="queued") > 200)
+        eventually(lambda: metric(status, "percore_in_flight_requests", state="queued") > 200)
         summary = crowd.done()
-        eventually(lambda: metric(exporter, "percore_in_flight_requests", state="queued") == 0, seconds=2)
-        left = {name: metric(exporter, f"percore_gateway_{name}") for name in ("spool_bytes", "uploads", "connections")}
-        gone = metric(exporter, "percore_gateway_client_disconnects_total")
+        eventually(lambda: metric(status, "percore_in_flight_requests", state="queued") == 0, seconds=2)
+        left = {name: metric(status, f"percore_gateway_{name}") for name in ("spool_bytes", "uploads", "connections")}
+        gone = metric(status, "percore_gateway_client_disconnects_total")
     assert summary["outcomes"] == {"left": 2_000}
     assert left == {"spool_bytes": 0, "uploads": 0, "connections": 0}
     assert gone > 1_900, "some may have left before their head had arrived"

@@ -49,8 +49,8 @@ def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_
 
 def _queued(release: Release) -> float:
     [gateway] = release.ready("gateway")
-    with release.forwarded(f"pod/{gateway}", 9090) as exporter:
-        return metric(exporter, "percore_in_flight_requests", state="queued")
+    with release.forwarded(f"pod/{gateway}", 9090) as status:
+        return metric(status, "percore_in_flight_requests", state="queued")
 
 
 def test_a_handler_of_your_own_needs_three_lines(install: Install) -> None:

@@ -23,7 +23,13 @@ CALLS = 11
 CALM = 10
 KEDA = {
     "monitoring": {"enabled": True},
-    "autoscaling": {"enabled": True, "engine": "keda", "minReplicas": 0, "maxReplicas": CALLS, "calmSeconds": CALM},
+    "autoscaling": {
+        "enabled": True,
+        "engine": "keda",
+        "minReplicas": 0,
+        "maxReplicas": CALLS,
+        "scaleDownStabilizationSeconds": CALM,
+    },
 }
 
 
@@ -110,7 +116,7 @@ def test_a_metric_that_is_lost_for_two_minutes_changes_nothing_though_the_calls_
 
 
 def test_a_buffer_is_there_before_anyone_calls(idle: Release) -> None:
-    idle.upgrade({"autoscaling": {"buffer": 2}})
+    idle.upgrade({"autoscaling": {"spareReplicas": 2}})
     eventually(lambda: idle.replicas() == 2, seconds=60)
     with idle.forwarded() as gateway:
         idle.wait(2)
@@ -118,7 +124,7 @@ def test_a_buffer_is_there_before_anyone_calls(idle: Release) -> None:
         eventually(lambda: idle.replicas() == 3, seconds=60)
         assert call.done().status == 200
     assert call.timing("queue") < 1
-    idle.upgrade({"autoscaling": {"buffer": 0}})
+    idle.upgrade({"autoscaling": {"spareReplicas": 0}})
 
 
 def test_the_other_engine_is_refused_while_this_one_scales_and_taken_by_way_of_a_fixed_number_of_pods(scaled: Release) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from percore.telemetry import DURATION_BUCKETS
+from percore.worker_metrics import DURATION_BUCKETS
 
 from deploy.monitoring import dashboard
 from tests.e2e import prometheus
@@ -24,7 +24,7 @@ from tests.promql import selectors
 MOST, CALLS, RUN_SECONDS = 3, 5, 45.0
 VALUES = {
     "monitoring": {"enabled": True, "podInterval": "2s"},
-    "autoscaling": {"enabled": True, "maxReplicas": MOST, "calmSeconds": 300},
+    "autoscaling": {"enabled": True, "maxReplicas": MOST, "scaleDownStabilizationSeconds": 300},
 }
 QUERIES = list(queries(dashboard.build()))
 

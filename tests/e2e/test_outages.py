@@ -48,5 +48,5 @@ def test_calls_go_on_while_the_api_server_is_gone_for_a_minute_and_pods_are_foun
 def _known(release: Release) -> int:
     """Return how many pods the gateway knows and has no call for."""
     [gateway] = release.ready("gateway")
-    with release.forwarded(f"pod/{gateway}", 9090) as exporter:
-        return int(metric(exporter, "percore_gateway_pods", state="unknown"))
+    with release.forwarded(f"pod/{gateway}", 9090) as status:
+        return int(metric(status, "percore_gateway_pods", state="unknown"))

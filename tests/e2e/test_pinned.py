@@ -29,7 +29,7 @@ def test_the_worker_has_one_core_to_itself_and_a_call_takes_as_long_among_others
     [gateway_pod] = release.ready("gateway")
     own = affinity(release, pod, "inference")
     assert len(own) == 1
-    for name, container in ((pod, "exporter"), (gateway_pod, "gateway")):
+    for name, container in ((pod, "status-server"), (gateway_pod, "gateway")):
         assert own.isdisjoint(affinity(release, name, container)), container
     with release.forwarded() as gateway:
         assert requests.post(gateway + BURN, json=STEPS, timeout=SECONDS).status_code == 200

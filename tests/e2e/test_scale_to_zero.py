@@ -14,7 +14,13 @@ from tests.e2e.harness import CALL, Call, Release, eventually, run, sleeping
 CALM = 10
 TO_ZERO = {
     "monitoring": {"enabled": True},
-    "autoscaling": {"enabled": True, "minReplicas": 0, "buffer": 2, "maxReplicas": 4, "calmSeconds": CALM},
+    "autoscaling": {
+        "enabled": True,
+        "minReplicas": 0,
+        "spareReplicas": 2,
+        "maxReplicas": 4,
+        "scaleDownStabilizationSeconds": CALM,
+    },
 }
 
 
@@ -44,7 +50,7 @@ def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
         pytest.skip("needs the feature gate HPAScaleToZero, on by default in Kubernetes 1.37")
     with releases(namespace, request.session) as install:
         release = install("zero", **TO_ZERO)
-        eventually(lambda: value(release, "percore_wanted_pods") == "2", seconds=300, every=1)
+        eventually(lambda: value(release, "percore_desired_replicas") == "2", seconds=300, every=1)
         yield release
 
 
@@ -62,7 +68,7 @@ def test_a_buffer_is_there_before_anyone_calls_and_is_not_what_is_left_when_nobo
         call = Call(gateway + CALL, sleeping(40), seconds=100).start()
         eventually(lambda: scaled.replicas() == 3, seconds=60)
         with scaled.unscraped():
-            eventually(lambda: value(scaled, "percore_wanted_pods") == "", seconds=60)
+            eventually(lambda: value(scaled, "percore_desired_replicas") == "", seconds=60)
             assert call.done().status == 200
             assert scaled.replicas() == 3
     assert call.timing("queue") < 1
@@ -70,7 +76,7 @@ def test_a_buffer_is_there_before_anyone_calls_and_is_not_what_is_left_when_nobo
 
 
 def test_the_first_call_wakes_a_pod_and_afterwards_there_is_none_again(scaled: Release) -> None:
-    scaled.upgrade({"autoscaling": {"buffer": 0}})
+    scaled.upgrade({"autoscaling": {"spareReplicas": 0}})
     eventually(lambda: scaled.replicas() == 0 and not scaled.pods("inference"), every=1)
     with scaled.forwarded() as gateway:
         calls = [Call(gateway + CALL, sleeping(5), seconds=150).start() for _ in range(2)]

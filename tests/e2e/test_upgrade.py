@@ -29,17 +29,17 @@ from tests.e2e.harness import (
     sleeping,
 )
 
-COMMANDS = {"gateway.yaml": "args: [gateway]", "inference.yaml": "args: [status-server]"}
-"""How a chart starts the processes of the images under test, by its templates."""
+FITS = {"gateway.yaml": "args: [gateway]", "inference.yaml": "args: [status-server]", "_helpers.tpl": "PERCORE_ANSWER_TIMEOUT"}
+"""By template: what a chart must say so that the processes of the images under test start."""
 BEFORE = {
     "image": {"repository": "localhost/percore/own"},
-    "limits": {"run": 100, "wait": 200},
+    "timeouts": {"run": 100, "queue": 200},
     "podAnnotations": {"revision": "before"},
     "gateway": {"podAnnotations": {"revision": "before"}},
 }
 NOW = {
     "image": {"repository": "localhost/percore/inference"},
-    "limits": SMALL["limits"],
+    "timeouts": SMALL["timeouts"],
     "podAnnotations": {"revision": "now"},
     "gateway": {"podAnnotations": {"revision": "now"}},
 }
@@ -50,8 +50,8 @@ def previous(folder: Path) -> Path:
     chart = str(CHART.relative_to(ROOT))
     known = run("git", "-C", str(ROOT), "log", "-2", "--format=%H", "--", f"{chart}/templates").split()
     if len(known) < 2 or not all(
-        command in run("git", "-C", str(ROOT), "show", f"{known[1]}:{chart}/templates/{template}")
-        for template, command in COMMANDS.items()
+        said in run("git", "-C", str(ROOT), "show", f"{known[1]}:{chart}/templates/{template}")
+        for template, said in FITS.items()
     ):
         print("upgrades from this chart to itself: there is no earlier one for these images")
         return CHART
@@ -120,7 +120,7 @@ def test_uninstalling_leaves_nothing_behind(alone: str) -> None:
     """Not even after calls, deletion costs of pods and recorded series; and without anybody's force."""
     before = objects.of(alone)
     scaled = objects.knows("servicemonitors.monitoring.coreos.com")
-    values = {"monitoring": {"enabled": scaled}, "autoscaling": {"enabled": scaled, "buffer": 1}}
+    values = {"monitoring": {"enabled": scaled}, "autoscaling": {"enabled": scaled, "spareReplicas": 1}}
     release = Release("leaving", alone, merged({**SMALL, "handler": SLEEP}, values))
     release.install()
     release.wait(1)

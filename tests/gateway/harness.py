@@ -37,7 +37,7 @@ class Gateway:
     """The gateway's process, with endpoints from a file. Without ``known`` the file is missing at first."""
 
     def __init__(self, *endpoints: Endpoint, known: bool = True, **settings: str | float) -> None:
-        self.port, self.exporter_port = free_port(), free_port()
+        self.port, self.status_port = free_port(), free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="percore-gateway-")
         folder = Path(self._folder.name)
         self.log_path, self.endpoints_file = folder / "log", folder / "endpoints"
@@ -47,8 +47,8 @@ class Gateway:
         self.environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PERCORE_")},
             "PERCORE_PORT": str(self.port),
-            "PERCORE_EXPORTER_PORT": str(self.exporter_port),
-            "PERCORE_RUN_DIR": str(folder / "run"),
+            "PERCORE_STATUS_PORT": str(self.status_port),
+            "PERCORE_STATE_DIR": str(folder / "run"),
             "PERCORE_GATEWAY_ENDPOINTS_FILE": str(self.endpoints_file),
             **given,
         }
@@ -78,7 +78,7 @@ class Gateway:
 
     def know(self, *endpoints: Endpoint) -> None:
         """Replace the list of pods."""
-        lines = [f"{each.address}:{each.port}/{each.exporter_port}={each.state}\n" for each in endpoints]
+        lines = [f"{each.address}:{each.port}/{each.status_port}={each.state}\n" for each in endpoints]
         new = self.endpoints_file.with_suffix(".new")
         new.write_text("".join(lines))
         new.rename(self.endpoints_file)
@@ -133,7 +133,7 @@ class Gateway:
         return False
 
     def operator(self, path: str) -> requests.Response:
-        return requests.get(f"http://127.0.0.1:{self.exporter_port}{path}", timeout=5)
+        return requests.get(f"http://127.0.0.1:{self.status_port}{path}", timeout=5)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of ``name`` that carry ``labels``."""
@@ -427,4 +427,4 @@ def running(seconds: float) -> Behaviour:
 
 def endpoint_of(pod: Service) -> Endpoint:
     """Return where a real pod is."""
-    return Endpoint("127.0.0.1", pod.port, pod.exporter_port)
+    return Endpoint("127.0.0.1", pod.port, pod.status_port)

@@ -15,7 +15,7 @@ from kubernetes.client import ApiClient, Configuration
 from percore.gateway import cluster as module
 from percore.gateway.cluster import COST, Cluster, Refused
 from percore.gateway.endpoints import Endpoints, Publish
-from percore.gateway.settings import load
+from percore.gateway.gateway_settings import load
 
 from tests.service.harness import eventually
 

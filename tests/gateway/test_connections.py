@@ -24,7 +24,7 @@ from tests.gateway.harness import (
 from tests.service.harness import eventually
 
 LIVE = "/v2/health/live"
-BODY_LIMIT = 1.0
+BODY_TIMEOUT = 1.0
 """Seconds; so long a client may also take none of an answer."""
 LARGE = 40 << 20
 
@@ -37,7 +37,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def gateway(worker: Worker) -> Iterator[Gateway]:
-    with Gateway(worker.endpoint, body_limit=BODY_LIMIT) as gateway:
+    with Gateway(worker.endpoint, body_timeout=BODY_TIMEOUT) as gateway:
         yield gateway
         gateway.log()  # every line is JSON
 
@@ -140,14 +140,14 @@ def test_a_second_answer_is_not_bound_by_the_timer_of_the_first() -> None:
     """The first answer is large and read late; the second is read without a pause, for longer than the timer."""
     with (
         Worker(echo_long) as worker,
-        Gateway(worker.endpoint, body_limit=BODY_LIMIT, max_body_bytes=LARGE) as gateway,
+        Gateway(worker.endpoint, body_timeout=BODY_TIMEOUT, max_body_bytes=LARGE) as gateway,
         gateway.connect() as connection,
     ):
         connection.sendall(call(b"first"))
-        time.sleep(BODY_LIMIT * 0.6)
+        time.sleep(BODY_TIMEOUT * 0.6)
         assert len(read_answer(connection)[2]) == LARGE // 8
         connection.sendall(call(b"second"))
-        assert slowly(connection, LARGE // 8, seconds=BODY_LIMIT * 2) == LARGE // 8
+        assert slowly(connection, LARGE // 8, seconds=BODY_TIMEOUT * 2) == LARGE // 8
 
 
 def echo_long(exchange: Exchange) -> None:
@@ -180,7 +180,7 @@ def test_a_reader_that_is_slow_but_steady_gets_its_whole_answer() -> None:
     """5 MB in 4 s, where 1 s without progress is the bound."""
     with (
         Worker(echo_long) as worker,
-        Gateway(worker.endpoint, body_limit=BODY_LIMIT) as gateway,
+        Gateway(worker.endpoint, body_timeout=BODY_TIMEOUT) as gateway,
         gateway.ask() as connection,
     ):
         assert slowly(connection, LARGE // 8, seconds=4) == LARGE // 8
@@ -190,7 +190,7 @@ def test_a_client_that_reads_nothing_costs_one_answer_and_no_more(gateway: Gatew
     """On the port of metrics, whose answers are long; both ports have the same front."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", gateway.exporter_port))
+        connection.connect(("127.0.0.1", gateway.status_port))
         before = resident(gateway)
         sent = 0
         while sent < 2000:

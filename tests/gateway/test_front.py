@@ -38,7 +38,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def gateway(worker: Worker) -> Iterator[Gateway]:
-    with Gateway(worker.endpoint, body_limit=1, max_body_bytes=1_000_000) as gateway:
+    with Gateway(worker.endpoint, body_timeout=1, max_body_bytes=1_000_000) as gateway:
         yield gateway
         gateway.log()  # every line is JSON
 
@@ -215,7 +215,7 @@ def test_reads_side_by_side_do_not_delay_probes(gateway: Gateway) -> None:
 
 
 def test_at_the_bound_of_connections_the_one_that_was_idle_longest_is_closed() -> None:
-    with Gateway(queue_max=1, gateway_uploads=1, gateway_connections=998) as gateway, contextlib.ExitStack() as stack:
+    with Gateway(queue_length=1, gateway_uploads=1, gateway_connections=998) as gateway, contextlib.ExitStack() as stack:
         connections = [stack.enter_context(gateway.connect()) for _ in range(1001)]
         assert gateway.metric("percore_gateway_connections_limit") == 1000
         eventually(lambda: gateway.metric("percore_gateway_connections") == 999, 5)
@@ -294,7 +294,7 @@ def test_too_many_bytes_of_uploads_turn_the_next_away() -> None:
 
 
 def test_a_full_queue_turns_the_next_call_away_before_its_body_is_read() -> None:
-    with Gateway(queue_max=2) as gateway, gateway.ask(), gateway.ask():
+    with Gateway(queue_length=2) as gateway, gateway.ask(), gateway.ask():
         eventually(lambda: gateway.queued() == 2)
         assert refused(gateway.send(call(bytes(1000))[:-500])) == (429, "queue-full")
         answer = gateway.post()
@@ -306,7 +306,7 @@ def test_a_full_queue_turns_the_next_call_away_before_its_body_is_read() -> None
 
 def test_a_call_that_is_queued_too_long_is_answered_and_never_runs() -> None:
     release = threading.Event()
-    with Worker(holding(release), serve) as worker, Gateway(worker.endpoint, wait_limit=1) as gateway:
+    with Worker(holding(release), serve) as worker, Gateway(worker.endpoint, queue_timeout=1) as gateway:
         running = gateway.ask(b"running")
         eventually(gateway.executing)
         began = time.monotonic()
@@ -329,7 +329,7 @@ def large(exchange: Exchange) -> None:
 
 
 def test_a_slow_reader_holds_no_worker_and_is_cut_in_the_end() -> None:
-    with Worker(large, serve) as worker, Gateway(worker.endpoint, body_limit=4) as gateway:
+    with Worker(large, serve) as worker, Gateway(worker.endpoint, answer_timeout=4) as gateway:
         slow = gateway.ask(b"slow")
         assert gateway.post(b"next").content == b"next"
         assert gateway.spooled() > LARGE // 2  # most of the answer still waits for the slow reader
@@ -340,7 +340,7 @@ def test_a_slow_reader_holds_no_worker_and_is_cut_in_the_end() -> None:
 
 
 def test_a_reader_that_is_slow_but_goes_on_gets_all_of_a_large_answer() -> None:
-    with Worker(large) as worker, Gateway(worker.endpoint, body_limit=1) as gateway:
+    with Worker(large) as worker, Gateway(worker.endpoint, answer_timeout=1) as gateway:
         with gateway.ask(b"slow") as connection:
             data = bytearray()
             while len(data) < LARGE:

@@ -138,4 +138,4 @@ def computes(service: Service) -> bool:
 
 
 def ended_its_worker(service: Service) -> bool:
-    return service.metric("percore_worker_restarts_total", reason="abandoned") == 1
+    return service.metric("percore_worker_restarts_total", reason="client-disconnect") == 1

@@ -92,7 +92,7 @@ def gateway(name: str, **labels: str) -> str:
     return _series(name, namespace="here", service="first-percore-gateway", pod="first-gateway-1", **labels)
 
 
-def exporter(name: str, **labels: str) -> str:
+def status_server(name: str, **labels: str) -> str:
     """Return a series of a pod's status server."""
     return _series(name, namespace="here", service="first-percore-inference", pod="first-inference-1", **labels)
 

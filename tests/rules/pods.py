@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.rules.harness import Case, exporter, gateway, kubernetes
+from tests.rules.harness import Case, gateway, kubernetes, status_server
 
 AT_MAXIMUM, NOT_READY = "PercoreCallsWaitAtMaximum", "PercorePodsNotReady"
 BLIND, UNFOLLOWED = "PercoreAutoscalerBlind", "PercoreAutoscalerStuck"
@@ -42,12 +42,12 @@ def restarts(values: str, pod: str = POD, container: str = "inference", kind: st
 
 
 def crashes(values: str, reason: str = "crashed") -> Mapping[str, str]:
-    return {exporter("percore_worker_restarts_total", reason=reason): values}
+    return {status_server("percore_worker_restarts_total", reason=reason): values}
 
 
 NONE, ONE, TWO, THREE = "0x240", "0x10 1x230", "0x10 1x10 2x220", "0x10 1x10 2x10 3x210"
 TWICE = "Container inference of pod " + POD + " was restarted 2 times within an hour."
-SIDECAR = "Container exporter of pod " + POD + " was restarted 2 times within an hour."
+SIDECAR = "Container status-server of pod " + POD + " was restarted 2 times within an hour."
 DIED = "Workers that died within an hour: 3. Each cost its call, and the time to load the models."
 LATE = "Wanted pods that have not been ready for 900s: 1."
 OTHER = "first-percore-inference-b-percore-gateway-6d4f9c7b8-x2v4k"
@@ -102,13 +102,13 @@ CASES = [
     Case(
         RESTART,
         "two restarts of a sidecar",
-        restarts(TWO, container="exporter", kind="init_container"),
+        restarts(TWO, container="status-server", kind="init_container"),
         HOUR,
         SIDECAR,
-        labels={"pod": POD, "container": "exporter"},
+        labels={"pod": POD, "container": "status-server"},
     ),
     Case(RESTART, "two restarts of another release's pod", restarts(TWO, pod=OTHER), HOUR),
     Case(CRASH, "two crashes", crashes(TWO), HOUR),
     Case(CRASH, "three crashes", crashes(THREE), HOUR, DIED),
-    Case(CRASH, "three workers that ended with their clients", {**crashes(NONE), **crashes(THREE, "abandoned")}, HOUR),
+    Case(CRASH, "three workers that ended with their clients", {**crashes(NONE), **crashes(THREE, "client-disconnect")}, HOUR),
 ]

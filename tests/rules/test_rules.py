@@ -47,7 +47,7 @@ def test_every_alert_has_a_case_that_fires_and_one_that_is_silent() -> None:
     assert {case.key for case in SILENT} == every
 
 
-@pytest.mark.parametrize("values", [(), ("autoscaling.enabled=false",), ("monitoring.rules.waitSeconds=600",)])
+@pytest.mark.parametrize("values", [(), ("autoscaling.enabled=false",), ("monitoring.rules.queueTimeSeconds=600",)])
 def test_promtool_finds_nothing_wrong_with_the_rules(values: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups(*values)}))
     promtool("check", "rules", "--lint-fatal", tmp_path / "rules.yaml")

@@ -4,8 +4,8 @@ import re
 
 import promql_parser
 import pytest
-from percore.gateway.telemetry import GatewayTelemetry
-from percore.telemetry import Telemetry
+from percore.gateway.gateway_metrics import GatewayMetrics
+from percore.worker_metrics import WorkerMetrics
 
 from tests.chart.harness import ROOT
 from tests.rules.harness import alerts
@@ -40,8 +40,8 @@ def test_links_within_the_runbook_lead_to_headings() -> None:
 
 def test_every_query_of_the_runbook_parses_and_asks_for_what_is_exported() -> None:
     known = set()
-    for telemetry in (Telemetry(), GatewayTelemetry()):
-        known |= set(telemetry.registry._names_to_collectors)
+    for metrics in (WorkerMetrics(), GatewayMetrics()):
+        known |= set(metrics.registry._names_to_collectors)
     queries = [line for block in re.findall(r"```promql\n(.*?)```", RUNBOOK, re.DOTALL) for line in block.splitlines()]
     assert len(queries) > 15
     for query in queries:

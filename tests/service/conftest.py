@@ -26,5 +26,5 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(repository: Path) -> Iterator[Service]:
     """A service of that repository, on every core."""
     labels = "digits:stable=1,digits:canary=2"
-    with Service(model_repository=repository, model_labels=labels, body_limit=2, max_body_bytes=1_000_000) as service:
+    with Service(model_repository=repository, model_labels=labels, body_timeout=2, max_body_bytes=1_000_000) as service:
         yield service.ready(workers=2)

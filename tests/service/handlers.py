@@ -49,10 +49,10 @@ class Span:
 
 
 class LoadsAsLongAsItMay:
-    """Fails to load once the file ``forbidden`` is in the run folder."""
+    """Fails to load once the file ``forbidden`` is in the state directory."""
 
     def load(self) -> None:
-        if (Path(os.environ["PERCORE_RUN_DIR"]) / "forbidden").exists():
+        if (Path(os.environ["PERCORE_STATE_DIR"]) / "forbidden").exists():
             raise RuntimeError("forbidden")
 
     def predict(self, inputs: Tensors) -> Tensors:

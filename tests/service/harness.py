@@ -59,7 +59,7 @@ class Service:
     """One running service: a machine's, or with ``pod`` the two processes of a pod."""
 
     def __init__(self, *, pod: bool = False, **settings: str | float | Path) -> None:
-        self.port, self.exporter_port = free_port(), free_port()
+        self.port, self.status_port = free_port(), free_port()
         self.folder = tempfile.TemporaryDirectory(prefix="percore-test-")
         self.log_path = Path(self.folder.name) / "log"
         self.mark = self.port
@@ -67,8 +67,8 @@ class Service:
         self.environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PERCORE_")},
             "PERCORE_PORT": str(self.port),
-            "PERCORE_EXPORTER_PORT": str(self.exporter_port),
-            "PERCORE_RUN_DIR": str(Path(self.folder.name) / "run"),
+            "PERCORE_STATUS_PORT": str(self.status_port),
+            "PERCORE_STATE_DIR": str(Path(self.folder.name) / "run"),
             "HARNESS": str(self.mark),
             **given,
         }
@@ -170,7 +170,7 @@ class Service:
 
     def _computing(self) -> list[int]:
         """Return the workers that a gateway is connected to, once there is exactly one."""
-        folder = self.environ["PERCORE_RUN_DIR"] + "/worker-"
+        folder = self.environ["PERCORE_STATE_DIR"] + "/worker-"
         rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
         accepted = {f"socket:[{row[6]}]" for row in rows if row[5] == "03" and row[-1].startswith(folder)}
         found = [pid for pid in self.workers if accepted & {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}]
@@ -179,7 +179,7 @@ class Service:
     # --- as an operator ------------------------------------------------------------------------------------------------------
 
     def get(self, path: str, **more: Any) -> requests.Response:
-        return requests.get(f"http://127.0.0.1:{self.exporter_port}{path}", timeout=5, **more)
+        return requests.get(f"http://127.0.0.1:{self.status_port}{path}", timeout=5, **more)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of ``name`` that carry ``labels``; zero where there is none or no status server yet."""

@@ -145,14 +145,14 @@ def test_a_chunked_body_over_the_limit_is_413(served: Service) -> None:
 
 
 def test_a_truncated_body_is_dropped_without_an_answer_and_is_not_counted(served: Service) -> None:
-    before = served.metric("percore_calls_total"), served.metric("percore_abandoned_calls_total")
+    before = served.metric("percore_calls_total"), served.metric("percore_worker_client_disconnects_total")
     connection = served.connect()
     connection.sendall(b"POST /v1/models/digits:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     connection.shutdown(1)
     with connection:
         assert connection.recv(100) == b""
     served.until(executing=0, queued=0)
-    assert (served.metric("percore_calls_total"), served.metric("percore_abandoned_calls_total")) == before
+    assert (served.metric("percore_calls_total"), served.metric("percore_worker_client_disconnects_total")) == before
 
 
 @pytest.mark.parametrize("sent", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"])

@@ -35,14 +35,14 @@ def test_a_worker_killed_in_a_call_costs_that_call_alone_and_comes_back_on_its_c
 
 
 def test_a_gateway_killed_in_a_call_costs_the_calls_that_it_had_taken_and_comes_back_knowing_the_workers() -> None:
-    with Service(handler=FAULTY, abandoned="finish").ready(workers=2) as service:
+    with Service(handler=FAULTY, on_client_disconnect="finish").ready(workers=2) as service:
         workers, killed = service.workers, service.gateway
         running = service.ask(sleep=4)
         service.until(executing=1)
         os.kill(killed, signal.SIGKILL)
         assert is_lost(running)
         eventually(lambda: service.pids("gateway") not in ([], [killed]))
-        # The worker computes to its end, as PERCORE_ABANDONED says, and the new gateway knows that it is busy.
+        # The worker computes to its end, as PERCORE_ON_CLIENT_DISCONNECT says, and the new gateway knows that it is busy.
         eventually(lambda: service.metric("percore_workers", state="busy") == 1, 3)
         assert service.get("/readyz").status_code == 200
         assert service.get("/v1/models/default").status_code == 200
@@ -101,7 +101,7 @@ def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code(
 
 def test_a_load_that_fails_once_something_was_served_is_tried_again_and_ends_nothing() -> None:
     with Service(handler="tests.service.handlers:LoadsAsLongAsItMay").ready(workers=2) as service:
-        forbidden = Path(service.environ["PERCORE_RUN_DIR"]) / "forbidden"
+        forbidden = Path(service.environ["PERCORE_STATE_DIR"]) / "forbidden"
         forbidden.touch()
         os.kill(service.workers[0], signal.SIGKILL)
         eventually(lambda: len(service.log("cannot start: handler tests.service.handlers:LoadsAsLongAsItMay")) >= 2)
@@ -121,7 +121,7 @@ def test_what_a_handler_forked_or_started_holds_nothing_and_ends_with_its_worker
         eventually(lambda: len(processes_in(service.mark)) == 7)
         connection.close()
         service.ready(workers=2)
-        eventually(lambda: service.metric("percore_worker_restarts_total", reason="abandoned") == 1)
+        eventually(lambda: service.metric("percore_worker_restarts_total", reason="client-disconnect") == 1)
         eventually(lambda: len(processes_in(service.mark)) == 5)
         assert children
 
@@ -136,7 +136,7 @@ def test_a_thread_that_a_handler_left_does_not_hold_up_the_stop() -> None:
 def test_nobody_can_take_the_ports_while_the_gateway_is_away_and_a_probe_waits_for_the_next_one() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         os.kill(service.gateway, signal.SIGKILL)
-        for port in (service.port, service.exporter_port):
+        for port in (service.port, service.status_port):
             with pytest.raises(OSError, match="in use"):
                 socket.create_server(("127.0.0.1", port))
         assert service.get("/livez").status_code == 200
@@ -156,7 +156,7 @@ def test_a_handler_that_raises_answers_500_without_a_trace_and_keeps_its_worker(
 
 def test_a_second_service_on_the_same_port_or_folder_is_refused_in_one_line() -> None:
     with Service(handler=FAULTY).ready() as first:
-        for settings in ({"port": first.port}, {"run_dir": first.environ["PERCORE_RUN_DIR"]}):
+        for settings in ({"port": first.port}, {"state_dir": first.environ["PERCORE_STATE_DIR"]}):
             with Service(handler=FAULTY, **settings) as second:
                 assert second.processes[0].wait(10) == 78
                 (line,) = second.log_path.read_text().splitlines()
@@ -164,7 +164,7 @@ def test_a_second_service_on_the_same_port_or_folder_is_refused_in_one_line() ->
 
 
 def test_a_reader_of_the_log_that_stalls_holds_up_neither_calls_nor_clocks_nor_the_stop() -> None:
-    service = Service(handler=FAULTY, run_limit=2)
+    service = Service(handler=FAULTY, run_timeout=2)
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     try:
@@ -190,11 +190,11 @@ def test_idle_and_busy_workers_get_nothing_but_calls() -> None:
         assert [answer_of(connection)[0] for connection in running] == [200, 200]
         time.sleep(1)
         assert not [line for line in service.log() if "catalog" in line["message"]]
-        assert service.metric("percore_abandoned_calls_total") == 0
+        assert service.metric("percore_worker_client_disconnects_total") == 0
 
 
 def test_a_run_folder_may_be_given_by_a_relative_path(tmp_path: Path) -> None:
-    service = Service(handler=FAULTY, run_dir="run")
+    service = Service(handler=FAULTY, state_dir="run")
     service.cwd = tmp_path
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     with service.ready(workers=2):
@@ -202,7 +202,7 @@ def test_a_run_folder_may_be_given_by_a_relative_path(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
-    with Service(handler="tests.service.handlers:InC", abandoned="finish").ready(workers=2) as service:
+    with Service(handler="tests.service.handlers:InC", on_client_disconnect="finish").ready(workers=2) as service:
         running = service.ask(x=1)
         service.until(executing=1)
         supervisor = service.processes[0]
@@ -215,7 +215,7 @@ def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
 
 
 def test_at_the_drain_limit_queued_calls_are_told_to_come_again() -> None:
-    with Service(handler=FAULTY, drain_limit=1).ready(workers=2) as service:
+    with Service(handler=FAULTY, shutdown_timeout=1).ready(workers=2) as service:
         running = [service.ask(sleep=60) for _ in range(2)]
         service.until(executing=2)
         queued = service.ask(sleep=0)

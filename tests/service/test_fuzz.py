@@ -18,7 +18,7 @@ def test_a_minute_of_fuzzing_finds_no_undocumented_answer_and_no_worker_dies(rep
     served.mkdir()
     for name in ("digits", "tf1", "tf2", "keras"):
         (served / name).symlink_to(repository / name)
-    with Service(model_repository=served, body_limit=5).ready(workers=2) as service:
+    with Service(model_repository=served, body_timeout=5).ready(workers=2) as service:
         before = service.workers
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", service.url("/openapi.json")]
         options = ["--checks", CHECKS, "--max-time", str(SECONDS), "--max-examples", "10000", "--seed", "1"]

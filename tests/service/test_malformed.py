@@ -18,9 +18,11 @@ SEED = int(os.environ.get("MALFORMED_SEED", "1"))
 @pytest.mark.parametrize("pod", [True, False], ids=["pod", "machine"])
 def test_malformed_requests_are_answered_at_once_in_json_without_a_fault_of_ours(pod: bool) -> None:
     echo = "percore.handlers.echo:Echo"
-    with Service(pod=pod, handler=echo, body_limit=20, abandoned="finish").ready(workers=1 if pod else 2) as service:
+    with Service(pod=pod, handler=echo, body_timeout=20, on_client_disconnect="finish").ready(
+        workers=1 if pod else 2
+    ) as service:
         before = service.workers
-        for port, callers in ((service.port, 1 if pod else 8), (service.exporter_port, 4)):
+        for port, callers in ((service.port, 1 if pod else 8), (service.status_port, 4)):
             sent, again = itertools.tee(malformed.requests(COUNT, SEED))
             with concurrent.futures.ThreadPoolExecutor(callers) as pool:
                 for data, trouble in zip(again, pool.map(partial(malformed.trouble_with, port), sent), strict=True):

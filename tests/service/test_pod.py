@@ -116,7 +116,7 @@ def test_reservations_that_come_to_nothing_cost_nothing_and_count_nothing() -> N
             assert 0.08 < time.monotonic() - began < 1
         assert service.call(sleep=0).status_code == 200
         eventually(lambda: service.metric("percore_calls_total") == 1)
-        assert service.metric("percore_abandoned_calls_total") == 0
+        assert service.metric("percore_worker_client_disconnects_total") == 0
         eventually(lambda: service.metric("percore_workers", state="free") == 1)
         assert service.workers == [worker]
         eventually(lambda: len(service.log("call")) == 1)
@@ -255,15 +255,15 @@ def test_a_call_whose_client_left_after_its_last_byte_ends_its_worker_and_the_ne
             waiting.sendall(service.raw(body(sleep=0)))
             assert answer_of(waiting)[0] == 200
         assert service.workers != [worker]
-        eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
+        eventually(lambda: service.metric("percore_worker_client_disconnects_total", state="executing") == 1)
 
 
 def test_the_slot_is_taken_until_a_call_that_is_finished_for_nobody_returns() -> None:
-    with Service(pod=True, handler=FAULTY, abandoned="finish").ready() as service:
+    with Service(pod=True, handler=FAULTY, on_client_disconnect="finish").ready() as service:
         running = service.ask(burn=1.5)
         eventually(lambda: service.get("/slot").json() == {"slot": "taken"})
         running.close()
-        eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
+        eventually(lambda: service.metric("percore_worker_client_disconnects_total", state="executing") == 1)
         with reserve(service) as waiting:
             # Its word and its deed agree: it is taken until it accepts the next connection.
             while not is_answered(waiting, 0.02):
@@ -338,11 +338,11 @@ def test_a_killed_arbiter_gives_the_port_up_while_its_worker_still_computes() ->
         eventually(lambda: service.metric("percore_worker_restarts_total", reason="arbiter-lost") == 1)
 
 
-def test_a_crashed_exporter_does_not_take_the_worker_down_nor_the_other_way_round() -> None:
+def test_a_crashed_status_server_does_not_take_the_worker_down_nor_the_other_way_round() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
-        exporter, worker = service.processes
-        exporter.kill()
-        exporter.wait(30)
+        status, worker = service.processes
+        status.kill()
+        status.wait(30)
         assert service.call(sleep=0).status_code == 200
         service.processes.clear()
         service.commands = [["status-server"]]

@@ -24,13 +24,13 @@ class Port(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pod() -> Iterator[Service]:
-    with Service(pod=True, handler=FAULTY, body_limit=30).ready() as service:
+    with Service(pod=True, handler=FAULTY, body_timeout=30).ready() as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Service]:
-    with Service(handler=FAULTY, body_limit=30).ready() as service:
+    with Service(handler=FAULTY, body_timeout=30).ready() as service:
         yield service
 
 
@@ -38,9 +38,9 @@ def machine() -> Iterator[Service]:
 def port(request: pytest.FixtureRequest, pod: Service, machine: Service) -> Port:
     return {
         "worker": Port(pod, pod.port, is_status=False),
-        "status of a pod": Port(pod, pod.exporter_port, is_status=True),
+        "status of a pod": Port(pod, pod.status_port, is_status=True),
         "gateway": Port(machine, machine.port, is_status=False),
-        "status of a machine": Port(machine, machine.exporter_port, is_status=True),
+        "status of a machine": Port(machine, machine.status_port, is_status=True),
     }[request.param]
 
 

@@ -16,7 +16,7 @@ MODULE = "tests.service.process_handlers"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with Service(handler=f"{MODULE}:Processes", run_limit=60) as service:
+    with Service(handler=f"{MODULE}:Processes", run_timeout=60) as service:
         yield service.ready(1)
 
 

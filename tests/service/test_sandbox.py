@@ -39,7 +39,7 @@ def test_a_kernel_without_options_of_sockets_and_without_pinning_serves_and_says
         (worker, *_) = service.workers
         with service.ask(sleep=60):
             eventually(lambda: service.metric("percore_workers", state="busy") == 1)
-        eventually(lambda: service.metric("percore_worker_restarts_total", reason="abandoned") == 1)
+        eventually(lambda: service.metric("percore_worker_restarts_total", reason="client-disconnect") == 1)
         service.ready()
         assert worker not in service.workers or len(service.workers) > 1
         assert service.call(sleep=0).status_code == 200

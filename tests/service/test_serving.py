@@ -127,7 +127,7 @@ def test_every_call_is_a_line_of_its_worker_and_one_of_the_gateway(served: Servi
 
 def test_tensorflow_computes_a_call_on_as_many_threads_as_it_has_cores(repository: Path) -> None:
     code = (
-        "import tensorflow as tf; from percore import settings; from percore.repository import load_models;"
+        "import tensorflow as tf; from percore import settings; from percore.model_store import load_models;"
         "load_models(settings.load(), threads=3); threading = tf.config.threading;"
         "print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads())"
     )
@@ -144,7 +144,7 @@ def test_each_worker_has_a_core_of_its_own(served: Service) -> None:
 
 
 def test_the_run_clock_ends_a_call_that_is_inside_tensorflow(repository: Path) -> None:
-    with Service(model_repository=repository, run_limit=1).ready(workers=2) as service:
+    with Service(model_repository=repository, run_timeout=1).ready(workers=2) as service:
         answer = service.post("/v1/models/burn:predict", {"inputs": [10**9]})
         assert answer.status_code == 504
         assert answer.json()["code"] == "run-timeout"
@@ -155,7 +155,7 @@ def test_the_run_clock_ends_a_call_that_is_inside_tensorflow(repository: Path) -
         service.until(executing=1)
         connection.close()
         left = time.monotonic()
-        eventually(lambda: service.metric("percore_abandoned_calls_total", state="executing") == 1)
+        eventually(lambda: service.metric("percore_worker_client_disconnects_total", state="executing") == 1)
         assert time.monotonic() - left < 1.0
         eventually(lambda: len(before & set(service.workers)) <= 1)
         service.ready(workers=2)
@@ -192,8 +192,8 @@ def test_a_users_own_modules_do_not_take_the_place_of_ours_or_of_a_library(tmp_p
 
 
 def test_an_option_wins_over_its_environment_variable() -> None:
-    service = Service(handler="nothing:Nothing", host="192.0.2.1", port=1, exporter_port=1)
-    ports = ("--host", "127.0.0.1", "--port", str(service.port), "--status-port", str(service.exporter_port))
+    service = Service(handler="nothing:Nothing", host="192.0.2.1", port=1, status_port=1)
+    ports = ("--host", "127.0.0.1", "--port", str(service.port), "--status-port", str(service.status_port))
     service.commands = [["serve", "--handler", FAULTY, *ports]]
     with service.ready(1):
         assert service.call(sleep=0).status_code == 200

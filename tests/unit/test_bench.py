@@ -5,16 +5,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import alone, bursts, client, pictures, report, results, setups, timeline
-from tests.bench.alone import Alone
-from tests.bench.bulk import Bulk
-from tests.bench.bursts import Burst
-from tests.bench.calls import Call, ideal, most_at_once, quantile, summarise
-from tests.bench.costs import Cost, Costs
-from tests.bench.empty import Empty, EmptyCall
-from tests.bench.footprint import Footprint, Probe, Process, Start
-from tests.bench.gateway import Added, Way
-from tests.bench.setups import Setup
+from bench import alone, bursts, client, pictures, report, results, setups, timeline
+from bench.alone import Alone
+from bench.bulk import Bulk
+from bench.bursts import Burst
+from bench.calls import Call, ideal, most_at_once, quantile, summarise
+from bench.costs import Cost, Costs
+from bench.empty import Empty, EmptyCall
+from bench.footprint import Footprint, Probe, Process, Start
+from bench.gateway import Added, Way
+from bench.setups import Setup
 from tests.svg import FAILED, MARGIN, PALETTE, WAITING, tick_step
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -6,9 +6,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from percore.catalog import DEFAULT_SIGNATURE, Signature, TensorSpec
 from percore.errors import BadInput, LoadError
 from percore.handlers import custom
+from percore.model_metadata import DEFAULT_SIGNATURE, Signature, TensorSpec
 
 HERE = __name__
 SIGNATURE = Signature((TensorSpec("x", "float32", (None,)),), (TensorSpec("y", "float32", (None,)),))
@@ -87,7 +87,7 @@ def test_a_signature_is_read_from_the_class_or_from_what_load_sets(name: str) ->
         (f"{HERE}:NoPredict", "class 'NoPredict' has no method 'predict'"),
         (f"{HERE}:Constructor", "its constructor raised OSError: no licence"),
         (f"{HERE}:Load", "load() raised FileNotFoundError: no such weights"),
-        (f"{HERE}:DeclaredWrongly", "signature must be a percore.catalog.Signature; it is 'x -> y'"),
+        (f"{HERE}:DeclaredWrongly", "signature must be a percore.model_metadata.Signature; it is 'x -> y'"),
     ],
 )
 def test_a_handler_that_cannot_be_loaded_stops_the_start_with_one_sentence(target: str, sentence: str) -> None:
@@ -152,8 +152,8 @@ def test_a_handler_takes_no_examples() -> None:
 
 def test_a_handler_is_loaded_without_tensorflow() -> None:
     code = (
-        "import sys\nfrom percore import repository, settings\n"
-        "repository.load_models(settings.load({'PERCORE_HANDLER': 'percore.handlers.faults:Faulty'}), 1)\n"
+        "import sys\nfrom percore import model_store, settings\n"
+        "model_store.load_models(settings.load({'PERCORE_HANDLER': 'percore.handlers.faults:Faulty'}), 1)\n"
         "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

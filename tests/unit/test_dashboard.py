@@ -9,8 +9,8 @@ import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from percore.gateway.telemetry import GatewayTelemetry
-from percore.telemetry import Telemetry
+from percore.gateway.gateway_metrics import GatewayMetrics
+from percore.worker_metrics import WorkerMetrics
 
 from deploy.monitoring import dashboard
 from tests.grafana import queries
@@ -51,10 +51,10 @@ CHOSEN = {"namespace": "here", "release": "first", "full": "first-percore", "__r
 def ours() -> dict[str, set[str]]:
     """Return the labels of each series that percore exports."""
     found: dict[str, set[str]] = {}
-    for telemetry in (Telemetry(), GatewayTelemetry()):
-        for family in telemetry.registry._collector_to_names:
+    for metrics in (WorkerMetrics(), GatewayMetrics()):
+        for family in metrics.registry._collector_to_names:
             labels = set(family._labelnames)  # type: ignore[attr-defined]
-            for name in telemetry.registry._collector_to_names[family]:
+            for name in metrics.registry._collector_to_names[family]:
                 found[name] = found.get(name, set()) | labels | ({"le"} if name.endswith("_bucket") else set())
     return found
 

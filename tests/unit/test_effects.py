@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from percore.catalog import ModelInfo
 from percore.errors import BadInput, LoadError
 from percore.handlers import tensorflow
+from percore.model_metadata import ModelInfo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NUMBER = tf.TensorSpec([], tf.float32, "x")

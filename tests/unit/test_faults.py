@@ -37,7 +37,7 @@ def test_burn_computes_and_sleep_does_not() -> None:
     computed = time.process_time()
     ask(sleep=[0.05])
     assert time.process_time() - computed < 0.04
-    ask(burn=0.05)
+    ask(burn=0.3)  # a busy machine gives this process a part of the time only
     assert time.process_time() - computed > 0.02
 
 

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from percore.gateway.cluster import COST, WATCH_SECONDS, Cluster
 from percore.gateway.endpoints import Endpoints
-from percore.gateway.settings import load
+from percore.gateway.gateway_settings import load
 
 STRANGE_LISTS: list[Any] = [
     None,

@@ -9,8 +9,8 @@ import pytest
 from percore.gateway.cost_writer import ASK_SECONDS, BUDGET_SECONDS, CostWriter
 from percore.gateway.costs import ASK_AGAIN_SECONDS, BURST, BUSY_COST, IDLE_COST, DeletionCosts
 from percore.gateway.endpoints import Endpoint
+from percore.gateway.gateway_metrics import GatewayMetrics
 from percore.gateway.slots import SLOT_SECONDS
-from percore.gateway.telemetry import GatewayTelemetry
 
 
 class ApiServer:
@@ -46,12 +46,10 @@ class Gateway:
         self.running: list[str] = []
         self.computing: set[str] = set()
         self.asked: list[str] = []
-        self.telemetry = GatewayTelemetry()
+        self.metrics = GatewayMetrics()
         self.endpoints = {name: Endpoint("10.0.0.1", 8080, 9090, pod=name) for name in ("a", "b", "c")}
         self.now = 0.0
-        self.writer = CostWriter(
-            server, lambda: self.running, lambda: self.endpoints, self.telemetry, self.ask, lambda: self.now
-        )
+        self.writer = CostWriter(server, lambda: self.running, lambda: self.endpoints, self.metrics, self.ask, lambda: self.now)
 
     def ask(self, endpoints: Mapping[str, Endpoint], seconds: float) -> Mapping[str, bool]:
         assert SLOT_SECONDS <= seconds <= ASK_SECONDS
@@ -64,7 +62,7 @@ class Gateway:
             self.now += 1
 
     def count(self, result: str) -> float:
-        value = self.telemetry.registry.get_sample_value("percore_gateway_deletion_cost_updates_total", {"result": result})
+        value = self.metrics.registry.get_sample_value("percore_gateway_deletion_cost_updates_total", {"result": result})
         return value or 0.0
 
 

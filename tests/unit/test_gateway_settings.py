@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from percore.errors import SettingsError
 from percore.gateway.endpoints import Endpoint, State
-from percore.gateway.settings import GatewaySettings, load
+from percore.gateway.gateway_settings import GatewaySettings, load
 
 NAME_RULE = "empty, or up to 100 letters, digits, `.`, `_` or `-`"
-ENDPOINTS_RULE = "empty, or `ADDRESS:PORT/EXPORTER_PORT` entries with commas between them"
+ENDPOINTS_RULE = "empty, or `ADDRESS:PORT/STATUS_PORT` entries with commas between them"
 HEADER_RULE = "empty, or a header's name"
 WEEK = 7 * 24 * 3600
 
@@ -64,7 +64,7 @@ ROWS = [
     ),
     Row("endpoints_file", Path(), {"/run/endpoints": Path("/run/endpoints")}),
     Row("pod_port", 8080, {"1": 1, "65535": 65535}, **whole(1, 65535)),
-    Row("pod_exporter_port", 9090, {"1": 1, "65535": 65535}, **whole(1, 65535)),
+    Row("pod_status_port", 9090, {"1": 1, "65535": 65535}, **whole(1, 65535)),
     Row("connections", 4096, {"1": 1, "1048576": 2**20}, **whole(1, 2**20)),
     Row(
         "idle_timeout",

@@ -11,9 +11,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from percore.catalog import ModelInfo
 from percore.errors import LoadError
 from percore.handlers import tensorflow
+from percore.model_metadata import ModelInfo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,8 +10,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from percore.api import openapi
 from percore.api.app import create_app
-from percore.catalog import Catalog, TensorSpec
 from percore.errors import CallError, call_errors
+from percore.model_metadata import Catalog, TensorSpec
 from schemathesis import Case
 
 from tests.fakes import FakeModel, catalog_of, example_model, handler, model, spec

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from percore.api.app import create_app
 from percore.api.tensors import NUMPY
-from percore.catalog import TensorSpec
 from percore.dtypes import BY_NAME, DTYPES
+from percore.model_metadata import TensorSpec
 
 from tests.fakes import FakeModel, catalog_of, client_of, example_model, handler, model, spec
 

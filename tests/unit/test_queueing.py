@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import queueing, waits
+from bench import queueing, waits
 from tools import blocks
 
 

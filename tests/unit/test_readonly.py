@@ -7,7 +7,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from percore import __version__
 from percore.api import readonly
-from percore.catalog import Catalog, ModelInfo, TensorSpec
+from percore.model_metadata import Catalog, ModelInfo, TensorSpec
 
 from tests.fakes import catalog_of, example_model, handler, model, spec
 
@@ -21,7 +21,7 @@ NOT_READY = {"error": "no model is loaded yet", "code": "not-ready"}
 
 
 def client_of(catalog: Catalog | None) -> FlaskClient:
-    app = Flask("exporter")
+    app = Flask("status")
     readonly.register(app, lambda: catalog)
     return app.test_client()
 
@@ -126,7 +126,7 @@ def test_the_process_itself_answers_while_nothing_is_loaded(path: str) -> None:
 
 def test_the_catalog_is_asked_for_anew_at_each_call() -> None:
     catalogs: list[Catalog | None] = [Catalog((ModelInfo("m", 1, "keras", {}),)), None]
-    app = Flask("exporter")
+    app = Flask("status")
     readonly.register(app, catalogs.pop)
     client = app.test_client()
     assert [client.get("/v2/health/ready").status_code for _ in range(2)] == [503, 200]
@@ -173,7 +173,7 @@ def test_no_cookie_is_ever_set() -> None:
 
 
 def test_a_failure_of_a_route_is_one_shape_too(caplog: pytest.LogCaptureFixture) -> None:
-    app = Flask("exporter")
+    app = Flask("status")
 
     def broken() -> Catalog:
         raise OSError("secret")

@@ -22,7 +22,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 def read(served: socket.socket, seconds: float = 5.0, largest: int = 1000) -> receive.Buffer | None:
-    source = receive.Deadline(served, seconds)
+    source = receive.TimedSource(served, seconds)
     head = receive.read_head(receive.parser(Config(), source, ("127.0.0.1", 1)), source)
     return None if head is None else receive.read_body(head, served, source, largest)
 

@@ -231,7 +231,7 @@ def test_headers_of_the_connection_are_ours_alone() -> None:
 
 def test_a_stream_that_its_client_does_not_read_is_given_up_and_closed() -> None:
     pieces = Pieces([b"x" * 1_000_000] * 100)
-    with Served(app(pieces), body=0.3) as served:
+    with Served(app(pieces), answer_timeout=0.3) as served:
         served.client.sendall(request(body=b"x"))
         served.join()
     assert pieces.closed == 1
@@ -250,10 +250,10 @@ def test_a_stream_over_the_run_limit_is_cut_and_gets_no_second_answer(monkeypatc
         ended.set()
 
     monkeypatch.setattr("percore.worker.exchange.os._exit", end)
-    with Served(app(pieces()), run=0.2) as served:
+    with Served(app(pieces()), run_timeout=0.2) as served:
         served.client.sendall(request(body=b"x"))
         assert not served.receive(12).startswith(b"HTTP/1.1 504")
-        until(lambda: served.guardian.look() or exits)  # type: ignore[func-returns-value]
+        until(lambda: served.watchdog.look() or exits)  # type: ignore[func-returns-value]
         assert b"504" not in served.rest()
     assert exits == [0]
     assert served.reports.events[1:3] == ["finished 504", "ending run-timeout"]

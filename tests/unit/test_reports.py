@@ -1,4 +1,4 @@
-"""Workers' reports, over a real unix socket, from the worker's end to the exporter's state."""
+"""Workers' reports, over a real unix socket, from the worker's end to the status server's state."""
 
 import errno
 import json
@@ -9,24 +9,24 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from percore.exporter.inbox import Inbox
-from percore.exporter.workers import State, Workers
-from percore.telemetry import Telemetry
+from percore.status.event_receiver import EventReceiver
+from percore.status.workers import State, Workers
 from percore.worker.report import Reporter
+from percore.worker_metrics import WorkerMetrics
 
 
-class Exporter:
-    def __init__(self, run_dir: Path) -> None:
-        self.telemetry = Telemetry()
-        self.workers = Workers(self.telemetry)
-        self.inbox = Inbox(run_dir / "exporter.sock", self.workers)
+class StatusFixture:
+    def __init__(self, state_dir: Path) -> None:
+        self.metrics = WorkerMetrics()
+        self.workers = Workers(self.metrics)
+        self.receiver = EventReceiver(state_dir / "events.sock", self.workers)
 
     def take_in(self, turns: int = 5) -> None:
         for _ in range(turns):
-            self.inbox.receive(seconds=0.02)
+            self.receiver.receive(seconds=0.02)
 
     def close(self) -> None:
-        self.inbox.close()
+        self.receiver.close()
 
 
 CATALOG = {
@@ -35,29 +35,29 @@ CATALOG = {
 
 
 def test_a_report_arrives_however_large_the_catalog_is(tmp_path: Path) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+    status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.tend()
     reporter.loaded(CATALOG)
     for _ in range(20):
         reporter.tend()
-        exporter.take_in()
+        status.take_in()
     reporter.started()
-    exporter.take_in()
-    assert exporter.workers.states() == {State.BUSY: 1}
-    exporter.close()
+    status.take_in()
+    assert status.workers.states() == {State.BUSY: 1}
+    status.close()
     reporter.close()
 
 
-def test_an_exporter_that_comes_back_learns_the_present_state(tmp_path: Path) -> None:
-    first, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+def test_a_status_server_that_comes_back_learns_the_present_state(tmp_path: Path) -> None:
+    first, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.tend()
     reporter.loaded({"models": []})
     reporter.started()
     first.take_in()
     first.close()
-    reporter.counted("abandoned", state="executing")  # finds out that nobody is there
+    reporter.counted("client-disconnect", state="executing")  # finds out that nobody is there
     reporter.tend()
-    second = Exporter(tmp_path)
+    second = StatusFixture(tmp_path)
     reporter.tend()
     second.take_in()
     assert second.workers.states() == {State.BUSY: 1}
@@ -66,15 +66,15 @@ def test_an_exporter_that_comes_back_learns_the_present_state(tmp_path: Path) ->
     reporter.close()
 
 
-def test_without_an_exporter_reports_cost_nothing_and_raise_nothing(tmp_path: Path) -> None:
-    reporter = Reporter(tmp_path / "exporter.sock")
+def test_without_a_status_server_reports_cost_nothing_and_raise_nothing(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path / "events.sock")
     reporter.tend()
     reporter.started()
     reporter.finished("m", "200", 1.0)
 
 
-def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Path) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+def test_after_a_status_server_stood_still_it_is_told_the_present_state(tmp_path: Path) -> None:
+    status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.tend()
     reporter.loaded({"models": []})
     for _ in range(40_000):
@@ -82,52 +82,52 @@ def test_after_an_exporter_stood_still_it_is_told_the_present_state(tmp_path: Pa
         reporter.finished("m", "200", 1.0)
     reporter.started()  # is lost
     for _ in range(200):
-        exporter.take_in(turns=1)
+        status.take_in(turns=1)
         reporter.tend()
-    assert exporter.workers.states() == {State.BUSY: 1}
-    assert exporter.telemetry.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) == 0
-    exporter.close()
+    assert status.workers.states() == {State.BUSY: 1}
+    assert status.metrics.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) == 0
+    status.close()
     reporter.close()
 
 
 def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+    status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.tend()
     reporter.started()
-    exporter.take_in()
-    assert exporter.workers.states() == {State.BUSY: 1}
+    status.take_in()
+    assert status.workers.states() == {State.BUSY: 1}
     reporter.close()
-    exporter.take_in()
-    assert not exporter.workers.states()
-    assert exporter.telemetry.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) == 1
-    exporter.close()
+    status.take_in()
+    assert not status.workers.states()
+    assert status.metrics.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) == 1
+    status.close()
 
 
 @pytest.mark.parametrize("line", [b'{"event": 7', b"[]", b'{"event":"hello"}', b'{"event":"hello","worker":1,"catalog":7}'])
 def test_a_report_that_makes_no_sense_costs_its_connection_alone(tmp_path: Path, line: bytes) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+    status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.tend()
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(5)
-        stranger.connect(str(tmp_path / "exporter.sock"))
+        stranger.connect(str(tmp_path / "events.sock"))
         stranger.sendall(line + b"\n")
-        exporter.take_in()
+        status.take_in()
         assert stranger.recv(1) == b""
-    assert exporter.workers.states() == {State.LOADING: 1}
-    exporter.close()
+    assert status.workers.states() == {State.LOADING: 1}
+    status.close()
     reporter.close()
 
 
 def test_a_worker_that_cannot_be_accepted_is_accepted_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exporter, reporter = Exporter(tmp_path), Reporter(tmp_path / "exporter.sock")
+    status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.tend()
     full = OSError(errno.EMFILE, "Too many open files")
     monkeypatch.setattr(socket.socket, "accept", Mock(side_effect=full))
-    exporter.take_in(1)
+    status.take_in(1)
     monkeypatch.undo()
-    exporter.take_in()
-    assert exporter.workers.states() == {State.LOADING: 1}
-    exporter.close()
+    status.take_in()
+    assert status.workers.states() == {State.LOADING: 1}
+    status.close()
     reporter.close()
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from percore import settings
 from percore.errors import LoadError
-from percore.repository import Labels, load_models, scan
+from percore.model_store import Labels, load_models, scan
 
 
 def make(root: Path, *files: str) -> Path:
@@ -35,7 +35,7 @@ def test_stray_files_and_folders_that_are_no_versions_are_ignored_with_a_debug_l
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     strays = ("built", "a/README.md", "a/latest/saved_model.pb", "a/2/notes.txt", ".git/config", "lost+found/x")
-    with caplog.at_level("DEBUG", "percore.repository"):
+    with caplog.at_level("DEBUG", "percore.model_store"):
         assert found(make(tmp_path, "a/1/saved_model.pb", *strays)) == [("a", 1, "tensorflow_savedmodel", ())]
     for name in ("built", "README.md", "latest", "a/2", ".git", "lost+found"):
         assert any(name in record.message and record.levelname == "DEBUG" for record in caplog.records)

@@ -166,7 +166,7 @@ def test_a_client_that_leaves_after_the_last_byte_is_counted_and_its_call_is_not
     served.client.close()
     with served:
         served.join()
-    assert served.reports.events == ["started", "abandoned queued", "finished abandoned"]
+    assert served.reports.events == ["started", "client-disconnect queued", "finished client-disconnect"]
 
 
 SMUGGLED = {
@@ -239,7 +239,7 @@ def test_the_worker_counts_as_taken_until_the_application_returns_though_its_cli
         start_response("200 OK", [])
         return [b"nobody reads this"]
 
-    served = Served(app, abandoned="finish")
+    served = Served(app, on_client_disconnect="finish")
     with served:
         served.client.sendall(CALL)
         until(lambda: served.reports.events == ["started"])

@@ -10,7 +10,7 @@ import pytest
 from percore import sockets, supervisor
 from percore.gateway import cluster, upstream
 from percore.http import front
-from percore.worker import server
+from percore.worker import arbiter
 
 FORGETS_SECONDS = 350
 """AWS load balancers forget an idle connection after this time."""
@@ -45,7 +45,7 @@ def accepted(listener: socket.socket) -> socket.socket:
     ("options", "most"),
     [
         pytest.param(front.OPTIONS, 60, id="gateway and status servers"),
-        pytest.param(server.KEEPALIVE, 15, id="worker"),
+        pytest.param(arbiter.KEEPALIVE, 15, id="worker"),
         pytest.param(upstream.OPTIONS, 30, id="to workers"),
         pytest.param(cluster.OPTIONS, 30, id="to the API server"),
     ],
@@ -63,7 +63,7 @@ def test_a_silent_peer_is_probed_soon_enough_for_load_balancers_and_a_dead_one_i
             assert idle < FORGETS_SECONDS / 2
 
 
-@pytest.mark.parametrize("options", [front.OPTIONS, server.KEEPALIVE])
+@pytest.mark.parametrize("options", [front.OPTIONS, arbiter.KEEPALIVE])
 def test_a_slow_reader_of_an_answer_is_not_taken_for_a_dead_one(options: tuple[sockets.Option, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sockets.set_options(listener, options)
@@ -95,7 +95,7 @@ def test_an_option_that_the_kernel_does_not_have_is_left_out_and_said_once(
 def test_an_option_that_the_platform_has_no_name_for_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "TCP_KEEPIDLE")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        sockets.set_options(listener, server.KEEPALIVE)
+        sockets.set_options(listener, arbiter.KEEPALIVE)
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format  # type: ignore[import-untyped]
-from percore.catalog import CLASSIFY, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 from percore.errors import BadInput, LoadError
 from percore.handlers import tensorflow, warmup
-from percore.handlers.examples import feature
+from percore.handlers.tf_example import feature
+from percore.model_metadata import CLASSIFY, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests import models

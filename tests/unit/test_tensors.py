@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as hnp
 from percore.api import jsoncodec
 from percore.api.encoding import dumps, rows, writable
 from percore.api.tensors import NUMPY, decode, infer
-from percore.catalog import TensorSpec
 from percore.dtypes import DTYPES
 from percore.errors import BadInput
+from percore.model_metadata import TensorSpec
 
 from tests.fakes import spec
 

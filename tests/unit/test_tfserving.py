@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from percore.api.facts import ENVIRON_KEY, CallFacts
+from percore.api.request_context import ENVIRON_KEY, CallContext
 from percore.errors import BadInput, CallError, HandlerFailed, call_errors
 from percore.handlers import Tensors
 from werkzeug.exceptions import BadRequest
@@ -155,10 +155,10 @@ def test_a_version_or_a_label_chooses_the_model_and_the_newest_is_the_default() 
     old, new = model(ONE, version=1, labels=("stable",)), model(ONE, version=2)
     client = client_of(old, new)
     for path, expected in (("", new), ("/versions/1", old), ("/labels/stable", old)):
-        facts = CallFacts()
+        facts = CallContext()
         post(client, {"inputs": [[1, 2]]}, f"/v1/models/m{path}:predict", environ_base={ENVIRON_KEY: facts})
         assert expected.calls
-        assert facts == CallFacts("m", expected.info.version)
+        assert facts == CallContext("m", expected.info.version)
         expected.calls.clear()
 
 
@@ -173,12 +173,12 @@ def test_a_version_or_a_label_chooses_the_model_and_the_newest_is_the_default() 
     ],
 )
 def test_what_is_not_served_is_not_found_and_never_becomes_a_metric_label(path: str, message: str) -> None:
-    facts = CallFacts()
+    facts = CallContext()
     response = post(client_of(model(ONE)), b"", path, environ_base={ENVIRON_KEY: facts})
     assert response.status_code == 404
     assert response.json["code"] == "not-found"
     assert message in response.json["error"]
-    assert facts == CallFacts()
+    assert facts == CallContext()
 
 
 def test_a_wrong_method_is_told_which_are_right() -> None:

@@ -4,9 +4,16 @@ import pytest
 from gunicorn.config import Config
 from percore import cores, settings
 from percore.errors import SettingsError
-from percore.worker.server import Server, options
+from percore.worker.arbiter import Server, options
 
-READ = settings.load({"PERCORE_BODY_LIMIT": "2", "PERCORE_RUN_LIMIT": "10.5", "PERCORE_DRAIN_LIMIT": "7.5"})
+READ = settings.load(
+    {
+        "PERCORE_BODY_TIMEOUT": "2",
+        "PERCORE_ANSWER_TIMEOUT": "2",
+        "PERCORE_RUN_TIMEOUT": "10.5",
+        "PERCORE_SHUTDOWN_TIMEOUT": "7.5",
+    }
+)
 
 
 def test_gunicorns_own_timeout_is_longer_than_any_call_may_take() -> None:
@@ -25,7 +32,7 @@ def test_a_pod_has_one_worker_at_its_port() -> None:
 
 
 def test_each_worker_of_a_machine_has_a_unix_socket_of_its_own_in_the_run_folder() -> None:
-    read = settings.load({"PERCORE_RUN_DIR": "/run/percore"})
+    read = settings.load({"PERCORE_STATE_DIR": "/run/percore"})
     chosen = options(read, 3)
     assert chosen["bind"] == [f"unix:/run/percore/worker-{number}.sock" for number in range(3)]
     assert chosen["workers"] == 3
@@ -44,7 +51,7 @@ def test_gunicorn_knows_every_option(workers: int | None) -> None:
 
 def test_the_longest_run_folder_that_is_taken_leaves_room_for_the_socket_of_the_last_worker() -> None:
     folder = "/" + "x" * (settings.LONGEST_FOLDER - 1)
-    read = settings.load({"PERCORE_RUN_DIR": folder})
+    read = settings.load({"PERCORE_STATE_DIR": folder})
     assert len(str(read.server.worker_socket(9_999))) <= 107
     assert read.server.reports.parent == Path(folder)
 

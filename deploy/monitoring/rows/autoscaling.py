@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.monitoring import panels as make
-from deploy.monitoring.queries import DEPLOYMENT, EXPORTER, GATEWAY, HPA, PODS, line
+from deploy.monitoring.queries import DEPLOYMENT, GATEWAY, HPA, PODS, STATUS_SERVER, line
 
 
 def panels() -> Iterator[make.Panel]:
@@ -17,7 +17,7 @@ def panels() -> Iterator[make.Panel]:
         "none",
         [
             line(f"sum by (state) (percore_in_flight_requests{{{GATEWAY}}})", "{{state}}"),
-            line(f'sum(percore_workers{{{EXPORTER},state=~"free|busy"}})', "capacity"),
+            line(f'sum(percore_workers{{{STATUS_SERVER},state=~"free|busy"}})', "capacity"),
         ],
     )
     style = [make.property_of("custom.stacking", {"mode": "none"}), make.property_of("custom.fillOpacity", 0)]
@@ -44,7 +44,7 @@ def panels() -> Iterator[make.Panel]:
         "From wanted to ready",
         "How long the present pods took from their creation until they were ready: to be scheduled, to pull the image, "
         "and to load the models. A pod that became unready counts until it was ready again. "
-        "Long: keep images on nodes, or keep spare pods (autoscaling.buffer). Needs kube-state-metrics.",
+        "Long: keep images on nodes, or keep spare pods (autoscaling.spareReplicas). Needs kube-state-metrics.",
         "s",
         [line(f"max({took})", "slowest"), line(f"avg({took})", "mean"), line(f"min({took})", "fastest")],
     )

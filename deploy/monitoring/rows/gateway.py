@@ -29,7 +29,7 @@ def _dispatch() -> Iterator[make.Panel]:
         make.lines(
             "Calls of each gateway",
             "Queued and executing. One gateway may have all calls while another has none, because callers keep their "
-            "connections. That is harmless until its queue is full (queue.max).",
+            "connections. That is harmless until its queue is full (queue.length).",
             "none",
             [line(calls, "{{pod}} {{state}}")],
         )
@@ -56,7 +56,7 @@ def _dispatch() -> Iterator[make.Panel]:
 def _losses() -> Iterator[make.Panel]:
     yield make.lines(
         "Rejected calls, a minute",
-        "Calls that never ran. `queue-full`: raise queue.max or autoscaling.maxReplicas. `overloaded`: the spool, the "
+        "Calls that never ran. `queue-full`: raise queue.length or autoscaling.maxReplicas. `overloaded`: the spool, the "
         "uploads or the connections are at their limit, see below. `queue-timeout`: too few pods. `body-timeout`: callers "
         "send slowly. The others are errors of callers.",
         "cpm",
@@ -161,7 +161,7 @@ def _resources() -> Iterator[make.Panel]:
     yield make.lines(
         "Memory of gateways",
         "Grows with queued calls, connections and the spool in memory. Near the limit: raise gateway.memory, or lower "
-        "queue.max. Needs cAdvisor.",
+        "queue.length. Needs cAdvisor.",
         "bytes",
         [line(f"max by (pod) (container_memory_working_set_bytes{{{container}}})", "{{pod}}")],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.monitoring import panels as make
-from deploy.monitoring.queries import DEPLOYMENT, EXPORTER, FAILED, GATEWAY, HPA, VALID, number
+from deploy.monitoring.queries import DEPLOYMENT, FAILED, GATEWAY, HPA, STATUS_SERVER, VALID, number
 
 COUNT = "percore_gateway_call_seconds_count"
 LEFT = {0.0: "red", 0.25: "orange", 0.5: "green"}
@@ -34,7 +34,7 @@ def _now() -> Iterator[make.Panel]:
         "Pods whose worker has loaded its models, free or busy. Fewer than wanted for minutes: see the row Pods, then "
         "`kubectl describe`.",
         "none",
-        number(f'sum(percore_workers{{{EXPORTER},state=~"free|busy"}})'),
+        number(f'sum(percore_workers{{{STATUS_SERVER},state=~"free|busy"}})'),
     )
     autoscaler = f"max(kube_horizontalpodautoscaler_status_desired_replicas{{{HPA}}})"
     yield make.number(

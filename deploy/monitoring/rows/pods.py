@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.monitoring import panels as make
-from deploy.monitoring.queries import EXPORTER, PODS, WORKER, a_minute, column, line
+from deploy.monitoring.queries import PODS, STATUS_SERVER, WORKER, a_minute, column, line
 
 STATES = {0: ("no worker", "red"), 1: ("free", "green"), 2: ("busy", "blue"), 3: ("loading", "orange")}
 STATE = " + ".join(
-    f'{value} * max by (pod) (percore_workers{{{EXPORTER},state="{name}"}})' for value, (name, _) in STATES.items() if value
+    f'{value} * max by (pod) (percore_workers{{{STATUS_SERVER},state="{name}"}})'
+    for value, (name, _) in STATES.items()
+    if value
 )
 LIMIT = f'max by (pod) (kube_pod_container_resource_limits{{{WORKER},resource="cpu"}})'
 USED = f"sum by (pod) (rate(container_cpu_usage_seconds_total{{{WORKER}}}[$__rate_interval])) / {LIMIT}"
@@ -33,10 +35,10 @@ def panels() -> Iterator[make.Panel]:
     yield make.stacked(
         make.lines(
             "Worker restarts, a minute",
-            "After each one the models are loaded again. `abandoned`: clients disconnect, see the row Gateway. "
+            "After each one the models are loaded again. `client-disconnect`: clients disconnect, see the row Gateway. "
             "`run-timeout`: calls exceed the run limit. `crashed`: out of memory, or a fault of the model; see the pod's log.",
             "cpm",
-            [line(a_minute("percore_worker_restarts_total", EXPORTER, "reason"), "{{reason}}")],
+            [line(a_minute("percore_worker_restarts_total", STATUS_SERVER, "reason"), "{{reason}}")],
             span=12,
         ).interval(make.FEW_CALLS)
     )
@@ -53,8 +55,8 @@ def panels() -> Iterator[make.Panel]:
             "Memory": column(MEMORY),
             "Memory limit": column(MEMORY_LIMIT),
             "Container restarts": column(RESTARTS),
-            "Worker restarts": column(f"sum by (pod) (percore_worker_restarts_total{{{EXPORTER}}})"),
-            "Client disconnects": column(f"sum by (pod) (percore_abandoned_calls_total{{{EXPORTER}}})"),
+            "Worker restarts": column(f"sum by (pod) (percore_worker_restarts_total{{{STATUS_SERVER}}})"),
+            "Client disconnects": column(f"sum by (pod) (percore_worker_client_disconnects_total{{{STATUS_SERVER}}})"),
         },
         {"CPU of its cores": "percentunit", "Throttled": "percentunit", "Memory": "bytes", "Memory limit": "bytes"},
     ).override_by_name("State", [make.property_of("mappings", [make.mapping(STATES).to_json()])])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.monitoring import panels as make
-from deploy.monitoring.queries import EXPORTER, GATEWAY, cells, quantiles
+from deploy.monitoring.queries import GATEWAY, STATUS_SERVER, cells, quantiles
 
-QUEUE, RUN = "percore_call_queue_seconds", "percore_call_duration_seconds"
+QUEUE, RUN = "percore_call_queue_seconds", "percore_call_run_seconds"
 
 
 def panels() -> Iterator[make.Panel]:
@@ -15,7 +15,7 @@ def panels() -> Iterator[make.Panel]:
     yield make.lines(
         "Queue time",
         "How long calls were queued, by the time they ended. If it grows, have more pods (autoscaling.maxReplicas), or have "
-        "them sooner (autoscaling.buffer, autoscaling.minReplicas).",
+        "them sooner (autoscaling.spareReplicas, autoscaling.minReplicas).",
         "s",
         quantiles(QUEUE, GATEWAY),
         span=12,
@@ -25,7 +25,7 @@ def panels() -> Iterator[make.Panel]:
         "How long calls computed on their pod. It should not depend on the load. If it grows with the load, pods do not "
         "have their cores to themselves: see Throttled, and the kubelet's static CPU manager.",
         "s",
-        quantiles(RUN, EXPORTER),
+        quantiles(RUN, STATUS_SERVER),
         span=12,
     ).interval(make.FEW_CALLS)
     yield make.distribution(
@@ -37,5 +37,5 @@ def panels() -> Iterator[make.Panel]:
     yield make.distribution(
         "Run times",
         "How many calls computed for how long. A rising band: inputs have grown, or the model is slower since a roll-out.",
-        cells(f"sum by (le) (increase({RUN}_bucket{{{EXPORTER}}}[$__interval]))"),
+        cells(f"sum by (le) (increase({RUN}_bucket{{{STATUS_SERVER}}}[$__interval]))"),
     )

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, request
 
-from percore.api import binary, examples, openinference, readonly, tfserving
-from percore.api.base import JSON, Answer
-from percore.api.facts import facts_of
+from percore.api import binary, classify_regress, openinference, readonly, tfserving
+from percore.api.flask_app import JSON, Answer
 from percore.api.jsoncodec import Body, loads
-from percore.catalog import Catalog
+from percore.api.request_context import context_of
 from percore.errors import BodyTooLarge, UnsupportedMediaType
 from percore.handlers import Model
+from percore.model_metadata import Catalog
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -40,8 +40,8 @@ def create_app(models: Sequence[Model], catalog: Catalog, *, max_body_bytes: int
     calls = _Calls(models, catalog, max_body_bytes)
     verbs: dict[str, Predict] = {
         "predict": tfserving.predict,
-        "classify": partial(examples.classify, max_body_bytes=max_body_bytes),
-        "regress": partial(examples.regress, max_body_bytes=max_body_bytes),
+        "classify": partial(classify_regress.classify, max_body_bytes=max_body_bytes),
+        "regress": partial(classify_regress.regress, max_body_bytes=max_body_bytes),
     }
     for place in ("", "/versions/<version:version>", "/labels/<label:label>"):
         for verb, function in verbs.items():
@@ -81,7 +81,7 @@ class _Calls:
 
     def _find(self, environ: WSGIEnvironment, name: str, version: int | None, label: str | None = None) -> Model:
         info = self._catalog.find(name, version, label)
-        facts = facts_of(environ)
+        facts = context_of(environ)
         facts.model, facts.version = info.name, info.version
         return self._models[info.name, info.version]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from percore.api.base import Chunk
 from percore.api.encoding import as_bytes, dtype_name
+from percore.api.error_format import described, shape_text, shorten
+from percore.api.flask_app import Chunk
 from percore.api.jsoncodec import Body
 from percore.api.tensors import NUMPY
-from percore.api.wording import described, shape_text, shorten
 from percore.dtypes import BY_NAME
 from percore.errors import BadInput
 from percore.handlers import Array

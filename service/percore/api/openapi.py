@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document: every route, with what is served now as the examples.
 
 Written by hand from the two protocols; tests compare it with the application's routes both ways and send it what it
-promises to accept. Standard library only: the exporter answers it too.
+promises to accept. Standard library only: the status server answers it too.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from percore import __version__
 from percore.api.openapi_examples import example_requests, inference_examples, predict_examples
 from percore.api.openapi_schemas import SCHEMAS
-from percore.catalog import CLASSIFY, REGRESS, Catalog
 from percore.errors import CallError, call_errors
+from percore.model_metadata import CLASSIFY, REGRESS, Catalog
 
 Json = dict[str, Any]
 

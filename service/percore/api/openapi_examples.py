@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from percore.catalog import DEFAULT_SIGNATURE, Catalog, ModelInfo, Signature, TensorSpec
 from percore.dtypes import BY_NAME
+from percore.model_metadata import DEFAULT_SIGNATURE, Catalog, ModelInfo, Signature, TensorSpec
 
 Json = dict[str, Any]
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from percore.api import binary
-from percore.api.base import Chunk
-from percore.api.calling import check_names, choose, run, signature_name
 from percore.api.encoding import dtype_name, dumps, writable
+from percore.api.error_format import described, names, shape_text, shorten
+from percore.api.flask_app import Chunk
+from percore.api.invoke import check_names, choose, run, signature_name
 from percore.api.jsoncodec import Body, loads
 from percore.api.tensors import MAX_DIMENSIONS, NUMPY, fitted, from_values, unfold
-from percore.api.wording import described, names, shape_text, shorten
-from percore.catalog import Signature
 from percore.dtypes import BY_NAME, BY_OPENINFERENCE
 from percore.errors import BadInput
 from percore.handlers import Array, Model, Tensors
+from percore.model_metadata import Signature
 
 BINARY = "application/octet-stream"
 

@@ -1,7 +1,7 @@
-"""The routes that only read: status, metadata, health, the OpenAPI document. Worker and exporter both have them.
+"""The routes that only read: status, metadata, health, the OpenAPI document. Worker and status server both have them.
 
 Sources: https://www.tensorflow.org/tfx/serving/api_rest and the Open Inference Protocol, version 2. Imports no numpy: the
-exporter must stay small.
+status server must stay small.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from flask import Flask
 
 from percore import __version__
-from percore.api.base import Answer, json_answer, prepare
+from percore.api.flask_app import Answer, json_answer, prepare
 from percore.api.openapi import document as openapi_document
-from percore.catalog import DEFAULT_SIGNATURE, Catalog, ModelInfo, Signature, TensorSpec
 from percore.dtypes import BY_NAME
 from percore.errors import NotReady
+from percore.model_metadata import DEFAULT_SIGNATURE, Catalog, ModelInfo, Signature, TensorSpec
 
 CurrentCatalog = Callable[[], Catalog | None]
 """Returns what is served now; None while nothing is loaded."""

@@ -9,8 +9,8 @@ from urllib.parse import unquote
 from flask import Flask
 
 from percore.api.readonly import register
-from percore.catalog import Catalog
 from percore.http.request import JSON, Answer
+from percore.model_metadata import Catalog
 
 MOST_KEPT = 1000
 READY = "/v2/health/ready"

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from percore.api.wording import described, kind, shape_text, shorten
-from percore.catalog import TensorSpec
+from percore.api.error_format import described, kind, shape_text, shorten
 from percore.dtypes import DTYPES
 from percore.errors import BadInput
 from percore.handlers import Array
+from percore.model_metadata import TensorSpec
 
 NUMPY: dict[str, np.dtype[Any]] = {
     dtype.name: np.dtype(dtype.name) for dtype in DTYPES if dtype.name not in {"bfloat16", "bytes"}

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
-from percore.api.calling import UNNAMED, check_names, choose, run, signature_name
 from percore.api.encoding import dumps, rows, writable
+from percore.api.error_format import described, kind, names, shape_text
+from percore.api.invoke import UNNAMED, check_names, choose, run, signature_name
 from percore.api.tensors import decode, infer, is_base64
-from percore.api.wording import described, kind, names, shape_text
-from percore.catalog import Signature
 from percore.errors import BadInput
 from percore.handlers import Array, Model, Tensors
+from percore.model_metadata import Signature
 
 
 def predict(model: Model, document: Any) -> bytes:

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 
 import orjson
 
-from percore.catalog import Catalog
 from percore.gateway.endpoints import Endpoint, State
 from percore.gateway.pods import Key, key_of
 from percore.gateway.upstream import connect
+from percore.model_metadata import Catalog
 
 log = logging.getLogger("percore.gateway")
 
@@ -67,7 +67,7 @@ class Catalogs:
         for endpoint in self._candidates[:3]:
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    document = await fetch_catalog(endpoint.address, endpoint.exporter_port)
+                    document = await fetch_catalog(endpoint.address, endpoint.status_port)
                 self._replace(document)
             except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
                 log.debug("pod %s: no catalog: %s", endpoint.pod or endpoint.address, error)

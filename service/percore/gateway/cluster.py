@@ -25,7 +25,7 @@ from kubernetes.client.exceptions import OpenApiException
 
 from percore.errors import StartError
 from percore.gateway.endpoints import Endpoints, Publish
-from percore.gateway.settings import GatewaySettings
+from percore.gateway.gateway_settings import GatewaySettings
 from percore.gateway.slices import Slice, endpoints_of, parse
 from percore.sockets import Option, keepalive, usable
 
@@ -170,7 +170,7 @@ class Cluster:
             return self._slices.get(name)
 
     def _refresh(self) -> None:
-        self._endpoints = endpoints_of(self._slices.values(), self._gateway.pod_port, self._gateway.pod_exporter_port)
+        self._endpoints = endpoints_of(self._slices.values(), self._gateway.pod_port, self._gateway.pod_status_port)
 
     @property
     def _path(self) -> str:

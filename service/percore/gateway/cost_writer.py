@@ -9,8 +9,8 @@ from typing import Protocol
 
 from percore.gateway.costs import IDLE_COST, DeletionCosts
 from percore.gateway.endpoints import Endpoint
+from percore.gateway.gateway_metrics import FAILED, GONE, SET, GatewayMetrics
 from percore.gateway.slots import SLOT_SECONDS, Slots
-from percore.gateway.telemetry import FAILED, GONE, SET, GatewayTelemetry
 
 log = logging.getLogger("percore.gateway")
 RECONCILE_SECONDS = 1.0
@@ -43,7 +43,7 @@ class CostWriter:
         pods: PodCosts,
         running: Callable[[], Iterable[str]],
         endpoints: Callable[[], Mapping[str, Endpoint]],
-        telemetry: GatewayTelemetry,
+        metrics: GatewayMetrics,
         ask: Callable[[Mapping[str, Endpoint], float], Mapping[str, bool]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,7 +55,7 @@ class CostWriter:
         self._pods = pods
         self._running = running
         self._endpoints = endpoints
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._ask = ask or Slots().ask
         self._clock = clock
         self._costs = DeletionCosts()
@@ -121,4 +121,4 @@ class CostWriter:
             log.warning("deletion costs cannot be read or written; the gateway tries again: %s", error)
 
     def _count(self, result: str) -> None:
-        self._telemetry.costs.labels(result).inc()
+        self._metrics.costs.labels(result).inc()

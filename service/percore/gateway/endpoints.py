@@ -35,7 +35,7 @@ class Endpoint:
     address: str
     """A host, or the path of a unix socket."""
     port: int
-    exporter_port: int
+    status_port: int
     state: State = State.READY
     pod: str = ""
     """The pod's name, where it has one."""
@@ -53,7 +53,7 @@ class Source(Protocol):
 
 
 def parse(text: str) -> Endpoints:
-    """Read ``ADDRESS:PORT/EXPORTER_PORT[=STATE]`` entries, with commas or line ends between them."""
+    """Read ``ADDRESS:PORT/STATUS_PORT[=STATE]`` entries, with commas or line ends between them."""
     return tuple(_entry(entry) for entry in filter(None, (part.strip() for part in re.split("[,\n]", text))))
 
 
@@ -61,10 +61,10 @@ def _entry(text: str) -> Endpoint:
     match = ENTRY.fullmatch(text)
     if match is None:
         raise ValueError
-    address, port, exporter_port, state = match.groups()
-    if not (0 < int(port) < 65536 and 0 < int(exporter_port) < 65536):
+    address, port, status_port, state = match.groups()
+    if not (0 < int(port) < 65536 and 0 < int(status_port) < 65536):
         raise ValueError
-    return Endpoint(str(ipaddress.ip_address(address)), int(port), int(exporter_port), State(state or State.READY))
+    return Endpoint(str(ipaddress.ip_address(address)), int(port), int(status_port), State(state or State.READY))
 
 
 class Fixed:

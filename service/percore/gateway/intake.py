@@ -22,9 +22,9 @@ from percore.errors import (
 )
 from percore.gateway.call import Call, CallState
 from percore.gateway.dispatch import Dispatcher
+from percore.gateway.gateway_metrics import DISCONNECTED, REJECTION_REASONS, GatewayMetrics, label_of, queue_label_of
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Body, Spool
-from percore.gateway.telemetry import DISCONNECTED, REJECTION_REASONS, GatewayTelemetry, label_of, queue_label_of
 from percore.gateway.uploads import Upload, Uploads
 from percore.http.request import Disconnected, Request
 
@@ -54,7 +54,7 @@ class Intake:
         spool: Spool,
         queue: CallQueue[Call],
         dispatcher: Dispatcher,
-        telemetry: GatewayTelemetry,
+        metrics: GatewayMetrics,
         write_line: Callable[[dict[str, Any]], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -62,7 +62,7 @@ class Intake:
         self._spool = spool
         self._queue = queue
         self._dispatcher = dispatcher
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._write_line = write_line
         self._number = 0
         self.uploads = Uploads(limits.uploads, limits.upload_bytes)
@@ -181,7 +181,7 @@ class Intake:
 
     def _client_left(self, call: Call | None) -> None:
         state = "receiving" if call is None else STATES.get(call.state, "answering")
-        self._telemetry.disconnects.labels(state).inc()
+        self._metrics.disconnects.labels(state).inc()
         if call is None:
             return
         queued = self._queue.remove(call)
@@ -191,11 +191,11 @@ class Intake:
 
     def _refuse(self, request: Request, request_id: str, call: Call | None, error: CallError) -> None:
         if error.code in REJECTION_REASONS:
-            self._telemetry.rejected.labels(error.code).inc()
+            self._metrics.rejected.labels(error.code).inc()
         if call is not None:
             call.state = CallState.ENDED
         if request.head_sent:
-            self._telemetry.interrupted.inc()
+            self._metrics.interrupted.inc()
             request.interrupt()
             return
         headers = [(b"X-Request-ID", request_id.encode("latin-1"))]
@@ -205,11 +205,11 @@ class Intake:
 
     def _end(self, request: Request, request_id: str, began: float, call: Call | None, code: str) -> None:
         total = time.monotonic() - began
-        self._telemetry.total.labels(label_of(code)).observe(total)
+        self._metrics.total.labels(label_of(code)).observe(total)
         queue_seconds = None
         if call is not None:
             queue_seconds = call.queue_seconds if call.begun is not None or call.state is CallState.ENDED else total
-            self._telemetry.queue.labels(queue_label_of(code)).observe(queue_seconds)
+            self._metrics.queue.labels(queue_label_of(code)).observe(queue_seconds)
         self._write_line(
             {
                 "logger": "percore.gateway.call",
@@ -232,7 +232,7 @@ class Intake:
     def refused(self, request: Request, error: CallError) -> None:
         """Count and log a request that the front answered itself, because it is not HTTP or came too slowly."""
         if error.code in REJECTION_REASONS:
-            self._telemetry.rejected.labels(error.code).inc()
+            self._metrics.rejected.labels(error.code).inc()
         self._end(request, secrets.token_hex(16), time.monotonic(), None, str(error.status))
 
 

@@ -19,30 +19,30 @@ from pathlib import Path
 import uvloop
 from prometheus_client import disable_created_metrics
 
-from percore import __version__, logs, rundir
+from percore import __version__, logs, state_dir
 from percore.api.reads import Reads
-from percore.catalog import Catalog
 from percore.errors import NotReady, StartError
-from percore.exporter import app
-from percore.exporter.inbox import Inbox
-from percore.exporter.workers import Workers
 from percore.gateway.call import Call
 from percore.gateway.catalogs import Catalogs
 from percore.gateway.cost_writer import CostWriter, PodCosts
 from percore.gateway.dispatch import Dispatcher
 from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, Source
+from percore.gateway.gateway_metrics import GatewayMetrics
+from percore.gateway.gateway_settings import Settings
 from percore.gateway.intake import Intake, IntakeLimits
 from percore.gateway.lag import LoopLag
 from percore.gateway.pods import PodState
 from percore.gateway.queue import CallQueue
-from percore.gateway.settings import Settings
 from percore.gateway.spool import Spool, SpoolLimits
-from percore.gateway.telemetry import GatewayTelemetry
 from percore.http.front import Front, FrontLimits, bind
 from percore.http.request import Request
 from percore.http.status import StatusServer
-from percore.telemetry import Telemetry
+from percore.model_metadata import Catalog
+from percore.status import app
+from percore.status.event_receiver import EventReceiver
+from percore.status.workers import Workers
 from percore.threads import start_vital
+from percore.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("percore.gateway")
 
@@ -63,7 +63,7 @@ class Gateway:
     def __init__(
         self,
         settings: Settings,
-        telemetry: GatewayTelemetry,
+        metrics: GatewayMetrics,
         writer: logs.BackgroundWriter,
         catalog: Callable[[], Catalog | None] | None = None,
         workers_end: Callable[[], bool] = lambda: False,
@@ -75,26 +75,28 @@ class Gateway:
         self._workers_end = workers_end
         limits, gateway = settings.limits, settings.gateway
         loop = asyncio.get_running_loop()
-        self.telemetry = telemetry
+        self.metrics = metrics
         self.settings = settings
         self.queue: CallQueue[Call] = CallQueue()
-        folder = settings.server.run_dir if gateway.spool_dir == Path() else gateway.spool_dir
+        folder = settings.server.state_dir if gateway.spool_dir == Path() else gateway.spool_dir
         self.spool = Spool(folder, SpoolLimits(memory=gateway.spool_memory_bytes, disk=gateway.spool_bytes))
-        run_seconds = limits.body + limits.run + BACKSTOP_SECONDS
+        run_seconds = limits.body_timeout + limits.run_timeout + BACKSTOP_SECONDS
         name = gateway.name or socket.gethostname()
-        self.dispatcher = Dispatcher(self.queue, self.spool, name, run_seconds, limits.body, requeued=telemetry.requeued.inc)
+        self.dispatcher = Dispatcher(
+            self.queue, self.spool, name, run_seconds, limits.answer_timeout, requeued=metrics.requeued.inc
+        )
         intake_limits = IntakeLimits(
-            queue_length=limits.backlog,
-            queue_seconds=limits.wait,
-            body_seconds=limits.body,
+            queue_length=limits.queue_length,
+            queue_seconds=limits.queue_timeout,
+            body_seconds=limits.body_timeout,
             body_bytes=limits.max_body_bytes,
             uploads=gateway.uploads,
             upload_bytes=gateway.upload_bytes,
             priority_header=gateway.priority_header.lower().encode(),
         )
-        self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, telemetry, writer.write_call)
-        self.connections = limits.backlog + gateway.uploads + gateway.connections
-        front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.body)
+        self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, metrics, writer.write_call)
+        self.connections = limits.queue_length + gateway.uploads + gateway.connections
+        front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.answer_timeout)
         self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
         self._catalogs: Catalogs | None = None
         if catalog is None:
@@ -105,11 +107,11 @@ class Gateway:
         self.endpoints: dict[str, Endpoint] = {}
         self._known = asyncio.Event()
         self._stopping = False
-        telemetry.lag.set_function(self.lag.longest)
-        telemetry.build_info.labels(__version__).set(1)
-        telemetry.connections_limit.set(self.connections)
-        telemetry.spool_limit.labels("memory").set(gateway.spool_memory_bytes)
-        telemetry.spool_limit.labels("disk").set(gateway.spool_bytes)
+        metrics.lag.set_function(self.lag.longest)
+        metrics.build_info.labels(__version__).set(1)
+        metrics.connections_limit.set(self.connections)
+        metrics.spool_limit.labels("memory").set(gateway.spool_memory_bytes)
+        metrics.spool_limit.labels("disk").set(gateway.spool_bytes)
 
     async def serve(self, request: Request) -> None:
         """Answer a read here; every other request is a call."""
@@ -139,7 +141,7 @@ class Gateway:
 
     def observe(self) -> None:
         """Set the gauges; from any thread."""
-        to = self.telemetry
+        to = self.metrics
         to.in_flight.labels("executing").set(self.dispatcher.running)
         to.in_flight.labels("queued").set(len(self.queue))
         states = Counter(pod.state for pod in list(self.dispatcher.pods.values()))
@@ -215,35 +217,35 @@ class Machine:
 def serve(settings: Settings, machine: Machine | None = None) -> int:
     """Run the gateway until it is told to stop; return the exit status."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
-    telemetry = GatewayTelemetry()
-    writer = logs.configure_background(settings.server.log_level, telemetry.lines_lost.inc)
+    metrics = GatewayMetrics()
+    writer = logs.configure_background(settings.server.log_level, metrics.lines_lost.inc)
     try:
-        return _serve(settings, machine, telemetry, writer)
+        return _serve(settings, machine, metrics, writer)
     finally:
         writer.close()
 
 
-def _serve(settings: Settings, machine: Machine | None, telemetry: GatewayTelemetry, writer: logs.BackgroundWriter) -> int:
+def _serve(settings: Settings, machine: Machine | None, metrics: GatewayMetrics, writer: logs.BackgroundWriter) -> int:
     _check_descriptors(settings)
     if settings.gateway.spool_dir == Path():
-        rundir.own(settings.server.run_dir)
+        state_dir.own(settings.server.state_dir)
     else:
-        rundir.make(settings.gateway.spool_dir, "PERCORE_GATEWAY_SPOOL_DIR")
+        state_dir.make(settings.gateway.spool_dir, "PERCORE_GATEWAY_SPOOL_DIR")
     if machine is None:
         host = settings.server.host
         listener = bind(host, settings.server.port, "PERCORE_PORT")
-        status_listener = bind(host, settings.server.exporter_port, "PERCORE_EXPORTER_PORT")
+        status_listener = bind(host, settings.server.status_port, "PERCORE_STATUS_PORT")
     else:
         listener, status_listener = socket.socket(fileno=machine.listener), socket.socket(fileno=machine.status_listener)
-    sources = _sources(settings, telemetry, machine)
+    sources = _sources(settings, metrics, machine)
     sys.setswitchinterval(SWITCH_SECONDS)
-    uvloop.run(_main(settings, telemetry, writer, sources, listener, status_listener))
+    uvloop.run(_main(settings, metrics, writer, sources, listener, status_listener))
     return 0
 
 
 async def _main(
     settings: Settings,
-    telemetry: GatewayTelemetry,
+    metrics: GatewayMetrics,
     writer: logs.BackgroundWriter,
     sources: Sources,
     listener: socket.socket,
@@ -255,15 +257,15 @@ async def _main(
         loop.add_signal_handler(each, stop.set)
     workers = sources.workers
     if workers is None:
-        gateway = Gateway(settings, telemetry, writer)
+        gateway = Gateway(settings, metrics, writer)
     else:
         supervisor = os.getppid()
         # A supervisor that was killed ends both; one that stops ends the gateway first.
-        gateway = Gateway(settings, telemetry, writer, workers.catalog, lambda: os.getppid() != supervisor)
+        gateway = Gateway(settings, metrics, writer, workers.catalog, lambda: os.getppid() != supervisor)
     _status_server(gateway, workers).start(status_listener)
     start_vital("endpoints", sources.endpoints.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
     if sources.costs is not None:
-        costs = CostWriter(sources.costs, gateway.running_pods, lambda: gateway.endpoints, telemetry)
+        costs = CostWriter(sources.costs, gateway.running_pods, lambda: gateway.endpoints, metrics)
         start_vital("costs", costs.reconcile_forever)
     gc.collect()
     gc.freeze()
@@ -277,7 +279,7 @@ def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
         stuck = time.monotonic() - gateway.lag.ticked > STUCK_SECONDS
         return f"the event loop has not run for {STUCK_SECONDS:g} s" if stuck else ""
 
-    registry = gateway.telemetry.registry
+    registry = gateway.metrics.registry
     if workers is None:
         return StatusServer(registry, gateway.observe, {"/livez": livez, "/readyz": gateway.not_ready})
 
@@ -300,14 +302,14 @@ class Sources:
     """The workers of this machine, which report to this process. None on a cluster."""
 
 
-def _sources(settings: Settings, telemetry: GatewayTelemetry, machine: Machine | None) -> Sources:
+def _sources(settings: Settings, metrics: GatewayMetrics, machine: Machine | None) -> Sources:
     """Return the sources that the settings name."""
     gateway = settings.gateway
     if machine is not None:
         paths = (str(settings.server.worker_socket(number)) for number in range(machine.workers))
         endpoints = tuple(Endpoint(path, 0, 0, pod=f"worker-{number}") for number, path in enumerate(paths))
-        workers = Workers(Telemetry(telemetry.registry, versioned=False))
-        Inbox(settings.server.reports, workers).start()
+        workers = Workers(WorkerMetrics(metrics.registry, versioned=False))
+        EventReceiver(settings.server.reports, workers).start()
         return Sources(Fixed(endpoints), workers=workers)
     if not gateway.service:
         return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file))
@@ -315,19 +317,19 @@ def _sources(settings: Settings, telemetry: GatewayTelemetry, machine: Machine |
     from percore.gateway.cluster import Cluster  # noqa: PLC0415
 
     cluster = Cluster(gateway)
-    telemetry.knowledge_age.set_function(cluster.age)
+    metrics.knowledge_age.set_function(cluster.age)
     return Sources(cluster, cluster if gateway.deletion_costs == "yes" else None)
 
 
 def _check_descriptors(settings: Settings) -> None:
     """Raise the limit of open files as far as it goes; raise StartError if that is not far enough."""
-    gateway, queue = settings.gateway, settings.limits.backlog
+    gateway, queue = settings.gateway, settings.limits.queue_length
     # A queued call, and one that is received, has a connection and perhaps a file.
     needed = 2 * (queue + gateway.uploads) + gateway.connections + SPARE_DESCRIPTORS
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < needed:
         raise StartError(
-            f"PERCORE_QUEUE_MAX={queue} PERCORE_GATEWAY_CONNECTIONS={gateway.connections}: need {needed} open files, "
+            f"PERCORE_QUEUE_LENGTH={queue} PERCORE_GATEWAY_CONNECTIONS={gateway.connections}: need {needed} open files, "
             f"and this process may open {most}"
         )
     try:

@@ -44,7 +44,7 @@ def parse(document: Any) -> Slice:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def endpoints_of(slices: Iterable[Slice], port: int, exporter_port: int) -> Endpoints:
+def endpoints_of(slices: Iterable[Slice], port: int, status_port: int) -> Endpoints:
     """Return the endpoints of every slice, one for each pod. While a pod moves from one slice to another it is in both."""
     by_pod: dict[str, Endpoint] = {}
     known_families = [each for each in slices if each.family in FAMILIES]
@@ -54,7 +54,7 @@ def endpoints_of(slices: Iterable[Slice], port: int, exporter_port: int) -> Endp
             known = by_pod.get(key)
             # The same address twice: the slice that says it is ready is no older than the other.
             if known is None or (known.address == entry.address and entry.state is State.READY):
-                by_pod[key] = Endpoint(entry.address, port, exporter_port, entry.state, entry.pod)
+                by_pod[key] = Endpoint(entry.address, port, status_port, entry.state, entry.pod)
     return tuple(by_pod.values())
 
 

@@ -63,7 +63,7 @@ class Slots:
 
 def slot_is_taken(endpoint: Endpoint) -> bool:
     """Ask a pod's status server whether the pod computes; one that does not answer counts as computing."""
-    connection = http.client.HTTPConnection(endpoint.address, endpoint.exporter_port, timeout=SLOT_SECONDS)
+    connection = http.client.HTTPConnection(endpoint.address, endpoint.status_port, timeout=SLOT_SECONDS)
     try:
         connection.request("GET", "/slot")
         return bool(orjson.loads(connection.getresponse().read(4096))["slot"] == "taken")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from percore.catalog import ModelInfo
+from percore.model_metadata import ModelInfo
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -21,9 +21,9 @@ Tensors = Mapping[str, Array]
 class Handler(Protocol):
     """A user's own code, named by ``PERCORE_HANDLER=module:Class``.
 
-    It may also declare ``signature``, a ``percore.catalog.Signature``: then inputs are checked and converted to it before
-    ``predict`` is called, and described in the metadata. Without one any input is taken as numpy reads it from JSON; input
-    that has no name in the request is named ``inputs``.
+    It may also declare ``signature``, a ``percore.model_metadata.Signature``: then inputs are checked and converted to it
+    before ``predict`` is called, and described in the metadata. Without one any input is taken as numpy reads it from JSON;
+    input that has no name in the request is named ``inputs``.
     """
 
     def load(self) -> None:

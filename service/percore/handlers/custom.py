@@ -1,6 +1,6 @@
 """A user's own code as a model: finds the class that ``PERCORE_HANDLER`` names, and checks what it answers.
 
-Imported by ``percore.repository`` only.
+Imported by ``percore.model_store`` only.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from percore.catalog import DEFAULT_SIGNATURE, ModelInfo, Signature
 from percore.dtypes import BY_NAME
 from percore.errors import BadInput, LoadError
 from percore.handlers import Array, Handler, Tensors
+from percore.model_metadata import DEFAULT_SIGNATURE, ModelInfo, Signature
 
 PLATFORM = "percore_handler"
 VERSION = 1
@@ -51,7 +51,7 @@ def load(target: str, name: str, labels: tuple[str, ...] = ()) -> CustomModel:
     handler = _constructed(target)
     signature = getattr(handler, "signature", None)
     if not isinstance(signature, Signature | None):
-        raise LoadError(f"handler {target}: signature must be a percore.catalog.Signature; it is {signature!r}")
+        raise LoadError(f"handler {target}: signature must be a percore.model_metadata.Signature; it is {signature!r}")
     signatures = {} if signature is None else {DEFAULT_SIGNATURE: signature}
     seconds = round(time.perf_counter() - began, 3)
     return CustomModel(handler, ModelInfo(name, VERSION, PLATFORM, signatures, labels, seconds))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from percore.catalog import Signature, TensorSpec
 from percore.handlers import Tensors
+from percore.model_metadata import Signature, TensorSpec
 
 
 class Echo:

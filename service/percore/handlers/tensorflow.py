@@ -1,6 +1,6 @@
 """TensorFlow models, run by concrete function: the only module that imports tensorflow or keras.
 
-Imported in a worker, after the fork, by ``percore.repository``. ``Model.predict`` is never called: it costs 35 ms a call, and
+Imported in a worker, after the fork, by ``percore.model_store``. ``Model.predict`` is never called: it costs 35 ms a call, and
 fails ("Model.predict in graph mode is not supported ...") where a model is loaded in one mode or thread and called in another.
 A concrete function knows no modes.
 """
@@ -27,11 +27,11 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry  # nothing public tells which operations are stateful
 from tensorflow.python.saved_model.loader_impl import parse_saved_model  # reads .pb and .pbtxt, as `tf.saved_model.load` does
 
-from percore.catalog import CLASSIFY, DEFAULT_SIGNATURE, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 from percore.dtypes import BY_NAME
 from percore.errors import BadInput, LoadError
 from percore.handlers import Array, Tensors, effects, warmup
-from percore.handlers.examples import Feature, features
+from percore.handlers.tf_example import Feature, features
+from percore.model_metadata import CLASSIFY, DEFAULT_SIGNATURE, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 
 logger = logging.getLogger(__name__)
 

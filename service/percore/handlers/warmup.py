@@ -15,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from percore.catalog import DEFAULT_SIGNATURE, Signature, TensorSpec
 from percore.handlers import Array, Tensors
+from percore.model_metadata import DEFAULT_SIGNATURE, Signature, TensorSpec
 
 FILE = "warmup.json"
 

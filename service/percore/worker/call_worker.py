@@ -20,14 +20,14 @@ from typing import Any, NoReturn
 from gunicorn.workers.sync import SyncWorker
 
 from percore import cores
-from percore.catalog import Catalog
 from percore.errors import START_FAILED, LoadError, StartError
-from percore.orphans import die_with_parent
+from percore.model_metadata import Catalog
+from percore.parent_death import die_with_parent
 from percore.settings import Settings
 from percore.worker.answer import wait_for_helpers
-from percore.worker.clocks import Guardian, Watch
 from percore.worker.exchange import Exchange, Surroundings
 from percore.worker.report import Reporter
+from percore.worker.watchdog import Deadline, Watchdog
 
 GOODBYE_SECONDS = 3.0
 LOAD_FAILED = 1
@@ -64,7 +64,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         os.setpgid(0, 0)  # what a handler starts is in this group, and ends with it
         self.settings = self.app.settings
         self.reporter = Reporter(self.settings.server.reports)
-        self.guardian = Guardian(on_tick=self.tick)
+        self.watchdog = Watchdog(on_tick=self.tick)
         os.register_at_fork(after_in_child=self._let_go)
         super().init_process()
 
@@ -83,26 +83,26 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         """Claim cores, then load the models, here and now: after the fork, in the thread that will call them."""
-        time.sleep(self.app.boots.begin())
+        time.sleep(self.app.backoff.begin())
         try:
-            self.claim = cores.claim(self.settings.server.run_dir, self.app.groups)
+            self.claim = cores.claim(self.settings.server.state_dir, self.app.groups)
         except StartError as error:
             self._fail(error)
         self._listen_at(self.app.groups.index(self.claim.cores))
         if self.app.pins:
             cores.pin(self.claim.cores)
         self.reporter.tend()
-        self.guardian.start()
-        self.guardian.arm(Watch(self.settings.limits.load, on_expired=self._load_expired))
+        self.watchdog.start()
+        self.watchdog.arm(Deadline(self.settings.limits.load_timeout, on_expired=self._load_expired))
         began = time.monotonic()
         try:
             catalog = self._load(threads=len(self.claim.cores))
         except LoadError as error:
             self._fail(error)
-        self.guardian.disarm()
+        self.watchdog.disarm()
         self.surroundings.load_seconds = time.monotonic() - began
         self.reporter.loaded(catalog.document())
-        self.app.boots.succeed()
+        self.app.backoff.succeed()
         self.log.info("ready after %.1f s, %d threads a call", self.surroundings.load_seconds, len(self.claim.cores))
 
     def _listen_at(self, index: int) -> None:
@@ -119,7 +119,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             os.environ.setdefault(name, str(threads))
         # Imported here, after the fork: the arbiter stays small, and TensorFlow never sees a fork.
         from percore.api.app import create_app  # noqa: PLC0415
-        from percore.repository import load_models  # noqa: PLC0415
+        from percore.model_store import load_models  # noqa: PLC0415
 
         models = load_models(self.settings, threads)
         catalog = Catalog(tuple(model.info for model in models))
@@ -128,7 +128,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             application=self.wsgi.wsgi_app,
             config=self.cfg,
             limits=self.settings.limits,
-            guardian=self.guardian,
+            watchdog=self.watchdog,
             reporter=self.reporter,
             server=self.sockets[0].getsockname(),
             load_seconds=0.0,
@@ -137,8 +137,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         return catalog
 
     def _load_expired(self) -> None:
-        limit = self.settings.limits.load
-        self.log.critical("cannot start: the models were not loaded within PERCORE_LOAD_LIMIT, %g s", limit)
+        limit = self.settings.limits.load_timeout
+        self.log.critical("cannot start: the models were not loaded within PERCORE_LOAD_TIMEOUT, %g s", limit)
         self._end_unloaded()
 
     def _fail(self, error: StartError) -> NoReturn:
@@ -148,7 +148,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
 
     def _end_unloaded(self) -> NoReturn:
         """End the service where it never served, and otherwise this worker alone."""
-        os._exit(LOAD_FAILED if self.app.boots.ever_ready else START_FAILED)
+        os._exit(LOAD_FAILED if self.app.backoff.ever_ready else START_FAILED)
 
     def accept(self, listener: Any) -> None:
         """Serve the connection that has waited longest. End where the arbiter has shut the listener down."""
@@ -168,7 +168,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         self.client = None
 
     def tick(self) -> None:
-        """Do what is due ten times a second, also while a call computes; called by the guardian's thread.
+        """Do what is due ten times a second, also while a call computes; called by the watchdog's thread.
 
         If the arbiter has died, the worker closes its socket at once, because no worker would serve the connections that wait.
         If a signal comes while it loads, it ends at once: no signal handler of Python runs inside TensorFlow.
@@ -217,7 +217,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         super().handle_exit(sig, frame)
 
     def handle_abort(self, _sig: int, _frame: Any) -> None:
-        """On SIGABRT, the backstop behind the guardian: end the call, which is answered 504, and then the worker."""
+        """On SIGABRT, the backstop behind the watchdog: end the call, which is answered 504, and then the worker."""
         self.alive = False
         self.aborted = True
         sys.exit(1)

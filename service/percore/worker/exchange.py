@@ -17,19 +17,19 @@ from typing import Any
 
 from gunicorn.http import wsgi
 
-from percore.api.facts import ENVIRON_KEY, CallFacts
+from percore.api.request_context import ENVIRON_KEY, CallContext
 from percore.errors import CallError, HandlerFailed, RunTimeout
 from percore.logs import write_call
 from percore.settings import LimitSettings
-from percore.worker import abandoned, answer, receive
-from percore.worker.clocks import Guardian, Watch
+from percore.worker import answer, client_disconnect, receive
 from percore.worker.reply import Headers, Reply
 from percore.worker.report import Reporter
 from percore.worker.reservation import Reservations
+from percore.worker.watchdog import Deadline, Watchdog
 
 log = logging.getLogger("percore.worker")
 
-ABANDONED = "abandoned"
+CLIENT_DISCONNECT = "client-disconnect"
 UNDELIVERED = "undelivered"
 INCOMPLETE = "incomplete"
 HELD_SECONDS = 1.0
@@ -46,13 +46,13 @@ class Surroundings:
     config: Any
     """Gunicorn's configuration: the limits of its parser."""
     limits: LimitSettings
-    guardian: Guardian
+    watchdog: Watchdog
     reporter: Reporter
     server: Any
     """The listening address, for WSGI's ``SERVER_NAME``."""
     load_seconds: float
     timed_out: Callable[[], bool] = lambda: False
-    """Whether the arbiter aborted this worker, because not even the guardian got a turn."""
+    """Whether the arbiter aborted this worker, because not even the watchdog got a turn."""
     reservations: Reservations = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,14 +67,14 @@ class Exchange:
         self._client = client
         self._address = address
         self._run: float | None = None
-        self._facts = CallFacts()
+        self._facts = CallContext()
         self._status = "500"
         self._head: receive.Head | None = None
         self._began = False
         self._gateway = ""
         self._request_id = ""
         self._request_bytes = 0
-        self._abandoned = False
+        self._client_left = False
         self._pid = os.getpid()
         self._accepted = time.monotonic()
 
@@ -82,7 +82,7 @@ class Exchange:
         """Serve whatever comes over the connection, and close it."""
         unread = True
         try:
-            source = receive.Deadline(self._client, self._around.limits.body)
+            source = receive.TimedSource(self._client, self._around.limits.body_timeout)
             self._head, self._gateway = self._around.reservations.read(self._client, source, self._address)
             if self._head is None:
                 self._drop()
@@ -90,7 +90,7 @@ class Exchange:
             self._begin(self._head)
             body = self._receive(self._head, source)
             unread, self._request_bytes = not self._is_call and receive.has_body(self._head), len(body)
-            if abandoned.peer_is_gone(self._client):
+            if client_disconnect.peer_is_gone(self._client):
                 self._left_while_queued()
                 return
             chunks = self._compute(self._head, body)
@@ -111,7 +111,7 @@ class Exchange:
         self._began = True
         self._around.reporter.started()
 
-    def _receive(self, head: receive.Head, source: receive.Deadline) -> receive.Buffer:
+    def _receive(self, head: receive.Head, source: receive.TimedSource) -> receive.Buffer:
         """Return the body of a call. A read needs none, so a body that is announced and does not come holds no worker."""
         if not self._is_call:
             return b""
@@ -119,14 +119,14 @@ class Exchange:
 
     @property
     def _is_call(self) -> bool:
-        """Only calls are counted and logged, and what holds the worker for long: reads belong on the exporter's port."""
+        """Only calls are counted and logged, and what holds the worker for long: reads belong on the status server's port."""
         return self._head is None or self._head.method not in ("GET", "HEAD")
 
     def _compute(self, head: receive.Head, body: receive.Buffer) -> list[receive.Buffer] | None:
         """Run the application. Return what is to be sent; None where it was sent already, or never will be."""
         reply, environ = self._environ(head, body)
         began = time.perf_counter()
-        self._watch(self._around.limits.run, self._expired)
+        self._watch(self._around.limits.run_timeout, self._expired)
         try:
             chunks = self._produce(reply, environ)
         except answer.Undelivered:
@@ -141,7 +141,7 @@ class Exchange:
         else:
             code = str(reply.status).split(" ", 1)[0]
         finally:
-            self._around.guardian.disarm()
+            self._around.watchdog.disarm()
             self._run = time.perf_counter() - began
         if reply.headers_sent:
             self._client.close()
@@ -182,7 +182,7 @@ class Exchange:
 
     def _environ(self, head: receive.Head, body: receive.Buffer) -> tuple[Reply, dict[str, Any]]:
         around = self._around
-        more = (lambda: self._begin_stream(reply), around.limits.body)
+        more = (lambda: self._begin_stream(reply), around.limits.answer_timeout)
         created = wsgi.create(head, self._client, self._address, around.server, around.config, Reply, more)
         reply: Reply = created[0]
         environ: dict[str, Any] = created[1]
@@ -194,18 +194,18 @@ class Exchange:
         return reply, environ
 
     def _watch(self, seconds: float, on_expired: Callable[[], None]) -> None:
-        self._around.guardian.arm(
-            Watch(
+        self._around.watchdog.arm(
+            Deadline(
                 seconds,
                 on_expired=on_expired,
-                is_gone=lambda: abandoned.peer_is_gone(self._client),
+                is_gone=lambda: client_disconnect.peer_is_gone(self._client),
                 on_gone=self._left_while_computing,
             )
         )
 
     def _begin_stream(self, reply: Reply) -> Headers:
-        """From now on the guardian must not answer, for an answer is on its way."""
-        left = self._around.guardian.disarm()
+        """From now on the watchdog must not answer, for an answer is on its way."""
+        left = self._around.watchdog.disarm()
         self._watch(left, lambda: self._cut(reply))
         return self._own_headers()
 
@@ -220,7 +220,7 @@ class Exchange:
 
     def _answer(self, chunks: list[receive.Buffer], *, unread: bool) -> None:
         try:
-            sent = answer.send(self._client, chunks, self._around.limits.body)
+            sent = answer.send(self._client, chunks, self._around.limits.answer_timeout)
         except answer.Undelivered as error:
             self._client.close()
             self._end(UNDELIVERED, error.sent)
@@ -258,23 +258,23 @@ class Exchange:
     def _left_while_queued(self) -> None:
         """Drop a whole call whose client left before it was computed."""
         self._client.close()
-        self._around.reporter.counted("abandoned", state="queued")
-        self._end(ABANDONED, 0)
+        self._around.reporter.counted("client-disconnect", state="queued")
+        self._end(CLIENT_DISCONNECT, 0)
 
     def _left_while_computing(self, left: float) -> bool:
-        if not self._abandoned:
-            self._abandoned = True
-            self._around.reporter.counted("abandoned", state="executing")
-        if abandoned.should_end(self._around.limits.abandoned, left, self._around.load_seconds):
-            self._run = self._around.limits.run - left
-            self._end_process(ABANDONED, 0, reason="abandoned")
+        if not self._client_left:
+            self._client_left = True
+            self._around.reporter.counted("client-disconnect", state="executing")
+        if client_disconnect.should_end(self._around.limits.on_client_disconnect, left, self._around.load_seconds):
+            self._run = self._around.limits.run_timeout - left
+            self._end_process(CLIENT_DISCONNECT, 0, reason="client-disconnect")
         return True
 
     def _run_timeout(self) -> RunTimeout:
-        return RunTimeout(f"the call computed longer than the run limit, {self._around.limits.run:g} s, and was ended")
+        return RunTimeout(f"the call computed longer than the run limit, {self._around.limits.run_timeout:g} s, and was ended")
 
     def _expired(self) -> None:
-        self._run = self._around.limits.run
+        self._run = self._around.limits.run_timeout
         code = "504"
         try:
             sent = answer.send(self._client, self._refusal(self._run_timeout()), seconds=1.0)
@@ -284,11 +284,11 @@ class Exchange:
         self._end_process(code, sent, reason="run-timeout")
 
     def _cut(self, reply: Reply) -> None:
-        self._run = self._around.limits.run
+        self._run = self._around.limits.run_timeout
         self._end_process("504", reply.wire_bytes, reason="run-timeout")
 
     def _end_process(self, code: str, sent: int, reason: str) -> None:
-        """End the worker from the guardian's thread: nothing else can stop TensorFlow; the arbiter starts another."""
+        """End the worker from the watchdog's thread: nothing else can stop TensorFlow; the arbiter starts another."""
         self._end(code, sent)
         self._around.reporter.counted("ending", reason=reason)
         os._exit(0)

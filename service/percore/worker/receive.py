@@ -46,7 +46,7 @@ class EndedEarly(ConnectionError):
     """The client left before the last byte of its request."""
 
 
-class Deadline:
+class TimedSource:
     """A socket whose every read ends by one moment, however little each of them moves.
 
     The head has a moment of its own, as it is small and sent at once by every client that means well. Both count from the
@@ -158,12 +158,12 @@ class WholeBody:
         return iter(self._opened())
 
 
-def parser(config: Any, source: Deadline, address: Address) -> Parser:
+def parser(config: Any, source: TimedSource, address: Address) -> Parser:
     """Return Gunicorn's parser of the requests that come over one connection."""
     return cast("Parser", http.get_parser(config, source, address))
 
 
-def read_head(requests: Parser, source: Deadline) -> Head | None:
+def read_head(requests: Parser, source: TimedSource) -> Head | None:
     """Read one request's head; return None where the client left without a word, or in the middle of one.
 
     Raises BadRequest for what is not HTTP, BodyTimeout for a slow client, OSError for one that reset the connection.
@@ -196,7 +196,7 @@ def is_reservation(head: Head) -> bool:
     return head.uri == "*" and not has_body(head)
 
 
-def read_body(head: Head, client: socket.socket, source: Deadline, largest: int) -> Buffer:
+def read_body(head: Head, client: socket.socket, source: TimedSource, largest: int) -> Buffer:
     """Receive the whole body, read-only.
 
     Raises EndedEarly where the client leaves before the last byte, BodyTooLarge over ``largest`` bytes, BadRequest for chunks
@@ -223,7 +223,7 @@ def _continue(head: Head, client: socket.socket) -> None:
         head._expected_100_continue = False
 
 
-def _read_sized(reader: LengthReader, source: Deadline) -> Buffer:
+def _read_sized(reader: LengthReader, source: TimedSource) -> Buffer:
     length = reader.length
     early = reader.unreader.take_buffered()[:length]
     if len(early) == length:
@@ -239,7 +239,7 @@ def _read_sized(reader: LengthReader, source: Deadline) -> Buffer:
     return view
 
 
-def _read_chunked(head: Head, source: Deadline, largest: int) -> Buffer:
+def _read_chunked(head: Head, source: TimedSource, largest: int) -> Buffer:
     body = bytearray()
     try:
         while data := head.body.read(READ_STEP):

@@ -1,7 +1,7 @@
-"""What a worker tells the exporter: events, one JSON object a line, over a unix socket that lives as long as the worker.
+"""What a worker tells the status server: events, one JSON object a line, over a unix socket that lives as long as the worker.
 
-End-of-file is how the exporter learns that a worker died, so nothing phantom can stay behind. Reporting never blocks and
-never fails a call: without an exporter events are dropped, and a later one learns the present state from ``hello``.
+End-of-file is how the status server learns that a worker died, so nothing phantom can stay behind. Reporting never blocks and
+never fails a call: without a status server events are dropped, and a later one learns the present state from ``hello``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import orjson
 
-from percore.worker.abandoned import peer_is_gone
+from percore.worker.client_disconnect import peer_is_gone
 
 MOST_UNSENT_BYTES = 1 << 20
 
 
 class Reporter:
-    """The worker's end of the socket; safe to use from the main thread and from the guardian."""
+    """The worker's end of the socket; safe to use from the main thread and from the watchdog."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
@@ -32,7 +32,7 @@ class Reporter:
         self._started: dict[str, Any] | None = None
 
     def tend(self) -> None:
-        """Connect if there is no connection, or no more, and send what an exporter that was slow has not taken yet."""
+        """Connect if there is no connection, or no more, and send what a status server that was slow has not taken yet."""
         with self._lock:
             if self._socket is not None and peer_is_gone(self._socket):
                 self._drop()
@@ -61,7 +61,7 @@ class Reporter:
         self._send({"event": "released"})
 
     def counted(self, event: str, **fields: Any) -> None:
-        """Tell of something that is only counted: ``abandoned``, or ``ending`` with its reason."""
+        """Tell of something that is only counted: ``client-disconnect``, or ``ending`` with its reason."""
         self._send({"event": event, **fields})
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Reporter:
         connection.setblocking(False)
         try:
             connection.connect(self._path)
-        except OSError:  # no exporter at present
+        except OSError:  # no status server at present
             connection.close()
             return
         self._socket = connection
@@ -90,12 +90,12 @@ class Reporter:
                 return
             if len(self._unsent) < MOST_UNSENT_BYTES:
                 self._unsent += line
-            else:  # an exporter that stands still: it will be told the state anew, once it moves
+            else:  # a status server that stands still: it will be told the state anew, once it moves
                 self._restate = True
             self._flush()
 
     def _flush(self) -> None:
-        """Send what the socket takes; forget the connection where the exporter has gone."""
+        """Send what the socket takes; forget the connection where the status server has gone."""
         if self._socket is None or not self._unsent:
             return
         try:

@@ -31,7 +31,7 @@ class Reservations:
         self._known: dict[bytes, str] = {}
 
     def read(
-        self, client: socket.socket, source: receive.Deadline, address: receive.Address
+        self, client: socket.socket, source: receive.TimedSource, address: receive.Address
     ) -> tuple[receive.Head | None, str]:
         """Return the call's head, None where no call comes, and the name of the gateway that reserved the worker, if any.
 

@@ -9,9 +9,9 @@ least number of calls is required too, because among few calls a single one is a
     (dict "name" "PercoreErrorBudgetBurn" "bad" "failed_calls" "objective" $rules.successObjective
       "summary" "Calls fail so often that the error budget will not last."
       "said" (printf "failed; the objective is that %v%% succeed." $rules.successObjective))
-    (dict "name" "PercoreWaitBudgetBurn" "bad" "long_waits" "objective" $rules.waitObjective
+    (dict "name" "PercoreWaitBudgetBurn" "bad" "long_waits" "objective" $rules.queueTimeObjective
       "summary" "Calls are queued so long that the budget of long queue times will not last."
-      "said" (printf "were queued longer than %ds; the objective is that %v%% are not." (int $rules.waitSeconds) $rules.waitObjective)) }}
+      "said" (printf "were queued longer than %ds; the objective is that %v%% are not." (int $rules.queueTimeSeconds) $rules.queueTimeObjective)) }}
 {{- range $window := list
     (dict "long" "1h" "short" "5m" "burn" "14.4" "severity" "critical")
     (dict "long" "6h" "short" "30m" "burn" "6" "severity" "critical")

@@ -91,7 +91,7 @@
 - alert: PercoreClientsDisconnect
   expr: |-
     sum by (namespace) (increase(percore_gateway_call_seconds_count{ {{- $series }},code="disconnected"}[1h]))
-    / sum by (namespace) (increase(percore_gateway_call_seconds_count{ {{- $series }}}[1h])) > {{ $rules.abandonedPercent }} / 100
+    / sum by (namespace) (increase(percore_gateway_call_seconds_count{ {{- $series }}}[1h])) > {{ $rules.clientDisconnectPercent }} / 100
     and round(sum by (namespace) (increase(percore_gateway_call_seconds_count{ {{- $series }},code="disconnected"}[1h]))) >= {{ int $rules.minimumCalls }}
   for: 5m
   labels:

@@ -5,7 +5,7 @@
 {{- $here := printf "namespace=%q" .Release.Namespace }}
 {{- $pods := printf "%s,deployment=\"%s-inference\"" $here $full }}
 {{- $hpa := printf "%s,horizontalpodautoscaler=\"%s-inference\"" $here $full }}
-{{- $exporters := printf "%s,service=\"%s-inference\"" $here $full }}
+{{- $statusServers := printf "%s,service=\"%s-inference\"" $here $full }}
 {{- $containers := printf "%s,pod=~\"%s-(inference|gateway)-[0-9a-z]+(-[0-9a-z]{5})?\"" $here $full }}
 {{- $queued := printf "sum by (namespace) (percore_in_flight_requests{%s,state=\"queued\"}) > 0" $series }}
 {{- $missing := printf "max by (namespace) (kube_deployment_spec_replicas{%s}) - max by (namespace) (kube_deployment_status_replicas_ready{%s}) > 0" $pods $pods }}
@@ -57,20 +57,20 @@
   expr: |-
     {{ $missing }}
     and on (namespace) {{ $queued }}
-  for: {{ add .Values.limits.load 300 }}s
+  for: {{ add .Values.timeouts.load 300 }}s
   labels:
     severity: critical
   annotations:
     summary: Calls are queued for pods that do not become ready.
-    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}. Calls are queued for them.'` (add .Values.limits.load 300) }}
+    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}. Calls are queued for them.'` (add .Values.timeouts.load 300) }}
 - alert: PercorePodsNotReady
   expr: {{ $missing }}
-  for: {{ add .Values.limits.load 300 }}s
+  for: {{ add .Values.timeouts.load 300 }}s
   labels:
     severity: warning
   annotations:
     summary: Pods that are wanted do not become ready.
-    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}.'` (add .Values.limits.load 300) }}
+    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}.'` (add .Values.timeouts.load 300) }}
 - alert: PercoreContainersRestart
   expr: |-
     round(max by (namespace, pod, container) (
@@ -84,7 +84,7 @@
     description: {{`'Container {{ $labels.container }} of pod {{ $labels.pod }} was restarted {{ $value }} times within an hour.'`}}
 # Workers that end after a timeout or a client's disconnect are seen in the statuses of their calls. A crash may be seen only here.
 - alert: PercoreWorkersCrash
-  expr: round(sum by (namespace) (increase(percore_worker_restarts_total{ {{- $exporters }},reason=~"crashed|arbiter-lost"}[1h]))) >= 3
+  expr: round(sum by (namespace) (increase(percore_worker_restarts_total{ {{- $statusServers }},reason=~"crashed|arbiter-lost"}[1h]))) >= 3
   labels:
     severity: warning
   annotations:

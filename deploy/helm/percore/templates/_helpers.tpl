@@ -58,32 +58,34 @@ capabilities:
 
 {{/* How long a pod may need for one call. Gunicorn's own timeout is as long. */}}
 {{- define "percore.callSeconds" -}}
-{{- add .Values.limits.run .Values.limits.body .Values.limits.body 30 -}}
+{{- add .Values.timeouts.run .Values.timeouts.body .Values.timeouts.answer 30 -}}
 {{- end }}
 
 {{/* Settings that mean the same in a pod and in the gateway. */}}
-{{- define "percore.limits" -}}
-- name: PERCORE_LOAD_LIMIT
-  value: {{ int64 .Values.limits.load | quote }}
-- name: PERCORE_BODY_LIMIT
-  value: {{ int64 .Values.limits.body | quote }}
-- name: PERCORE_WAIT_LIMIT
-  value: {{ int64 .Values.limits.wait | quote }}
-- name: PERCORE_RUN_LIMIT
-  value: {{ int64 .Values.limits.run | quote }}
-- name: PERCORE_DRAIN_LIMIT
+{{- define "percore.callSettings" -}}
+- name: PERCORE_LOAD_TIMEOUT
+  value: {{ int64 .Values.timeouts.load | quote }}
+- name: PERCORE_BODY_TIMEOUT
+  value: {{ int64 .Values.timeouts.body | quote }}
+- name: PERCORE_QUEUE_TIMEOUT
+  value: {{ int64 .Values.timeouts.queue | quote }}
+- name: PERCORE_RUN_TIMEOUT
+  value: {{ int64 .Values.timeouts.run | quote }}
+- name: PERCORE_ANSWER_TIMEOUT
+  value: {{ int64 .Values.timeouts.answer | quote }}
+- name: PERCORE_SHUTDOWN_TIMEOUT
   value: {{ min (include "percore.callSeconds" . | int64) 604800 | quote }}
 - name: PERCORE_MAX_BODY_BYTES
-  value: {{ int64 .Values.limits.bodyBytes | quote }}
-- name: PERCORE_QUEUE_MAX
-  value: {{ int64 .Values.queue.max | quote }}
+  value: {{ int64 .Values.maxBodyBytes | quote }}
+- name: PERCORE_QUEUE_LENGTH
+  value: {{ int64 .Values.queue.length | quote }}
 {{- end }}
 
 {{/*
 The gateway's memory in MiB: 320 for the process, what it may hold of bodies, and 24 KiB for each queued call.
 */}}
 {{- define "percore.gatewayMemory" -}}
-{{- $bytes := add (int64 .Values.gateway.spool.memoryBytes) (mul 24576 (int64 .Values.queue.max)) -}}
+{{- $bytes := add (int64 .Values.gateway.spool.memoryBytes) (mul 24576 (int64 .Values.queue.length)) -}}
 {{- .Values.gateway.memory | default (printf "%dMi" (add 320 (div (add $bytes 1048575) 1048576))) -}}
 {{- end }}
 
@@ -99,5 +101,5 @@ The gateway's memory in MiB: 320 for the process, what it may hold of bodies, an
 
 {{/* The metric that autoscaling reads. */}}
 {{- define "percore.metric" -}}
-{{- ternary "percore_wanted_pods" "percore_in_flight_requests" (gt (int .Values.autoscaling.buffer) 0) -}}
+{{- ternary "percore_desired_replicas" "percore_in_flight_requests" (gt (int .Values.autoscaling.spareReplicas) 0) -}}
 {{- end }}

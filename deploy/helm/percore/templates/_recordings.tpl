@@ -32,7 +32,7 @@ sum by (namespace, service) ({{ .function }}(percore_call_queue_seconds_count{ {
 {{- define "percore.long_waits" -}}
 clamp_min(
   {{ include "percore.waits" . }}
-  - sum by (namespace, service) ({{ .function }}(percore_call_queue_seconds_bucket{ {{- include "percore.gatewaySeries" .root }},le=~"{{ int .root.Values.monitoring.rules.waitSeconds }}(\\.0)?"}[{{ .window }}])),
+  - sum by (namespace, service) ({{ .function }}(percore_call_queue_seconds_bucket{ {{- include "percore.gatewaySeries" .root }},le=~"{{ int .root.Values.monitoring.rules.queueTimeSeconds }}(\\.0)?"}[{{ .window }}])),
   0
 )
 {{- end }}
@@ -46,7 +46,7 @@ clamp_min(
 - record: service:percore_success_objective:ratio
   expr: vector({{ $rules.successObjective }} / 100)
 - record: service:percore_wait_objective:ratio
-  expr: vector({{ $rules.waitObjective }} / 100)
+  expr: vector({{ $rules.queueTimeObjective }} / 100)
 {{- range $bad, $all := dict "failed_calls" "valid_calls" "long_waits" "waits" }}
 {{- range $calls := list $bad $all }}
 - record: service:percore_gateway_{{ $calls }}:rate5m

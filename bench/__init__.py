@@ -1,0 +1,5 @@
+"""Measures percore beside what people set up instead: ``python -m bench``, or ``make bench``.
+
+Every server is a real process on a free port of this machine. Results go to ``build/bench``; nothing here is imported by the
+service.
+"""

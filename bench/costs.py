@@ -1,0 +1,196 @@
+"""Where the time of an empty call goes in percore's worker: ``python -m bench.costs``.
+
+The worker's own code runs here over a real connection, in a process pinned to one core. First each step is timed by a wrapper
+around its function, which is nearly true; then cProfile names what is inside, which it makes slower, the small the more.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import json
+import os
+import pstats
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.http import wsgi
+from percore import settings
+from percore.api.app import create_app
+from percore.handlers import custom
+from percore.model_metadata import Catalog
+from percore.worker import answer, client_disconnect, exchange, receive
+from percore.worker.report import Reporter
+from percore.worker.watchdog import Watchdog
+
+from bench import client
+from bench.machine import pinned
+from tests.service.harness import ROOT
+
+One = Callable[[exchange.Surroundings, socket.socket], None]
+
+CALLS = 3000
+TOP = 25
+MESSAGE = client.request("/v1/models/default:predict", json.dumps({"inputs": [1.0]}).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One step, or one function."""
+
+    name: str
+    microseconds: float
+    """Of one call."""
+    calls: float = 1.0
+    """How often in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of one empty call."""
+
+    whole: float
+    """Microseconds from accept to the next accept, without wrappers: the median."""
+    steps: list[Cost]
+    """What the parts of ``Exchange.serve`` take; the application's holds everything of Flask and the handler."""
+    functions: list[Cost]
+    """The functions that take most by themselves, as cProfile sees them."""
+
+
+def measure(core: int) -> Costs:
+    """Measure on ``core``, in a process of its own; its log goes nowhere."""
+    with pinned([core]):
+        command = [sys.executable, "-m", "bench.costs"]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    found = json.loads(done.stdout)
+    return Costs(found["whole"], *([Cost(**each) for each in found[name]] for name in ("steps", "functions")))
+
+
+@contextmanager
+def _inbox(folder: Path) -> Iterator[None]:
+    """Stand in for the status server: another process that reads what the worker reports and does nothing with it."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(folder / "events.sock"))
+    listener.listen()
+    if os.fork() == 0:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # it has CPU of its own
+        connection, _ = listener.accept()
+        while connection.recv(1 << 16):
+            pass
+        os._exit(0)
+    with listener:
+        yield
+
+
+def _surroundings(reporter: Reporter, listener: socket.socket) -> exchange.Surroundings:
+    read = settings.load({"PERCORE_HANDLER": "percore.handlers.echo:Echo"})
+    model = custom.load("percore.handlers.echo:Echo", "default")
+    app = create_app([model], Catalog((model.info,)), max_body_bytes=read.limits.max_body_bytes)
+    watchdog = Watchdog(on_tick=reporter.tend)
+    watchdog.start()
+    return exchange.Surroundings(app.wsgi_app, Config(), read.limits, watchdog, reporter, listener.getsockname(), 1.0)
+
+
+def _serve(around: exchange.Surroundings, listener: socket.socket, calls: int, one: One | None = None) -> list[float]:
+    """Serve so many calls that are sent from here; return the seconds of each, from accept to the end of serving."""
+    spent = []
+    for _ in range(calls):
+        caller = socket.create_connection(listener.getsockname())
+        caller.sendall(MESSAGE)
+        began = time.perf_counter()
+        (one or _one)(around, listener)
+        spent.append(time.perf_counter() - began)
+        caller.close()
+    return spent
+
+
+def _one(around: exchange.Surroundings, listener: socket.socket) -> None:
+    """Do what Gunicorn's sync worker and percore's do with one connection."""
+    connection, address = listener.accept()
+    connection.setblocking(True)
+    exchange.Exchange(around, connection, address).serve()
+
+
+STEPS: dict[str, tuple[Any, str]] = {
+    "is the client still there?": (client_disconnect, "peer_is_gone"),
+    "parse the head (Gunicorn)": (receive, "read_head"),
+    "report that it starts": (Reporter, "started"),
+    "read the body": (receive, "read_body"),
+    "make the WSGI environment (Gunicorn)": (wsgi, "create"),
+    "format the answer's head": (answer, "head_of"),
+    "send the answer": (answer, "send"),
+    "close the connection": (answer, "close"),
+    "report that it ended": (Reporter, "finished"),
+    "write the log line": (exchange, "write_call"),
+}
+APPLICATION = "the application: Flask, JSON, handler"
+
+
+def _timed(work: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def wrapper(*arguments: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return work(*arguments, **named)
+        finally:
+            spent.append(time.perf_counter() - began)
+
+    return wrapper
+
+
+def _steps(around: exchange.Surroundings, listener: socket.socket) -> list[Cost]:
+    """Time each step of ``CALLS`` calls by wrapping its function. Medians: another process may get a turn in between."""
+    spent: dict[str, list[float]] = {name: [] for name in (*STEPS, APPLICATION)}
+    originals = {name: getattr(*place) for name, place in STEPS.items()}
+    for name, (owner, attribute) in STEPS.items():
+        setattr(owner, attribute, _timed(originals[name], spent[name]))
+    plain, around.application = around.application, _timed(around.application, spent[APPLICATION])
+    whole = _serve(around, listener, CALLS)
+    around.application = plain
+    for name, (owner, attribute) in STEPS.items():
+        setattr(owner, attribute, originals[name])
+    found = {name: statistics.median(each) for name, each in spent.items()}
+    found["everything between"] = statistics.median(whole) - sum(found.values())
+    return [Cost(name, seconds * 1e6) for name, seconds in sorted(found.items(), key=lambda each: -each[1])]
+
+
+def _functions(around: exchange.Surroundings, listener: socket.socket) -> list[Cost]:
+    profile = cProfile.Profile()
+    # The server's side alone: the client is in this process too.
+    _serve(around, listener, CALLS, one=lambda around, listener: profile.runcall(_one, around, listener))
+    found = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
+    own = sorted(((own, calls, *place) for place, (_, calls, own, _, _) in found), reverse=True)
+    return [Cost(_place(*place), seconds / CALLS * 1e6, calls / CALLS) for seconds, calls, *place in own[:TOP]]
+
+
+def _place(path: str, line: int, name: str) -> str:
+    """Return ``module/file.py:line function``, without the folders of this machine."""
+    if path == "~":
+        return re.sub(r" at 0x[0-9a-f]+", "", name)
+    return f"{'/'.join(Path(path).parts[-2:])}:{line} {name}"
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder, socket.create_server((client.HOST, 0)) as listener, _inbox(Path(folder)):
+        reporter = Reporter(Path(folder) / "events.sock")
+        reporter.tend()
+        around = _surroundings(reporter, listener)
+        _serve(around, listener, CALLS // 10)
+        whole = statistics.median(_serve(around, listener, CALLS)) * 1e6
+        steps, functions = _steps(around, listener), _functions(around, listener)
+        print(json.dumps(asdict(Costs(whole, steps, functions))))
+        reporter.close()
+
+
+if __name__ == "__main__":
+    main()

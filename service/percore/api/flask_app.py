@@ -1,0 +1,133 @@
+"""The Flask application that worker and status server have in common: lean answers, one shape of errors, names.
+
+Imports no numpy: the status server must stay small.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, Response, request
+from flask.sessions import NullSession, SessionInterface
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter
+
+from percore.errors import (
+    BadRequest,
+    BodyTooLarge,
+    CallError,
+    HandlerFailed,
+    MethodNotAllowed,
+    NotFound,
+    UnsupportedMediaType,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+Chunk = bytes | memoryview
+"""One piece of an answer's body; a memoryview is one-dimensional, of bytes, so that ``len`` is its size."""
+
+JSON = "application/json"
+_LOG = logging.getLogger("percore.api")
+_BY_STATUS: Mapping[int, type[CallError]] = {
+    each.status: each for each in (BadRequest, NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType)
+}
+
+
+class Answer(Response):
+    """A response whose body is a list of bytes-like chunks, handed to the server as they are.
+
+    werkzeug's own call copies and re-encodes every header, which costs as much as all the rest of an empty call.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], status: int = 200, content_type: str = JSON, **headers: str) -> None:
+        """``headers`` are further ones, with ``_`` for ``-``."""
+        lines = [("Content-Type", content_type), ("Content-Length", str(sum(map(len, chunks))))]
+        lines.extend((name.replace("_", "-"), value) for name, value in headers.items())
+        super().__init__(status=status, headers=lines)
+        self.response = chunks  # type: ignore[assignment]  # werkzeug knows no memoryview
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer as a WSGI application; a HEAD request gets the headers alone."""
+        start_response(self.status, self.headers.to_wsgi_list())
+        return () if environ["REQUEST_METHOD"] == "HEAD" else self.response  # type: ignore[return-value]
+
+
+def json_answer(document: Any, status: int = 200, **headers: str) -> Answer:
+    """Answer with plain JSON values. Any text in them is safe: it leaves as ASCII."""
+    return Answer([json.dumps(document, separators=(",", ":")).encode()], status, **headers)
+
+
+def error_answer(error: CallError) -> Answer:
+    """Answer with what a caller is told of ``error``."""
+    headers = {} if error.retry_after is None else {"Retry_After": str(error.retry_after)}
+    return json_answer(error.document(), error.status, **headers)
+
+
+def failed(error: BaseException) -> HandlerFailed:
+    """Log why the model failed, once, and return what the caller is told instead."""
+    _LOG.error("%s %s: the model failed", request.method, request.path, exc_info=error)
+    return HandlerFailed()
+
+
+def _on_failure(error: Exception) -> Answer:
+    return error_answer(failed(error))
+
+
+def _on_http_error(error: HTTPException) -> Answer:
+    status = error.code or 500
+    kind = _BY_STATUS.get(status, BadRequest if status < 500 else HandlerFailed)
+    if status == 405:
+        allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        message = f"{request.method} is not allowed on {_path()}; allowed: {allowed}"
+        return json_answer(kind(message).document(), status, Allow=allowed)
+    message = f"no route {_path()}; GET /openapi.json lists them" if status == 404 else str(error.description)
+    return error_answer(kind(message))
+
+
+def _path() -> str:
+    path = request.path
+    return repr(path if len(path) <= 100 else path[:100] + "...")
+
+
+class _Name(BaseConverter):
+    """A model's name, or a label. It holds no colon, which separates it from TensorFlow Serving's verb."""
+
+    regex = "[^/:]+"
+
+
+class _Version(BaseConverter):
+    """A version's number, as large as TensorFlow Serving's (63 bits)."""
+
+    regex = "[0-9]{1,19}"
+
+    def to_python(self, value: str) -> int:
+        return int(value)
+
+
+class _NoSession(SessionInterface):
+    """No cookies are read or written, so one empty session does for every call."""
+
+    _session = NullSession()
+
+    def open_session(self, app: Flask, request: Any) -> NullSession:  # noqa: ARG002
+        return self._session
+
+
+def prepare(app: Flask) -> None:
+    """Have an application answer every error as ``CallError.document`` does, and offer no sessions and no OPTIONS.
+
+    Its rules may then use the converters ``model``, ``label`` and ``version``. Doing it twice changes nothing.
+    """
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.session_interface = _NoSession()
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.url_map.converters.update(model=_Name, label=_Name, version=_Version)
+    app.register_error_handler(CallError, error_answer)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(Exception, _on_failure)

@@ -1,0 +1,122 @@
+"""The gateway's settings: the environment, read once, in the style of ``percore.settings``.
+
+``PERCORE_HOST``, ``PERCORE_PORT``, ``PERCORE_STATUS_PORT``, ``PERCORE_STATE_DIR``, ``PERCORE_LOG_LEVEL`` and the limits mean
+here what they mean in a pod, so that one set of values serves both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from percore.errors import SettingsError
+from percore.gateway.endpoints import Endpoint, parse
+from percore.settings import (
+    PATH,
+    PORT,
+    SECONDS,
+    TEXT,
+    LimitSettings,
+    Rule,
+    ServerSettings,
+    checked,
+    keys,
+    one_of,
+    read_groups,
+    setting,
+    within,
+)
+
+HEADER = Rule("empty, or a header's name", checked(str, lambda text: re.fullmatch(r"[A-Za-z0-9-]*", text) is not None))
+DELAY = Rule("seconds, from 0 to 600", checked(float, lambda value: 0 <= value <= 600))
+IDENTITY = Rule(
+    "empty, or up to 100 letters, digits, `.`, `_` or `-`",
+    checked(str, lambda text: re.fullmatch(r"[\w.-]{0,100}", text) is not None),
+)
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9_./-]*[A-Za-z0-9])?=([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?"
+SELECTOR = Rule(
+    "empty, or `LABEL=VALUE` entries with commas between them",
+    checked(str, lambda text: re.fullmatch(rf"({LABEL}(,{LABEL})*)?", text) is not None),
+)
+ENDPOINTS = Rule("empty, or `ADDRESS:PORT/STATUS_PORT` entries with commas between them", parse)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """The gateway, on a cluster and on one machine."""
+
+    name: str = setting("PERCORE_GATEWAY_NAME", "", IDENTITY)
+    """The name of this gateway in the workers' log. Empty: the machine's name."""
+    service: str = setting("PERCORE_GATEWAY_SERVICE", "", TEXT)
+    """The Kubernetes Service whose endpoints are the pods. Empty: one of the next two settings lists them."""
+    namespace: str = setting("PERCORE_GATEWAY_NAMESPACE", "default", TEXT)
+    """That Service's namespace."""
+    endpoints: tuple[Endpoint, ...] = setting("PERCORE_GATEWAY_ENDPOINTS", "", ENDPOINTS)
+    """Without Kubernetes: the pods, as `10.0.0.5:8080/9090,10.0.0.6:8080/9090`. `percore serve` ignores it: its workers are
+    its pods."""
+    endpoints_file: Path = setting("PERCORE_GATEWAY_ENDPOINTS_FILE", "", PATH)
+    """Without Kubernetes: a file with such entries, one a line. It may change: replace it in one piece, by renaming."""
+    pod_port: int = setting("PERCORE_GATEWAY_POD_PORT", "8080", PORT)
+    """In Kubernetes: the port on which pods take calls."""
+    pod_status_port: int = setting("PERCORE_GATEWAY_POD_STATUS_PORT", "9090", PORT)
+    """In Kubernetes: the port of the pods' status servers. The gateway asks them for the catalog and the slot."""
+    connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
+    """Connections of clients beyond those of queued calls. At the bound the one that is idle longest is closed. Without an
+    idle one, further connections wait in the kernel."""
+    idle_timeout: float = setting("PERCORE_GATEWAY_IDLE_TIMEOUT", "620", SECONDS)
+    """How long a connection may be idle between requests: longer than load balancers in front keep theirs."""
+    uploads: int = setting("PERCORE_GATEWAY_UPLOADS", "256", within(1, 65535))
+    """Bodies over 64 KiB, or of unknown length, that may be received at once; the next one gets 503. Others do not count."""
+    upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", within(1, 2**50))
+    """Bytes of all those bodies: as announced, and for bodies of unknown length as they come. One body is always taken."""
+    spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
+    """Folder, on a disk, for bodies and answers that wait. Files in it have no name. Empty: the state directory."""
+    spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", within(0, 2**50))
+    """Bytes that may wait in files. Beyond it callers get 503."""
+    spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", within(0, 2**40))
+    """Bytes of bodies and answers that may stay in memory, large ones in half of it; what finds no room goes to files."""
+    shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
+    """Seconds from SIGTERM to closing the listener. In this time load balancers see that the gateway is not ready. On one
+    machine this time is part of `PERCORE_SHUTDOWN_TIMEOUT`."""
+    priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
+    """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
+    there is no such header."""
+    deletion_costs: str = setting("PERCORE_GATEWAY_DELETION_COSTS", "yes", one_of("yes", "no"))
+    """In Kubernetes: whether pods that compute get a deletion cost, so that scaling in removes free pods first. Needs the
+    rights to list and to patch pods."""
+    pod_selector: str = setting("PERCORE_GATEWAY_POD_SELECTOR", "", SELECTOR)
+    """In Kubernetes: labels of the pods. The gateway reads deletion costs of pods with these labels only. Empty: it lists all
+    pods of the namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting of a gateway, by group."""
+
+    gateway: GatewaySettings
+    server: ServerSettings
+    limits: LimitSettings
+
+
+GROUPS: dict[str, type[Any]] = {"gateway": GatewaySettings, "server": ServerSettings, "limits": LimitSettings}
+
+
+def load(environ: Mapping[str, str] | None = None, *, on_machine: bool = False) -> Settings:
+    """Read the gateway's settings, as ``percore.settings.read_groups`` does.
+
+    ``on_machine``: on one machine the gateway's environment is the workers' too, with settings that only they read.
+    """
+    others = keys() if on_machine else frozenset[str]()
+    settings = Settings(**read_groups(GROUPS, environ, others.__contains__))
+    _check_source(settings.gateway)
+    return settings
+
+
+def _check_source(gateway: GatewaySettings) -> None:
+    given = [bool(gateway.service), bool(gateway.endpoints), gateway.endpoints_file != Path()]
+    if sum(given) > 1:
+        keys = "PERCORE_GATEWAY_SERVICE, PERCORE_GATEWAY_ENDPOINTS and PERCORE_GATEWAY_ENDPOINTS_FILE"
+        raise SettingsError(f"{keys}: set one of them, not {sum(given)}")

@@ -1,0 +1,138 @@
+"""What is served: the models of a repository in TensorFlow Serving's layout, or a user's own handler.
+
+Imported in a worker only. TensorFlow is imported in here by the function that needs it, so that a handler starts without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from percore.errors import LoadError
+from percore.handlers import Model, custom
+from percore.model_metadata import ModelInfo
+from percore.settings import NAME, Settings
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras"
+LARGEST_VERSION = 2**63 - 1
+PLATFORMS = {"saved_model.pb": "tensorflow_savedmodel", "saved_model.pbtxt": "tensorflow_savedmodel", "model.keras": "keras"}
+"""By the file that makes a folder a model; the first wins where there are both."""
+
+Labels = Mapping[str, Mapping[str, int]]
+"""Versions by label by model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One version that can be loaded."""
+
+    info: ModelInfo
+    """Without signatures and load time: only loading tells them."""
+    folder: Path
+
+
+def load_models(settings: Settings, threads: int) -> list[Model]:
+    """Load the handler, or every version in the repository, to compute a call on ``threads`` cores.
+
+    Call it once, in the thread that will call the models. Raises LoadError with one sentence.
+    """
+    models = settings.models
+    if models.handler:
+        check_labels([(models.name, custom.VERSION)], models.labels)
+        return [custom.load(models.handler, models.name, labels_of(models.labels, models.name, custom.VERSION))]
+    found = scan(models.repository, models.labels)
+    # Here and not above: it takes seconds and hundreds of megabytes.
+    from percore.handlers import tensorflow  # noqa: PLC0415
+
+    tensorflow.configure(threads)
+    for module in models.imports:
+        custom.import_module("PERCORE_IMPORT", module)
+    return [tensorflow.load(each.info, each.folder) for each in found]
+
+
+def scan(repository: Path, labels: Labels) -> list[Found]:
+    """Return every version of every model in ``repository``, by name and version; read nothing but names of files.
+
+    Raises LoadError where there is no model, where a model has no version, and where a label names none.
+    """
+    found = [each for folder in _folders(repository) if _is_model(folder) for each in _versions(folder, labels)]
+    if not found:
+        raise LoadError(f"model repository {repository} holds no models; expected {LAYOUT}")
+    check_labels([(each.info.name, each.info.version) for each in found], labels)
+    return found
+
+
+def check_labels(served: Iterable[tuple[str, int]], labels: Labels) -> None:
+    """Raise LoadError where a label is for a model, or names a version, that is not in ``served``."""
+    known = set(served)
+    for name, versions in labels.items():
+        for label, version in versions.items():
+            if (name, version) not in known:
+                there = ", ".join(str(number) for model, number in sorted(known) if model == name) or "none"
+                raise LoadError(
+                    f"label {label!r} of model {name!r} names version {version}, which is not there; versions: {there}"
+                )
+
+
+def labels_of(labels: Labels, name: str, version: int) -> tuple[str, ...]:
+    """Return the labels of one version, sorted."""
+    return tuple(sorted(label for label, number in labels.get(name, {}).items() if number == version))
+
+
+def _is_model(folder: Path) -> bool:
+    # Volumes bring such folders along: `..data` of a ConfigMap, `lost+found` of ext4.
+    if folder.name.startswith(".") or folder.name == "lost+found":
+        logger.debug("%s is ignored: not a model", folder)
+        return False
+    try:
+        NAME.parse(folder.name)
+    except ValueError:
+        raise LoadError(f"model folder {folder}: its name must be {NAME.text}") from None
+    return True
+
+
+def _versions(folder: Path, labels: Labels) -> list[Found]:
+    """Return the versions of one model, the oldest first."""
+    versions: dict[int, Found] = {}
+    for each in _folders(folder):
+        number, platform = _number(each), _platform(each)
+        if number is None or platform is None:
+            logger.debug("%s is ignored: not a version, which is a number and holds %s", each, " or ".join(PLATFORMS))
+            continue
+        if number in versions:
+            raise LoadError(f"model {folder.name!r} has version {number} twice: {versions[number].folder} and {each}")
+        info = ModelInfo(folder.name, number, platform, {}, labels_of(labels, folder.name, number))
+        versions[number] = Found(info, each)
+    if not versions:
+        raise LoadError(f"model {folder.name!r} in {folder} has no version that can be loaded; expected {LAYOUT}")
+    return [versions[number] for number in sorted(versions)]
+
+
+def _number(folder: Path) -> int | None:
+    """Return the version that a folder is named after; leading zeros are allowed, as TensorFlow Serving does."""
+    if not (folder.name.isascii() and folder.name.isdigit()):
+        return None
+    if len(folder.name.lstrip("0")) > len(str(LARGEST_VERSION)) or int(folder.name) > LARGEST_VERSION:
+        raise LoadError(f"version folder {folder}: a version must be at most {LARGEST_VERSION}")
+    return int(folder.name)
+
+
+def _platform(folder: Path) -> str | None:
+    return next((platform for file, platform in PLATFORMS.items() if (folder / file).is_file()), None)
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    """Yield the folders in ``parent`` by name; say which files are ignored."""
+    try:
+        children = sorted(parent.iterdir())
+    except OSError as error:
+        raise LoadError(f"model repository folder {parent} cannot be read: {error.strerror}; expected {LAYOUT}") from error
+    for child in children:
+        if child.is_dir():
+            yield child
+        else:
+            logger.debug("%s is ignored: not a folder", child)

@@ -1,0 +1,128 @@
+"""The folder that the processes of one service share: unix sockets and locks.
+
+Cleaners of ``/tmp`` remove files that were not used for days, and sometimes all files. So the process that owns a file here
+touches it regularly, and creates it again if it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from percore.errors import StartError
+
+log = logging.getLogger("percore.state_dir")
+
+KEY = "PERCORE_STATE_DIR"
+TOUCH_SECONDS = 3600.0
+"""How old a file may become: cleaners take those that are a day old, or ten days."""
+
+
+def make(folder: Path, key: str = KEY) -> None:
+    """Make sure that the folder is there; raise StartError where it cannot be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"{key}={str(folder)!r}: cannot be made a folder: {error.strerror}") from error
+
+
+def own(folder: Path) -> None:
+    """Create the folder if it is missing; raise StartError if it belongs to another user.
+
+    It may be root's, as a volume of a pod is. A symbolic link in ``/tmp`` may be somebody's trick.
+    """
+    with explained(folder):
+        if folder.is_symlink():
+            raise StartError(f"{KEY}={str(folder)!r}: must be a folder, and is a symbolic link")
+        make(folder)
+        if folder.lstat().st_uid not in (0, os.geteuid()):
+            raise StartError(f"{KEY}={str(folder)!r}: must belong to the user that runs the service")
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise StartError, which names the file, for an error of the file system."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(f"{path}: cannot be used (it is in {KEY}): {error.strerror or error}") from error
+
+
+def touch(path: Path) -> bool:
+    """Have cleaners of old files leave this one; return False if it is gone."""
+    try:
+        if time.time() - path.lstat().st_mtime > TOUCH_SECONDS:
+            os.utime(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def clear_socket(path: Path) -> None:
+    """Remove the file of a socket that a killed process left; raise StartError if something else is in its place."""
+    with explained(path), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise StartError(f"{path}: must be a socket, or not there")
+        path.unlink()
+
+
+class Lock:
+    """A file that one process at a time holds. The kernel releases it when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._said = False
+
+    def take(self) -> bool:
+        """Take it; return False if another process has it. Raises StartError if the file cannot be used."""
+        own(self._path.parent)
+        while True:
+            with explained(self._path):
+                fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    os.close(fd)
+                    if isinstance(error, BlockingIOError):
+                        return False
+                    raise
+            if self._is_here(fd):
+                break
+            os.close(fd)  # it was removed before it was locked: the next one to come would lock another file
+        self.close()
+        self._fd = fd
+        return True
+
+    def _is_here(self, fd: int) -> bool:
+        """Tell whether the path still leads to the file that is locked."""
+        try:
+            return os.path.samestat(self._path.lstat(), os.fstat(fd))
+        except OSError:
+            return False
+
+    def keep(self) -> bool:
+        """Touch the file, and take the lock again if the file was removed; return False if another process has the lock now."""
+        if touch(self._path) and self._is_here(self._fd):
+            self._said = False
+            return True
+        if not self._said:
+            self._said = True
+            log.warning("%s was removed: it is made again", self._path)
+        try:
+            return self.take()
+        except StartError as error:  # no other process can have it either
+            log.debug("%s", error)
+            return True
+
+    def close(self) -> None:
+        """Release it, or forget it in a process that was forked."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

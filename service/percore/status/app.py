@@ -1,0 +1,51 @@
+"""The status server of workers: their probes, metrics, slot and catalog, and the reads of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+
+from percore import __version__
+from percore.api.reads import Reads
+from percore.errors import NotReady
+from percore.http.request import JSON, Answer
+from percore.http.status import StatusServer
+from percore.status.workers import State, Workers
+
+
+def observe(workers: Workers) -> None:
+    """Set the gauges of workers."""
+    states = workers.states()
+    for state in State:
+        workers.metrics.workers.labels(state.value).set(states[state])
+
+
+def no_worker(workers: Workers) -> str:
+    """Return why no worker can take calls; empty if one can, now or when it is free."""
+    return "" if workers.ready() else "no worker has loaded its models"
+
+
+def documents(workers: Workers) -> Callable[[str], Answer]:
+    """Return a function that answers the paths ``/slot``, ``/catalog``, and the reads of the API."""
+    reads = Reads(workers.catalog)
+
+    def answer(path: str) -> Answer:
+        if path == "/slot":
+            return 200, JSON, orjson.dumps({"slot": workers.slot()})
+        if path == "/catalog":
+            catalog = workers.catalog()
+            if catalog is None:
+                raise NotReady("the model is not loaded yet")
+            return 200, JSON, orjson.dumps(catalog.document())
+        return reads.answer(path)
+
+    return answer
+
+
+def create_server(workers: Workers) -> StatusServer:
+    """Return a pod's status server."""
+    metrics = workers.metrics
+    metrics.build_info.labels(__version__).set(1)
+    probes = {"/livez": lambda: "", "/readyz": lambda: no_worker(workers)}
+    return StatusServer(metrics.registry, lambda: observe(workers), probes, documents(workers))

@@ -1,0 +1,38 @@
+"""The process of a pod's status server: one thread for the workers' reports, an event loop for HTTP."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from types import FrameType
+
+from prometheus_client import disable_created_metrics
+
+from percore import logs, state_dir
+from percore.http.front import bind
+from percore.settings import Settings
+from percore.status.app import create_server
+from percore.status.event_receiver import EventReceiver
+from percore.status.workers import Workers
+from percore.worker_metrics import WorkerMetrics
+
+log = logging.getLogger("percore.status")
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop."""
+    logs.configure(settings.server.log_level)
+    state_dir.own(settings.server.state_dir)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
+    workers = Workers(WorkerMetrics())
+    signal.signal(signal.SIGTERM, _stop)
+    host, port = settings.server.host, settings.server.status_port
+    listener = bind(host, port, "PERCORE_STATUS_PORT")
+    EventReceiver(settings.server.reports, workers).start()
+    log.info("the status server listens on %s:%d", host, port)
+    create_server(workers).run(listener)

@@ -1,0 +1,123 @@
+"""What the status server knows of the workers, from their events alone. Pure: no sockets, no clock."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from percore.model_metadata import Catalog
+from percore.worker_metrics import CLIENT_DISCONNECT, LOST, WorkerMetrics
+
+log = logging.getLogger("percore.status")
+
+
+class State(StrEnum):
+    """What a worker does."""
+
+    LOADING = "loading"
+    FREE = "free"
+    BUSY = "busy"
+
+
+@dataclass(slots=True)
+class Worker:
+    """One connected worker."""
+
+    pid: int = 0
+    state: State = State.LOADING
+    ending: str = ""
+    """Why it said it would end."""
+
+
+class Workers:
+    """Every connected worker; a connection's end is a worker's end, so nothing can be left behind.
+
+    The thread of the unix socket writes, the threads of HTTP read: each under the lock.
+    """
+
+    def __init__(self, metrics: WorkerMetrics) -> None:
+        self.metrics = metrics
+        self._lock = threading.Lock()
+        self._workers: dict[int, Worker] = {}
+        self._catalog: Catalog | None = None
+
+    def joined(self, connection: int) -> None:
+        """Take in a new connection; what it is, its first event tells."""
+        with self._lock:
+            self._workers[connection] = Worker()
+
+    def left(self, connection: int) -> None:
+        """Forget a worker, and count how it ended where it should not have ended."""
+        with self._lock:
+            worker = self._workers.pop(connection)
+        if worker.pid == 0 or worker.ending == "stopped":
+            return
+        self.metrics.restarts.labels(worker.ending or "crashed").inc()
+        if not worker.ending:
+            log.error("worker %d died without a word", worker.pid)
+            if worker.state is State.BUSY:
+                self.metrics.calls.labels("", LOST).inc()
+
+    def tell(self, connection: int, event: Mapping[str, Any]) -> None:
+        """Take in one event of a worker."""
+        with self._lock:
+            worker = self._workers[connection]
+            match event["event"]:
+                case "hello":
+                    self._hello(worker, event)
+                case "started":
+                    worker.state = State.BUSY
+                case "released":
+                    worker.state = State.FREE
+                case "finished":
+                    worker.state = State.FREE
+                    self._finished(event)
+                case "client-disconnect":
+                    self.metrics.client_disconnects.labels(event["state"]).inc()
+                case "ending":
+                    worker.ending = event["reason"]
+
+    def _hello(self, worker: Worker, event: Mapping[str, Any]) -> None:
+        worker.pid = event["worker"]
+        if "catalog" not in event:
+            return
+        worker.state = State.FREE
+        self._catalog = Catalog.from_document(event["catalog"])
+        for model in self._catalog:
+            self.metrics.load.labels(model.name, model.version).set(model.load_seconds)
+            self.metrics.model_info.labels(model.name, model.version, model.platform).set(1)
+
+    def _finished(self, event: Mapping[str, Any]) -> None:
+        self.metrics.calls.labels(event["model"], event["code"]).inc()
+        if event["run"] is not None and event["code"] != CLIENT_DISCONNECT:
+            self.metrics.duration.labels(event["model"]).observe(event["run"])
+
+    def catalog(self) -> Catalog | None:
+        """Return what is served; None before the first worker has loaded it."""
+        return self._catalog
+
+    def ready(self) -> bool:
+        """Tell whether any worker can take calls, now or when it is free: busy is ready, loading is not."""
+        with self._lock:
+            return any(worker.state is not State.LOADING for worker in self._workers.values())
+
+    def slot(self) -> str:
+        """Return whether a pod's worker can take a call: ``free``, ``taken`` or ``loading``.
+
+        It is taken as long as anything is computed, whoever may still wait for the answer.
+        """
+        with self._lock:
+            states = {worker.state for worker in self._workers.values()}
+        if State.BUSY in states:
+            return "taken"
+        return "free" if State.FREE in states else "loading"
+
+    def states(self) -> Counter[State]:
+        """Return how many workers do what."""
+        with self._lock:
+            return Counter(worker.state for worker in self._workers.values() if worker.pid)

@@ -1,0 +1,210 @@
+"""The arbiter: Gunicorn, configured from the settings.
+
+It never imports Flask, numpy or TensorFlow: its workers do, each for itself, after the fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
+from gunicorn.glogging import Logger
+
+from percore import cores, logs, sockets, state_dir
+from percore.errors import START_FAILED, SettingsError, StartError
+from percore.settings import LimitSettings, Settings
+from percore.worker.call_worker import CallWorker, shut_down
+from percore.worker.restart_backoff import RestartBackoff
+
+MARGIN_SECONDS = 30.0
+FAST_SECONDS = 2
+"""How long workers have on SIGQUIT."""
+KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
+"""A gateway or a client that is dead without a word is noticed within 14 s: it must not hold the worker.
+
+There is no ``TCP_USER_TIMEOUT`` among them. Linux applies it to a peer that lives but does not read as well, so that it would
+cut off the slow reader of a large answer. The time that an answer may take has its own limit.
+"""
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
+
+
+class JsonLogger(Logger):  # type: ignore[misc]
+    """Gunicorn's log lines, in the format of all others."""
+
+    def setup(self, cfg: Any) -> None:
+        """Leave the handlers to ``percore.logs``."""
+        self.cfg = cfg
+        self._access_log_enabled = False
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.NOTSET)
+
+
+def backstop(limits: LimitSettings) -> int:
+    """Return Gunicorn's ``timeout``: longer than any call may take, for when not even the watchdog gets a turn."""
+    return math.ceil(limits.body_timeout + limits.run_timeout + limits.answer_timeout + MARGIN_SECONDS)
+
+
+def options(settings: Settings, workers: int | None) -> dict[str, Any]:
+    """Return Gunicorn's settings for so many workers of one machine, each with a unix socket; None: a pod, one TCP port."""
+    server = settings.server
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    if workers is None:
+        bind = [f"{host}:{server.port}"]
+    else:
+        bind = [f"unix:{server.worker_socket(number)}" for number in range(workers)]
+    chosen: dict[str, Any] = {
+        "bind": bind,
+        "workers": len(bind),
+        "worker_class": CallWorker,
+        "preload_app": False,
+        "timeout": backstop(settings.limits),
+        "graceful_timeout": math.ceil(settings.limits.shutdown_timeout),
+        "logger_class": JsonLogger,
+        "control_socket_disable": True,
+        "forwarder_headers": "",  # nobody in front may change the path or the scheme that a call sees
+        "forwarded_allow_ips": "",
+        "proc_name": "percore",
+        "when_ready": _keep_alive,
+    }
+    if SHARED_MEMORY.is_dir():
+        chosen["worker_tmp_dir"] = str(SHARED_MEMORY)  # heartbeats must not wait for a disk
+    return chosen
+
+
+def _keep_alive(arbiter: Arbiter) -> None:
+    """Have the kernel probe the peer of each connection that is accepted: it passes a listener's options on."""
+    for listener in arbiter.LISTENERS:
+        if listener.sock.family != socket.AF_UNIX:
+            sockets.set_options(listener.sock, KEEPALIVE)
+
+
+class CallArbiter(Arbiter):  # type: ignore[misc]
+    """Gunicorn's arbiter, with other reasons to stop.
+
+    There it stops whenever a worker ends with status 3 or 4; a handler that calls ``exit(3)`` must not end the service.
+    """
+
+    WORKER_BOOT_ERROR = APP_LOAD_ERROR = START_FAILED
+
+    LISTENERS: list[Any]
+    halting = False
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """Stop with a reason; what ends meanwhile is no other reason."""
+        self.halting = True
+        super().halt(reason, exit_status)
+
+    def _ignore(self, *_: object) -> None:
+        """Do nothing: there are as many workers as groups of cores, and the supervisor is the one to be upgraded."""
+
+    handle_ttin = handle_ttou = handle_usr2 = handle_winch = _ignore
+
+    def reap_workers(self) -> None:
+        """Take note of workers that ended; stop only for one that could not load before any ever had."""
+        before = set(self.WORKERS)
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self.app.backoff.ever_ready and not self.halting:
+                raise
+        ended = before - set(self.WORKERS)
+        for group in ended:
+            # What a handler started would go on computing on the core that the next worker takes.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+
+    def manage_workers(self) -> None:
+        """Keep the workers' sockets, and the number of workers; called every second."""
+        gone = [number for number, listener in enumerate(self.LISTENERS) if _is_gone(listener)]
+        if [number for number in gone if self._listen_again(number)]:
+            self.kill_workers(signal.SIGTERM)  # they end after their calls; the next ones have the new sockets
+        super().manage_workers()
+
+    def _listen_again(self, number: int) -> bool:
+        """Make a socket again whose file was removed; return whether it is there."""
+        old = self.LISTENERS[number]
+        try:
+            state_dir.own(Path(old.cfg_addr).parent)
+            self.LISTENERS[number] = type(old)(old.cfg_addr, self.cfg, self.log)
+        except (StartError, OSError, ValueError) as error:
+            self.log.warning("%s was removed, and cannot be made again: %s", old.cfg_addr, error)
+            return False
+        self.log.warning("%s was removed: it is made again, and the workers start again after their calls", old.cfg_addr)
+        old.close()
+        return True
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop. Close the sockets at once, so that gateways use other pods, and let running calls end."""
+        if not graceful:
+            self.cfg.set("graceful_timeout", FAST_SECONDS)
+        for listener in self.LISTENERS:
+            shut_down(listener.sock)
+        # Gunicorn removes the files. If one is gone already, it fails in the middle of the stop.
+        self.LISTENERS = [each for each in self.LISTENERS if not _is_gone(each)]
+        super().stop(graceful)
+
+
+def _is_gone(listener: Any) -> bool:
+    """Keep the file of a worker's socket from cleaners; tell whether it is gone."""
+    return listener.sock.family == socket.AF_UNIX and not state_dir.touch(Path(listener.cfg_addr))
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """Gunicorn's application object: the workers take the settings and the groups of cores from it."""
+
+    def __init__(self, settings: Settings, workers: int | None) -> None:
+        self.settings = settings
+        self.workers = workers
+        self.pins = workers is not None
+        """Whether workers pin themselves to their cores; in a pod the kubelet does."""
+        groups = cores.deal(cores.usable_cores(), settings.cores.per_call)
+        if workers is not None and workers > len(groups):
+            raise SettingsError(f"--workers {workers}: must be at most {len(groups)}: this machine has so many groups of cores")
+        self.groups = groups[: workers or 1]
+        self.backoff = RestartBackoff(len(self.groups))
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Hand the options to Gunicorn."""
+        for name, value in options(self.settings, self.workers).items():
+            self.cfg.set(name, value)
+
+    def run(self) -> None:
+        """Run the arbiter."""
+        CallArbiter(self).run()
+
+
+def serve(settings: Settings, workers: int | None = None) -> None:
+    """Run the arbiter until it is told to stop; never returns. ``workers``: see ``options``."""
+    logs.configure(settings.server.log_level)
+    state_dir.own(settings.server.state_dir)
+    for number in range(workers or 0):
+        _check_free(settings.server.worker_socket(number))
+    Server(settings, workers).run()
+
+
+def _check_free(path: Path) -> None:
+    """Raise StartError unless the socket of a worker can be made here. The file of an earlier life is removed."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+        except OSError as error:
+            raise StartError(f"{path}: cannot be a socket of a worker: {error.strerror or error}") from error
+        else:
+            raise StartError(f"{path}: another service has workers there; set another PERCORE_STATE_DIR")
+    state_dir.clear_socket(path)
+    with state_dir.explained(path), socket.socket(socket.AF_UNIX) as trial:  # Gunicorn's own try ends in a loop of restarts
+        trial.bind(str(path))
+        path.unlink()

@@ -1,0 +1,43 @@
+"""How starts of workers went, in memory that the arbiter and its workers share: whether any was ever ready, and how many have
+begun since one last was.
+
+A load that fails before anything was ever served is a mistake of the operator's: the service ends. One that fails later, when a
+worker is replaced, must not end the others: it is tried again, less and less often.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+LONGEST_DELAY_SECONDS = 10.0
+EVER_READY, BEGUN = 0, 1
+MOST_BEGUN = 255
+
+
+def restart_delay(failures: int) -> float:
+    """Return seconds to wait before the next start, after so many in a row that failed."""
+    return min(0.1 * 2.0**failures, LONGEST_DELAY_SECONDS) if failures > 0 else 0.0
+
+
+class RestartBackoff:
+    """Two bytes, shared by fork."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._shared = mmap.mmap(-1, 2)
+
+    def begin(self) -> float:
+        """Count one more start and return the seconds to wait before it: none for the first of each worker."""
+        begun = self._shared[BEGUN]
+        self._shared[BEGUN] = min(begun + 1, MOST_BEGUN)
+        return restart_delay(begun + 1 - self._workers)
+
+    def succeed(self) -> None:
+        """Say that a worker is ready."""
+        self._shared[EVER_READY] = 1
+        self._shared[BEGUN] = 0
+
+    @property
+    def ever_ready(self) -> bool:
+        """Whether any worker was ready since the arbiter started."""
+        return bool(self._shared[EVER_READY])
