@@ -97,7 +97,7 @@ class MethodNotAllowed(CallError):
 
 
 class BodyTimeout(CallError):
-    """The client took longer than the body limit to send its request."""
+    """The client took longer than the body timeout to send its request."""
 
     status = 408
     code = "body-timeout"
@@ -173,7 +173,7 @@ class NotReady(CallError):
 
 
 class RunTimeout(CallError):
-    """The call computed longer than the run limit; its worker is replaced."""
+    """The call computed longer than the run timeout; its worker is replaced."""
 
     status = 504
     code = "run-timeout"

@@ -173,7 +173,7 @@ class LimitSettings:
     """Calls that may be queued; the next one gets 429."""
     on_client_disconnect: str = setting("PERCORE_ON_CLIENT_DISCONNECT", "end", one_of("end", "end-if-worthwhile", "finish"))
     """When the client goes away while its call computes: `end` the worker at once; end it only where what is left of the
-    run limit exceeds the time a load takes; or `finish` the call for nobody."""
+    run timeout exceeds the time a load takes; or `finish` the call for nobody."""
 
 
 @dataclass(frozen=True, slots=True)

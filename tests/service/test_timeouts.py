@@ -1,4 +1,4 @@
-"""Load, body, queue, run and drain: each phase of a call has its own clock."""
+"""Load, body, queue, run, answer and shutdown: each phase of a call has its own timeout."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def test_a_call_over_the_run_limit_is_answered_504_and_its_worker_is_replaced() 
         answer = service.call(sleep=30)
         assert answer.status_code == 504
         assert answer.json() == {
-            "error": "the call computed longer than the run limit, 1 s, and was ended",
+            "error": "the call computed longer than the run timeout, 1 s, and was ended",
             "code": "run-timeout",
         }
         assert answer.headers["X-Request-ID"]

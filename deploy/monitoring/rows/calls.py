@@ -24,7 +24,7 @@ def panels() -> Iterator[make.Panel]:
     failed = make.lines(
         "Failed calls, a minute",
         "Calls that failed by a fault of the release. 429: the queue is full. 500: the model raises, see the pods' logs. "
-        "502: pods die. 503: the wait limit has passed, or the gateway is overloaded. 504: the run limit has passed. "
+        "502: pods die. 503: the queue timeout has passed, or the gateway is overloaded. 504: the run timeout has passed. "
         "5xx: a handler answered with another such status. "
         "The runbook says more.",
         "cpm",

@@ -36,7 +36,7 @@ def panels() -> Iterator[make.Panel]:
         make.lines(
             "Worker restarts, a minute",
             "After each one the models are loaded again. `client-disconnect`: clients disconnect, see the row Gateway. "
-            "`run-timeout`: calls exceed the run limit. `crashed`: out of memory, or a fault of the model; see the pod's log.",
+            "`run-timeout`: calls exceed the run timeout. `crashed`: out of memory, or a fault of the model; see the pod's log.",
             "cpm",
             [line(a_minute("percore_worker_restarts_total", STATUS_SERVER, "reason"), "{{reason}}")],
             span=12,

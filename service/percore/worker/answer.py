@@ -108,7 +108,7 @@ def wait_for_helpers(seconds: float) -> None:
         thread.join(max(0.0, ends - time.monotonic()))
 
 
-def drain(client: socket.socket) -> None:
+def discard_unread(client: socket.socket) -> None:
     """Take in what is there, without waiting: the process is about to end and must not reset the connection by that."""
     with contextlib.suppress(OSError):
         client.shutdown(socket.SHUT_WR)

@@ -21,7 +21,7 @@ def peer_is_gone(client: socket.socket) -> bool:
 def should_end(policy: str, run_seconds_left: float, load_seconds: float) -> bool:
     """Decide whether to end a worker that computes for nobody, by ``PERCORE_ON_CLIENT_DISCONNECT``.
 
-    Ending it costs a load, finishing costs what is left of the call, and nobody knows more of that than the run limit says.
+    Ending it costs a load, finishing costs what is left of the call, and nobody knows more of that than the run timeout says.
     """
     if policy == "end-if-worthwhile":
         return run_seconds_left > load_seconds

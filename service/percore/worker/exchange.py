@@ -271,14 +271,16 @@ class Exchange:
         return True
 
     def _run_timeout(self) -> RunTimeout:
-        return RunTimeout(f"the call computed longer than the run limit, {self._around.limits.run_timeout:g} s, and was ended")
+        return RunTimeout(
+            f"the call computed longer than the run timeout, {self._around.limits.run_timeout:g} s, and was ended"
+        )
 
     def _expired(self) -> None:
         self._run = self._around.limits.run_timeout
         code = "504"
         try:
             sent = answer.send(self._client, self._refusal(self._run_timeout()), seconds=1.0)
-            answer.drain(self._client)
+            answer.discard_unread(self._client)
         except answer.Undelivered as error:
             code, sent = UNDELIVERED, error.sent
         self._end_process(code, sent, reason="run-timeout")

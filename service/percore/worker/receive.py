@@ -1,7 +1,7 @@
 """HTTP requests in, each under one deadline for the whole of it.
 
 Gunicorn parses the head. The body is received here, straight into one buffer, because a body of many megabytes must not be
-copied, a trickled one must not outlive the body clock, and one that is too large must be refused before it is read.
+copied, a trickled one must not outlive the body timeout, and one that is too large must be refused before it is read.
 """
 
 from __future__ import annotations
