@@ -48,8 +48,8 @@ def settings_page() -> str:
         NOTICE,
         "# Settings",
         "",
-        "Read once from the environment, by `service/percore/settings.py` and `service/percore/gateway/gateway_settings.py`. A value",
-        "that breaks its rule stops the start, and so does a `PERCORE_` key that does not exist; one line names it. In",
+        "Read once from the environment, by `service/percore/settings.py` and `service/percore/gateway/gateway_settings.py`.",
+        "A value that breaks its rule stops the start, and so does a `PERCORE_` key that does not exist; one line names it. In",
         "Kubernetes set `enableServiceLinks: false` on pods. Otherwise a Service named `percore` adds keys such as",
         "`PERCORE_PORT=tcp://...`, which stop the start.",
     ]
