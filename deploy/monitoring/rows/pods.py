@@ -35,8 +35,9 @@ def panels() -> Iterator[make.Panel]:
     yield make.stacked(
         make.lines(
             "Worker restarts, a minute",
-            "After each one the models are loaded again. `client-disconnect`: clients disconnect, see the row "
-            "Gateway. `run-timeout`: calls exceed the run timeout. `crashed`: out of memory, or a fault of the model; see the pod's log.",
+            "After each one the models are loaded again. `client-disconnect`: clients disconnect, see the row Gateway. "
+            "`run-timeout`: calls exceed the run timeout. `crashed`: out of memory, or a fault of the model; see the "
+            "pod's log.",
             "cpm",
             [line(a_minute("percore_worker_restarts_total", STATUS_SERVER, "reason"), "{{reason}}")],
             span=12,
