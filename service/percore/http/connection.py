@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
         """Start a request; a pipelined one is dropped."""
         if self._stage is Stage.IDLE:
             self._enter(Stage.HEAD)
-            self._front.active(self)
+            self._front.head_begins(self)
             self._request = Request(self, self._peer)
         elif self._stage is not Stage.BODY:  # in a body, it is the fresh parser's after an upgrade
             self._more_follows = True
@@ -240,6 +240,7 @@ class Connection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             request.close = True
         self._enter(Stage.BODY)
+        self._front.head_ends(self)
         self._bare_bytes = 0
         self._upgrade = self._parser.should_upgrade()
         self._task = self.loop.create_task(self._front.serve(request))
@@ -277,6 +278,7 @@ class Connection(asyncio.Protocol):
         """Answer a request that cannot be parsed, or have it answered by whoever reads its body."""
         request = self._request = self._request or Request(self, self._peer)
         self._stop_timer()
+        self._front.head_ends(self)
         if self._task is not None:
             request.fail(error)
         else:

@@ -39,7 +39,8 @@ class FrontLimits:
     """What the front bounds."""
 
     connections: int
-    """Connections at once. At the bound the one that has been idle longest is closed; without one, no more is accepted."""
+    """Connections at once. At the bound the one that has been idle longest is closed; without one, the one whose head has been
+    incomplete for longest. Without either, no more is accepted."""
     idle_seconds: float
     """How long a connection may be idle between requests, and before its first one."""
     answer_seconds: float
@@ -66,6 +67,7 @@ class Front:
         self._handler = handler
         self._connections: set[Connection] = set()
         self._idle: OrderedDict[Connection, float] = OrderedDict()
+        self._heads: OrderedDict[Connection, None] = OrderedDict()
         self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -124,6 +126,8 @@ class Front:
         self.idle(connection)
         if len(self._connections) >= self.limits.connections:
             oldest = next(iter(self._idle))
+            if oldest is connection and self._heads:
+                oldest = next(iter(self._heads))
             if oldest is not connection:
                 oldest.abort()
             else:
@@ -133,6 +137,7 @@ class Front:
         """Forget a connection."""
         self._connections.discard(connection)
         self._idle.pop(connection, None)
+        self._heads.pop(connection, None)
         if self._server is None and len(self._connections) < self.limits.connections:
             self._resume_accepting()
 
@@ -142,9 +147,14 @@ class Front:
         if self._server is None:
             self._resume_accepting()
 
-    def active(self, connection: Connection) -> None:
-        """Take note that a connection has begun a request."""
+    def head_begins(self, connection: Connection) -> None:
+        """Take note that a connection has sent the first bytes of a request."""
         self._idle.pop(connection, None)
+        self._heads[connection] = None
+
+    def head_ends(self, connection: Connection) -> None:
+        """Take note that the head of a request is complete, or refused."""
+        self._heads.pop(connection, None)
 
     def _sweep(self) -> None:
         """Close what has been idle for too long; the order of ``_idle`` is that of time."""
