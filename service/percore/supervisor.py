@@ -161,9 +161,10 @@ class Supervisor:
         while True:
             self._lock.keep()
             for child in children:
-                if child.look(time.monotonic()) is not None:
+                status = child.look(time.monotonic())
+                if status is not None:
                     self._stop(seconds=GOODBYE_SECONDS)
-                    return 1
+                    return status
             if self._next_signal(seconds=0.1 if any(child.process is None for child in children) else 60.0):
                 self._stop(seconds=self._settings.limits.shutdown_timeout)
                 return 0

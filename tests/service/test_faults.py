@@ -13,6 +13,18 @@ import pytest
 from tests.service.harness import FAULTY, ROOT, Service, answer_of, eventually, is_lost, processes_in
 
 
+@pytest.mark.parametrize("sent", [signal.SIGQUIT, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_at_once_loses_its_call_and_makes_no_error_of_it(sent: signal.Signals) -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        killed, pid = service.ask_and_find_worker(sleep=60)
+        os.kill(pid, sent)
+        status, _, body = answer_of(killed)
+        assert (status, json.loads(body)["code"]) == (502, "pod-lost")
+        service.ready(workers=2)
+        eventually(lambda: service.metric("percore_calls_total", code="lost") == 1)
+        assert not [line for line in service.log() if "trace" in line]
+
+
 def test_a_worker_killed_in_a_call_costs_that_call_alone_and_comes_back_on_its_core() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         killed, pid = service.ask_and_find_worker(sleep=60)

@@ -55,13 +55,13 @@ class Workers:
         """Forget a worker, and count how it ended where it should not have ended."""
         with self._lock:
             worker = self._workers.pop(connection)
+        if worker.pid and worker.state is State.BUSY:
+            self.metrics.calls.labels("", LOST).inc()
         if worker.pid == 0 or worker.ending == "stopped":
             return
         self.metrics.restarts.labels(worker.ending or "crashed").inc()
         if not worker.ending:
             log.error("worker %d died without a word", worker.pid)
-            if worker.state is State.BUSY:
-                self.metrics.calls.labels("", LOST).inc()
 
     def tell(self, connection: int, event: Mapping[str, Any]) -> None:
         """Take in one event of a worker."""

@@ -148,6 +148,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
 
     def _end_unloaded(self) -> NoReturn:
         """End the service where it never served, and otherwise this worker alone."""
+        self.reporter.counted("ending", reason="crashed")
         os._exit(LOAD_FAILED if self.app.backoff.ever_ready else START_FAILED)
 
     def accept(self, listener: Any) -> None:
@@ -215,6 +216,11 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             self.reporter.counted("ending", reason="stopped")
             os._exit(0)
         super().handle_exit(sig, frame)
+
+    def handle_quit(self, _sig: int, _frame: Any) -> None:
+        """On SIGQUIT or SIGINT end at once. The connection of a running call closes without an answer: it is lost, and no error."""
+        self.reporter.counted("ending", reason="stopped")
+        os._exit(0)
 
     def handle_abort(self, _sig: int, _frame: Any) -> None:
         """On SIGABRT, the backstop behind the watchdog: end the call, which is answered 504, and then the worker."""
