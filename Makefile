@@ -9,6 +9,8 @@ HOST := 127.0.0.1
 PORT := 8080
 STATUS_PORT := 9090
 E2E := tests/e2e
+SCRIPTS := .ci/run .ci/pause-api-server $(addprefix tools/,install-system-packages lock package-chart) \
+  $(addprefix tests/,one-machine e2e/addons e2e/images e2e/kind-image e2e/run)
 
 .PHONY: help
 help: ## What can be done
@@ -47,11 +49,20 @@ run: $(MODELS)/built ## Serve the demo models on this machine, one call per core
 test: lint drift unit service-test gateway-test chart-test rules-test ## Everything that must pass on one machine, without a cluster
 
 .PHONY: lint
-lint: .venv/installed ## Ruff, mypy, import contracts
+lint: .venv/installed ## Ruff, mypy, import contracts, shell scripts, YAML, workflows, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/yamllint --strict .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(BIN)/zizmor --offline --quiet --min-severity medium .github
+	$(BIN)/codespell
 
 .PHONY: format
 format: .venv/installed ## Rewrite the code as ruff wants it

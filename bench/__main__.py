@@ -115,7 +115,7 @@ class Bench:
 
     def _gateway(self) -> None:
         self.found.gateway = gateway.measure(0.5 if self.quick else 5.0)
-        self.say("the gateway: " + ", ".join(f"{way.name} {way.p50 * 1e3:.2f} ms" for way in self.found.gateway.ways))
+        self.say("the gateway: " + ", ".join(f"{way.name} {way.median * 1e3:.2f} ms" for way in self.found.gateway.ways))
 
     def _tensors(self) -> None:
         self.found.bulk = bulk.measure()

@@ -9,7 +9,7 @@ from bench.bursts import Burst
 from bench.calls import ideal, most_at_once, summarise
 from bench.empty import AT_ONCE, EmptyCall
 from bench.footprint import Footprint
-from bench.gateway import INSTANT_AT_ONCE, INSTANT_WORKERS, Added
+from bench.gateway import INSTANT_AT_ONCE, INSTANT_WORKERS, QUANTILES, Added
 from bench.results import Results
 from bench.setups import CALLS, Setup
 
@@ -82,26 +82,19 @@ def empty(found: EmptyCall) -> str:
 
 
 def gateway(found: Added) -> str:
-    """Return what a call takes directly and through the gateway, side by side, and what the gateway can do alone."""
-    tensor = f"{MEGABYTES} MB of float32, binary, echoed"
+    """Return how long a call takes directly and through the gateway, side by side, and what the gateway can do alone."""
+    heads = ["an empty call, one at a time", "calls", *(f"p{share * 100:g}" for share in QUANTILES)]
     rows = [
-        [way.name, f"{way.p50 * 1000:.3f} ms", f"{way.p99 * 1000:.3f} ms", f"{way.tensor * 1000:.0f} ms"] for way in found.ways
+        [way.name, way.calls, *(f"{value * 1000:.3f} ms" for value in way.quantiles), f"{way.tensor * 1000:.0f} ms"]
+        for way in found.ways
     ]
-    direct, through = found.ways
-    rows.append(
-        [
-            "the gateway's part",
-            f"+ {(through.p50 - direct.p50) * 1000:.3f} ms",
-            "",
-            times(through.tensor / direct.tensor),
-        ]
-    )
     alone = [
         [f"calls/s, {INSTANT_WORKERS} workers that answer at once, {INSTANT_AT_ONCE} calls at once", f"{found.rate:.0f}"],
         ["CPU of the gateway for one of those calls", f"{found.cpu * 1000:.3f} ms"],
         ["from a worker that has loaded to the end of its first call", f"{found.first_call * 1000:.0f} ms"],
     ]
-    return "\n\n".join([table(["an empty call, one at a time", "p50", "p99", tensor], rows), table(["", ""], alone)])
+    tensor = f"{MEGABYTES} MB of float32, binary, echoed"
+    return "\n\n".join([table([*heads, tensor], rows), table(["", ""], alone)])
 
 
 def bulk(results: Results) -> str:
@@ -167,7 +160,7 @@ def _sections(results: Results) -> Iterator[str]:
 
 def _computing(results: Results, alone: float) -> Iterator[str]:
     best = ideal(CALLS, results.cores, alone)
-    yield "## The problem and the cure"
+    yield "## Calls that compute"
     drift = f" At the end of the run it took {results.alone_again.seconds:.2f} s." if results.alone_again else ""
     yield (
         f"{CALLS} calls at once, each of which takes {alone:.2f} s alone on one core.{drift} "

@@ -20,7 +20,7 @@ from tests.service.process_handlers import WAYS, Processes
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "docs/bench"
 RESULTS, WAITS, BURST = BENCH / "results.md", BENCH / "waits.json", BENCH / "burst.json"
-COMPUTING, WAITING = "The problem and the cure", "The same with calls that wait instead of compute"
+COMPUTING, WAITING = "Calls that compute", "The same with calls that wait instead of compute"
 SHOWN = ("**percore**", "1 worker x 10 threads", "gevent 8 x 8", "2 x cores", "4 x cores")
 IMPATIENT = "gevent 4 x 4, timeout shorter"
 LIMITS = """[All measurements](docs/bench/results.md), also of calls that wait instead of compute: there threads win, and
@@ -96,9 +96,9 @@ def pictures() -> str:
     [intro] = re.findall(r"^.+? alone on one core\.", "\n".join(section), re.MULTILINE)
     return "\n\n".join(
         [
-            f"**The trouble.** {intro} One bar a call, dark while it runs:",
+            f"**Without percore.** {intro} One bar for each call, dark while it runs:",
             "![Without percore all calls run at once, and each takes as long as all of them together](docs/bench/trouble.svg)",
-            "**The cure.** As many calls run as there are cores, each as fast as alone. The others wait, in order:",
+            "**With percore.** As many calls run as there are cores, each as fast as alone. The others are queued, in order:",
             "![With percore as many calls run as there are cores, each as fast as alone](docs/bench/cure.svg)",
             f"**On a cluster**, a pod for each call. {picture.told(json.loads(BURST.read_text()))}:",
             "![A burst of calls on a cluster, and the pods that start for it](docs/bench/burst.svg)",

@@ -217,7 +217,10 @@ def whole() -> results.Results:
         io=[Burst(Setup("11 sync workers", "sync", 11), all_at_once(11, 1.0))],
         empty=EmptyCall([Empty("percore", 0.0004, 0.0006, 2500.0, 9000)], Costs(340.0, cost, cost)),
         gateway=Added(
-            [Way("the pod directly", 0.0004, 0.0006, 900, 0.05), Way("through the gateway", 0.0007, 0.0012, 800, 0.06)],
+            [
+                Way("the pod directly", [0.0003, 0.0004, 0.0005, 0.0006], 900, 0.05),
+                Way("through the gateway", [0.0006, 0.0007, 0.0009, 0.0012], 800, 0.06),
+            ],
             1800.0,
             0.0004,
             0.012,
@@ -242,7 +245,7 @@ def test_what_was_written_is_read_again(tmp_path_factory: pytest.TempPathFactory
 def test_every_table_is_in_the_report_with_as_many_cells_in_each_row() -> None:
     text = report.document(whole())
     for section in (
-        "The problem and the cure",
+        "Calls that compute",
         "calls that wait",
         "An empty call",
         "The gateway",
@@ -256,8 +259,9 @@ def test_every_table_is_in_the_report_with_as_many_cells_in_each_row() -> None:
     assert "| 11 sync workers | default | 6.00 x | 6.00 x | 18.0 s | 18.0 s | 1.00 x | 11 | 0 |" in text
     assert "here the same as 11 sync workers" in text
     assert "did not start: 3 of 16 workers answered within 150 s" in text
-    assert "| through the gateway | 0.700 ms | 1.200 ms | 60 ms |" in text
-    assert "| the gateway's part | + 0.300 ms |  | 1.20 x |" in text
+    assert "| an empty call, one at a time | calls | p10 | p50 | p90 | p99 | 16 MB of float32, binary, echoed |" in text
+    assert "| the pod directly | 900 | 0.300 ms | 0.400 ms | 0.500 ms | 0.600 ms | 50 ms |" in text
+    assert "| through the gateway | 800 | 0.600 ms | 0.700 ms | 0.900 ms | 1.200 ms | 60 ms |" in text
     assert "| **together** | 42 MB | 25 MB |" in text
 
 

@@ -19,8 +19,8 @@ VALUES = "# values.yaml\n"
 
 
 def documents() -> list[Path]:
-    found = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]
-    return sorted(found)
+    folders = ("docs", "deploy", "requirements", "tests", ".github")
+    return sorted([*ROOT.glob("*.md"), *(path for folder in folders for path in ROOT.glob(f"{folder}/**/*.md"))])
 
 
 def prose(text: str) -> str:
@@ -69,6 +69,11 @@ def set_keys(text: str) -> Iterator[str]:
             yield re.split(r"=|\[\d", pair, maxsplit=1)[0]
 
 
+def ours(text: str) -> str:
+    """Return the text without commands that install the charts of others."""
+    return re.sub(r"^helm install \S+ \S+ --repo (?:[^\n]*\\\n)*[^\n]*$", "", text, flags=re.MULTILINE)
+
+
 def split(key: str) -> list[str]:
     return [part.replace("\\.", ".") for part in re.split(r"(?<!\\)\.", key)]
 
@@ -90,7 +95,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(path: Path) -> 
 def test_every_value_that_a_page_sets_is_one_of_the_chart_s(path: Path) -> None:
     text = path.read_text()
     code = [found[3] for found in FENCE.findall(text)]
-    keys = [split(key) for key in set_keys(text)]
+    keys = [split(key) for key in set_keys(ours(text))]
     keys += [key for block in code if block.startswith(VALUES) for key in leaves(yaml.safe_load(block))]
     assert [".".join(key) for key in keys if not known(key)] == []
 
@@ -135,6 +140,11 @@ def test_a_value_the_chart_does_not_have_is_found() -> None:
     assert not known(["gateway", "image", "name"])
 
 
+def test_values_of_other_charts_are_not_looked_up_in_ours() -> None:
+    text = "helm install a b --repo https://x \\\n  --wait \\\n  --set theirs=1\nhelm install percore folder --set ours=1\n"
+    assert list(set_keys(ours(text))) == ["ours"]
+
+
 def test_a_page_s_place_for_a_table_is_filled_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- a:begin -->\nold\n<!-- a:end -->\nbelow\n")
@@ -148,3 +158,19 @@ def test_the_index_quotes_a_page_s_title_and_first_sentence() -> None:
     assert pages.introduction(text) == ("Title", "First, in some words.")
     with pytest.raises(ValueError, match="no title"):
         pages.introduction("# Title\n")
+
+
+def test_the_index_has_every_page_once_and_each_reader_s_first_page_first() -> None:
+    text = pages.index()
+    links = re.findall(r"^\| \[[^\]]+\]\(([^)]+)\) \|", text, re.MULTILINE)
+    there = {path.relative_to(pages.DOCS).as_posix() for path in pages.DOCS.rglob("*.md")}
+    wanted = {name for name in there if name != "README.md" and not re.search(r"/\d{4}-", name)}
+    assert sorted(links) == sorted([*wanted, *pages.ELSEWHERE, "../CONTRIBUTING.md"])
+    firsts = re.findall(r"^## (.+)\n\n.*\n.*\n\| \[[^\]]+\]\(([^)]+)\)", text, re.MULTILINE)
+    assert dict(firsts) == {
+        "You choose a server": "comparison.md",
+        "You call a model": "calling.md",
+        "You bring a model": "models.md",
+        "You operate it": "quickstart-kubernetes.md",
+        "You change the code": "../CONTRIBUTING.md",
+    }

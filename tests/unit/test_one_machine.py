@@ -1,0 +1,103 @@
+"""The files that serve on one machine fit percore's own settings and metrics: the systemd unit, compose.yaml, Prometheus."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from percore.gateway import gateway_settings
+from percore.gateway.process import SPARE_DESCRIPTORS
+from percore.worker_metrics import WorkerMetrics
+
+from deploy.monitoring import dashboard
+from tests.grafana import queries
+from tests.promql import selectors
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+UNIT = (ROOT / "deploy/systemd/percore.service").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/prometheus.yaml").read_text())
+SERVED: dict[str, Any] = COMPOSE["services"]["percore"]
+UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def unit(key: str) -> str:
+    """Return the only value that the systemd unit gives this key."""
+    [value] = re.findall(rf"^{key}=(.*)$", UNIT, re.MULTILINE)
+    return str(value)
+
+
+ENVIRONMENTS = {
+    "systemd": dict(each.split("=", 1) for each in re.findall(r"^Environment=(.*)$", UNIT, re.MULTILINE)),
+    "compose": SERVED["environment"],
+}
+
+
+@pytest.mark.parametrize("where", ENVIRONMENTS)
+def test_every_setting_is_one_that_percore_takes(where: str) -> None:
+    assert ENVIRONMENTS[where]
+    gateway_settings.load(ENVIRONMENTS[where], on_machine=True)
+
+
+def test_calls_have_all_their_time_before_they_are_killed() -> None:
+    drain = gateway_settings.load({}).limits.drain
+    number, letter = re.fullmatch(r"(\d+)([hms])", SERVED["stop_grace_period"]).groups()  # type: ignore[union-attr]
+    assert int(number) * UNITS[letter] > drain
+    assert int(unit("TimeoutStopSec")) > drain
+
+
+def test_the_gateway_may_open_as_many_files_as_it_asks_for() -> None:
+    known = gateway_settings.load({})
+    needed = 2 * (known.limits.backlog + known.gateway.uploads) + known.gateway.connections + SPARE_DESCRIPTORS
+    assert int(unit("LimitNOFILE")) >= needed
+    assert SERVED["ulimits"]["nofile"] >= needed
+
+
+def test_folders_that_the_unit_names_are_those_that_systemd_creates() -> None:
+    environment = ENVIRONMENTS["systemd"]
+    assert environment["PERCORE_STATE_DIR"] == f"/run/{unit('RuntimeDirectory')}"
+    states = [f"/var/lib/{each}" for each in unit("StateDirectory").split()]
+    assert {unit("WorkingDirectory"), environment["PERCORE_GATEWAY_SPOOL_DIR"]} <= set(states)
+
+
+def test_the_dashboard_finds_every_series_of_percore_by_the_labels_that_prometheus_sets() -> None:
+    [job] = PROMETHEUS["scrape_configs"]
+    [target] = job["static_configs"]
+    [rule] = job["metric_relabel_configs"]
+    assert target["targets"] == ["percore:9090"]
+    chosen = {"namespace": target["labels"]["namespace"], "release": target["labels"]["app_kubernetes_io_instance"]}
+    seen = set()
+    for query in queries(dashboard.build()):
+        for found in selectors(query.filled({**chosen, "full": "percore", "__range": "1h"})):
+            # Rules are the chart's, and series of Kubernetes are a cluster's: their panels stay empty.
+            if not found.name.startswith("percore_"):
+                continue
+            of_workers = re.fullmatch(rule["regex"], found.name)
+            service = rule["replacement"] if of_workers else target["labels"]["service"]
+            assert found.labels["service"] == service, found.text
+            assert found.labels["namespace"] == chosen["namespace"]
+            seen.add(service)
+    assert seen == {"percore-gateway", "percore-inference"}
+
+
+def test_prometheus_calls_the_series_of_workers_theirs() -> None:
+    [job] = PROMETHEUS["scrape_configs"]
+    [rule] = job["metric_relabel_configs"]
+    names = {name for names in WorkerMetrics().registry._collector_to_names.values() for name in names}
+    assert {name for name in names if not re.fullmatch(rule["regex"], name)} == {"percore_build_info"}
+
+
+def test_what_compose_mounts_is_there_and_images_have_a_version() -> None:
+    files = [each["file"] for each in COMPOSE["configs"].values()]
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    used = {mount["source"] for service in COMPOSE["services"].values() for mount in service.get("configs", [])}
+    assert used == COMPOSE["configs"].keys()
+    for service in COMPOSE["services"].values():
+        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+
+
+def test_every_port_of_compose_is_this_machine_s_own() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
+    assert len(ports) == 4
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
