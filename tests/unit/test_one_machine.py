@@ -41,15 +41,15 @@ def test_every_setting_is_one_that_percore_takes(where: str) -> None:
 
 
 def test_calls_have_all_their_time_before_they_are_killed() -> None:
-    drain = gateway_settings.load({}).limits.drain
+    longest = gateway_settings.load({}).limits.shutdown_timeout
     number, letter = re.fullmatch(r"(\d+)([hms])", SERVED["stop_grace_period"]).groups()  # type: ignore[union-attr]
-    assert int(number) * UNITS[letter] > drain
-    assert int(unit("TimeoutStopSec")) > drain
+    assert int(number) * UNITS[letter] > longest
+    assert int(unit("TimeoutStopSec")) > longest
 
 
 def test_the_gateway_may_open_as_many_files_as_it_asks_for() -> None:
     known = gateway_settings.load({})
-    needed = 2 * (known.limits.backlog + known.gateway.uploads) + known.gateway.connections + SPARE_DESCRIPTORS
+    needed = 2 * (known.limits.queue_length + known.gateway.uploads) + known.gateway.connections + SPARE_DESCRIPTORS
     assert int(unit("LimitNOFILE")) >= needed
     assert SERVED["ulimits"]["nofile"] >= needed
 

@@ -218,7 +218,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         super().handle_exit(sig, frame)
 
     def handle_quit(self, _sig: int, _frame: Any) -> None:
-        """On SIGQUIT or SIGINT end at once. The connection of a running call closes without an answer: it is lost, and no error."""
+        """On SIGQUIT or SIGINT end at once. The connection of a running call closes without an answer, so the call is lost."""
         self.reporter.counted("ending", reason="stopped")
         os._exit(0)
 
