@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import queueing, waits
 from bench.report import table
+from deploy.helm import ingress_table
 from tests.e2e import picture
 from tests.service.process_handlers import WAYS, Processes
 
@@ -54,6 +55,11 @@ def sizing() -> str:
     """Return docs/operations/sizing.md."""
     blocks: Mapping[str, Callable[[], str]] = {"waits": formula, "measured": measured, "capacity": capacity, "rule": rule}
     return filled(ROOT / "docs/operations/sizing.md", {name: block() for name, block in blocks.items()})
+
+
+def load_balancers() -> str:
+    """Return docs/operations/load-balancers.md."""
+    return filled(ROOT / "docs/operations/load-balancers.md", {"controllers": ingress_table.table()})
 
 
 def handlers() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ One call, one core: pods of one worker each, a gateway with one queue for all of
 helm install percore deploy/helm/percore --namespace percore --create-namespace
 ```
 
-It needs Kubernetes 1.29 or later; for autoscaling also the Prometheus operator, and prometheus-adapter or KEDA. Without them:
+It needs Kubernetes 1.29 or later. Autoscaling needs the Prometheus operator with prometheus-adapter, or KEDA with a Prometheus.
+Without them:
 
 ```sh
 helm install percore deploy/helm/percore --set autoscaling.enabled=false --set monitoring.enabled=false --set replicas=4
 ```
 
-`helm test` makes a prediction. [How the parts fit, and a model of your own](../../README.md).
+`helm test --timeout 75m` makes a prediction, which may take `timeouts.load` and `timeouts.run`.
+[How the parts fit, a model of your own, OpenShift, and a chart that depends on this one](../../README.md).
 
 ## Values
 """
@@ -54,6 +56,7 @@ def entries(text: str) -> Iterator[tuple[str, ...]]:
     """Yield ("title", words) and ("value", key, default, meaning), in the file's order."""
     values = yaml.safe_load(text)
     path: list[str] = []
+    whole: list[str] = []
     comment: list[str] = []
     for line in text.splitlines():
         bare = line.strip()
@@ -66,8 +69,10 @@ def entries(text: str) -> Iterator[tuple[str, ...]]:
         elif ":" in bare and not bare.startswith("#"):
             depth = (len(line) - len(line.lstrip())) // 2
             path = [*path[:depth], bare.split(":", 1)[0]]
-            if comment and not _is_group(found := _at(values, path)):
-                yield "value", ".".join(path), _shown(found), " ".join(comment)
+            if comment and not (whole and path[: len(whole)] == whole):
+                # A comment above a map is about the map as a whole: its keys are those of Kubernetes.
+                whole = path
+                yield "value", ".".join(path), _shown(_at(values, path)), " ".join(comment)
                 comment = []
 
 
@@ -76,11 +81,11 @@ def documented(text: str) -> set[str]:
     return {entry[1] for entry in entries(text) if entry[0] == "value"}
 
 
-def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the key of every value."""
-    if _is_group(values):
+def leaves(values: Any, whole: Collection[str] = (), path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the key of every value; a map that is in ``whole`` is one value."""
+    if _is_group(values) and ".".join(path) not in whole:
         for key, value in values.items():
-            yield from leaves(value, (*path, key))
+            yield from leaves(value, whole, (*path, key))
     else:
         yield ".".join(path)
 

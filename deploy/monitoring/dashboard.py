@@ -10,6 +10,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard, DashboardCursorSy
 from grafana_foundation_sdk.models.prometheus import Dataquery
 
 from deploy.monitoring import variables
+from deploy.monitoring.queries import NAMESPACE
 from deploy.monitoring.rows import autoscaling, calls, gateway, headline, pods, waits
 
 ROWS = {
@@ -22,12 +23,13 @@ ROWS = {
 }
 
 
-def build() -> Dashboard:
-    """Return the dashboard; panels are numbered in their order."""
+def build(*, clusters: bool = False) -> Dashboard:
+    """Return the dashboard; panels are numbered in their order. With ``clusters`` the reader chooses a cluster too."""
     to = dashboard.Dashboard("percore").uid("percore").tags(["percore"]).timezone("browser")
     to = to.description("One call, one core: whether calls are queued, why, and how they end.")
     to = to.time("now-1h", "now").refresh("30s").tooltip(DashboardCursorSync.CROSSHAIR).editable()
-    for variable in (variables.datasource(), variables.namespace(), variables.release(), variables.full()):
+    chosen = [variables.datasource(), *([variables.cluster()] if clusters else []), variables.namespace(), variables.full()]
+    for variable in chosen:
         to = to.with_variable(variable)
     for title, panels in ROWS.items():
         to = to.with_row(dashboard.Row(title))
@@ -43,6 +45,22 @@ def build() -> Dashboard:
     return built
 
 
-def page() -> str:
-    """Return the dashboard as JSON."""
-    return json.dumps(build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+def page(*, clusters: bool = False) -> str:
+    """Return the dashboard as JSON.
+
+    ``clusters``: for a Prometheus that has several clusters, which their series tell apart by the label ``cluster``.
+    """
+    text = json.dumps(build(clusters=clusters), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+    if not clusters:
+        return text
+    # Every query and every variable selects the namespace, so the cluster is selected beside it.
+    of_cluster = text.replace(_quoted(NAMESPACE), _quoted(f'cluster="$cluster",{NAMESPACE}'))
+    return of_cluster.replace(
+        f"label_values({variables.SEEN}, namespace)",
+        _quoted(f'label_values({variables.SEEN}{{cluster="$cluster"}}, namespace)'),
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return a text as it is inside a string of JSON."""
+    return json.dumps(text)[1:-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import DatasourceVariable, QueryVariable
-from grafana_foundation_sdk.models.dashboard import VariableHide, VariableRefresh, VariableSort
+from grafana_foundation_sdk.models.dashboard import VariableRefresh, VariableSort
 
 from deploy.monitoring.queries import SOURCE
 
@@ -16,21 +16,23 @@ def datasource() -> DatasourceVariable:
     return DatasourceVariable("datasource").label("Data source").type("prometheus")
 
 
+def cluster() -> QueryVariable:
+    """Return the choice of a cluster that has a release."""
+    return _values("cluster", f"label_values({SEEN}, cluster)").label("Cluster")
+
+
 def namespace() -> QueryVariable:
     """Return the choice of a namespace that has a release."""
     return _values("namespace", f"label_values({SEEN}, namespace)").label("Namespace")
 
 
-def release() -> QueryVariable:
-    """Return the choice of a release in it."""
-    query = f'label_values({SEEN}{{namespace="$namespace"}}, app_kubernetes_io_instance)'
-    return _values("release", query).label("Release")
-
-
 def full() -> QueryVariable:
-    """Return the name that its objects' names are made from: looked up, since the release's does not always tell it."""
-    query = f'label_values({SEEN}{{namespace="$namespace",app_kubernetes_io_instance="$release"}}, service)'
-    return _values("full", query).regex("/^(.*)-gateway$/").hide(VariableHide.HIDE_VARIABLE)
+    """Return the choice of a release in it, by the name that its objects' names are made from.
+
+    That name and not the release's: in a parent chart, one release may have several under different aliases.
+    """
+    query = f'label_values({SEEN}{{namespace="$namespace"}}, service)'
+    return _values("full", query).regex("/^(.*)-gateway$/").label("Release")
 
 
 def _values(name: str, query: str) -> QueryVariable:

@@ -119,7 +119,16 @@ def test_what_keda_cannot_use_is_refused(value: str) -> None:
     assert "autoscaling.keda" in refusal(KEDA, f"autoscaling.keda.{value}")
 
 
+def test_keda_may_ask_a_prometheus_that_no_operator_runs() -> None:
+    objects = render(KEDA, "monitoring.enabled=false", more=(*LIVE, *WITH_KEDA))
+    assert {each["kind"] for each in objects} & {"ServiceMonitor", "PrometheusRule"} == set()
+    assert one(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"] == trigger()["metadata"]
+    assert 'service="first-percore-gateway"' in notes(KEDA, "monitoring.enabled=false")
+    assert "by other means" not in notes(KEDA)
+    assert "--set autoscaling.engine=keda" in refusal("monitoring.enabled=false")
+
+
 def test_the_notes_do_not_ask_for_prometheus_adapter_where_keda_scales() -> None:
-    assert "prometheus-adapter" in notes()
+    assert "Install prometheus-adapter" in notes()
     assert "prometheus-adapter" not in notes(KEDA)
     assert "while there is none, calls are queued" in notes("autoscaling.minReplicas=0")

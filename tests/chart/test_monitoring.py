@@ -126,6 +126,15 @@ def test_every_release_ships_the_dashboard_that_is_generated(release: str) -> No
     assert "annotations" not in found["metadata"]
 
 
+def test_the_dashboard_of_several_clusters_tells_them_apart_by_the_label_of_one_s_own() -> None:
+    found = one(render("monitoring.clusterLabel=k8s"), "ConfigMap", "-dashboard")["data"]["percore.json"]
+    assert json.loads(found) == json.loads(
+        dashboard.page(clusters=True).replace('cluster=\\"', 'k8s=\\"').replace(", cluster)", ", k8s)")
+    )
+    assert found.count('k8s=\\"$cluster') > 30
+    assert "monitoring.clusterLabel" in refusal("monitoring.clusterLabel=a-b")
+
+
 @pytest.mark.parametrize("values", [("monitoring.dashboard.enabled=false",), FIXED])
 def test_there_is_no_dashboard_where_nobody_wants_it(values: tuple[str, ...]) -> None:
     assert "ConfigMap" not in {each["kind"] for each in render(*values)}

@@ -97,8 +97,9 @@ def _mounts(container: Object) -> set[str]:
 def test_an_inference_pod_is_guaranteed_and_its_worker_has_whole_cpus(cpu: int) -> None:
     spec = _spec(render(f"cpu={cpu}"), "inference")
     for container in containers(spec):
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert set(container["resources"]["limits"]) == {"cpu", "memory"}
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert set(limits) == {"cpu", "memory"}
+        assert {name: requests[name] for name in limits} == limits
     [worker] = spec["containers"]
     assert worker["resources"]["limits"]["cpu"] == str(cpu)
     assert environment(worker)["PERCORE_CORES_PER_CALL"] == str(cpu)
@@ -255,7 +256,7 @@ def test_autoscaling_owns_the_number_of_pods_and_follows_the_calls_of_all_gatewa
     assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
 
 
-@pytest.mark.parametrize(("version", "known"), [("1.29.0", False), ("1.32.5", False), ("1.33.0", True), ("1.37.2", True)])
+@pytest.mark.parametrize(("version", "known"), [("1.29.0", False), ("1.34.5", False), ("1.35.0", True), ("1.37.2", True)])
 def test_no_more_calls_than_pods_are_tolerated_where_the_cluster_knows_how(version: str, known: bool) -> None:
     up = one(render(more=("--kube-version", version)), "HorizontalPodAutoscaler")["spec"]["behavior"]["scaleUp"]
     assert up.get("tolerance") == ("0" if known else None)
@@ -361,7 +362,7 @@ def test_the_gateway_reaches_its_pods_and_the_api_server() -> None:
     [peer] = pods["to"]
     assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "inference"
     assert pods["ports"] == [{"port": 8080}, {"port": 9090}]
-    assert api_server == {"ports": [{"port": 443}, {"port": 6443}]}
+    assert api_server == {"ports": [{"port": 443}, {"port": 6443}, {"port": 8443}, {"port": 16443}]}
 
 
 def test_the_ports_of_the_api_server_are_a_value() -> None:
@@ -430,10 +431,10 @@ def test_the_notes_say_how_to_reach_this_release() -> None:
     assert "kubectl --namespace there port-forward service/mine-percore 8080:8080" in said
     assert 'curl -i http://127.0.0.1:8080/v1/models/digits:predict -d \'{"instances":[[' in said
     assert "kubectl --namespace there get hpa mine-percore-inference" in said
-    assert "prometheus-adapter" in said
-    assert "helm --namespace there test mine" in said
+    assert "Install prometheus-adapter" in said
+    assert "helm --namespace there test mine --timeout " in said
     adapter = ("--api-versions", "custom.metrics.k8s.io/v1beta1")
-    assert "prometheus-adapter" not in notes(more=adapter)
+    assert "Install prometheus-adapter" not in notes(more=adapter)
 
 
 def test_the_notes_and_the_test_of_an_own_handler_do_not_call_the_demo_model() -> None:

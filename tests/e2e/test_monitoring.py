@@ -44,7 +44,7 @@ class Watched:
         return prometheus.query(self.filled(query))
 
     def filled(self, query: Query) -> str:
-        chosen = {"namespace": self.release.namespace, "release": self.release.name, "full": self.release.full_name}
+        chosen = {"namespace": self.release.namespace, "full": self.release.full_name}
         return query.filled({**chosen, "__range": "10m"})
 
 

@@ -4,6 +4,7 @@ import re
 
 import promql_parser
 import pytest
+from percore import __version__
 from percore.gateway.gateway_metrics import GatewayMetrics
 from percore.worker_metrics import WorkerMetrics
 
@@ -30,7 +31,8 @@ def test_every_alert_says_how_bad_it_is_and_links_to_its_heading() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
-        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        runbook = f"https://github.com/percore/percore/blob/v{__version__}/docs/runbook.md"
+        assert rule["annotations"]["runbook_url"] == f"{runbook}#{rule['alert'].lower()}"
 
 
 def test_links_within_the_runbook_lead_to_headings() -> None:

@@ -13,6 +13,7 @@ from percore.gateway.gateway_metrics import GatewayMetrics
 from percore.worker_metrics import WorkerMetrics
 
 from deploy.monitoring import dashboard
+from deploy.monitoring.variables import SEEN
 from tests.grafana import queries
 from tests.promql import selectors
 
@@ -45,7 +46,7 @@ KUBERNETES = {
 """What kube-prometheus-stack keeps of kube-state-metrics and cAdvisor; it drops others."""
 PROMETHEUS = {"up"}
 """What Prometheus itself writes for each target."""
-CHOSEN = {"namespace": "here", "release": "first", "full": "first-percore", "__range": "1h"}
+CHOSEN = {"namespace": "here", "full": "first-percore", "__range": "1h"}
 
 
 def ours() -> dict[str, set[str]]:
@@ -99,12 +100,26 @@ def test_the_data_source_is_the_one_that_the_reader_chose() -> None:
 def test_the_reader_chooses_a_data_source_a_namespace_and_a_release() -> None:
     variables = SHIPPED["templating"]["list"]
     shown = [each["name"] for each in variables if each.get("hide", 0) == 0]
-    assert shown == ["datasource", "namespace", "release"]
+    assert shown == ["datasource", "namespace", "full"]
     [full] = [each for each in variables if each["name"] == "full"]
     service = "my-percore-2-gateway"
     found = re.match(full["regex"].strip("/"), service)
     assert found
     assert found[1] == "my-percore-2"
+
+
+def test_with_several_clusters_the_reader_chooses_one_and_every_query_reads_it_alone() -> None:
+    text = dashboard.page(clusters=True)
+    variables = json.loads(text)["templating"]["list"]
+    assert [each["name"] for each in variables] == ["datasource", "cluster", "namespace", "full"]
+    own, *others = [each["query"] for each in variables if each["type"] == "query"]
+    assert own == f"label_values({SEEN}, cluster)"
+    assert all('{cluster="$cluster"' in query for query in others)
+    found = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', text)
+    assert len(found) == len(QUERIES)
+    for query in found:
+        for selector in selectors(re.sub(r"\$__\w+", "1h", json.loads(query)).replace("${full}", "f")):
+            assert selector.labels["cluster"] == "$cluster"
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])

@@ -1,7 +1,7 @@
 {{/* Alerts on the gateways, and on the numbers that the other alerts need. */}}
 {{- define "percore.gatewayAlerts" -}}
 {{- $series := include "percore.gatewaySeries" . }}
-{{- $gateways := printf "namespace=%q,deployment=\"%s-gateway\"" .Release.Namespace (include "percore.fullname" .) }}
+{{- $gateways := printf "namespace=%q,deployment=\"%s-gateway\"" (include "percore.namespace" .) (include "percore.fullname" .) }}
 {{- $ready := printf "max by (namespace) (kube_deployment_status_replicas_ready{%s})" $gateways }}
 {{- $unscraped := printf "max by (namespace) (up{%s}) == 0 unless on (namespace) %s > 0" $series $ready }}
 {{- $rules := .Values.monitoring.rules }}
@@ -16,10 +16,15 @@
   annotations:
     summary: No gateway takes calls.
     description: No gateway of the release is ready. Every caller is refused.
-# Silent where the alert above fires. Prometheus may need three minutes to find a new target.
+# Silent where the alert above fires. With several clusters, kube-state-metrics says which of them should have the metric. Prometheus may need three minutes to find a new target.
 - alert: PercoreMetricMissing
   expr: |-
+    {{- if .Values.monitoring.clusterLabel }}
+    max by (namespace) (kube_deployment_spec_replicas{ {{- $gateways }}})
+    unless on (namespace) max by (namespace) (percore_in_flight_requests{ {{- $series }}})
+    {{- else }}
     max by (namespace) (absent(percore_in_flight_requests{ {{- $series }}}))
+    {{- end }}
     unless on (namespace) ({{ $ready }} == 0)
     unless on (namespace) ({{ $unscraped }})
   for: 5m

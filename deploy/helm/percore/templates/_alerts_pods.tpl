@@ -1,15 +1,11 @@
-{{/* Alerts on inference pods and on the autoscaler. Series of kube-state-metrics are selected by the names that the chart gives. */}}
-{{- define "percore.podAlerts" -}}
+{{/* Alerts on the autoscaler. Series of kube-state-metrics are selected by the names that the chart gives. */}}
+{{- define "percore.autoscalerAlerts" -}}
 {{- $full := include "percore.fullname" . }}
 {{- $series := include "percore.gatewaySeries" . }}
-{{- $here := printf "namespace=%q" .Release.Namespace }}
+{{- $here := printf "namespace=%q" (include "percore.namespace" .) }}
 {{- $pods := printf "%s,deployment=\"%s-inference\"" $here $full }}
 {{- $hpa := printf "%s,horizontalpodautoscaler=\"%s-inference\"" $here $full }}
-{{- $statusServers := printf "%s,service=\"%s-inference\"" $here $full }}
-{{- $containers := printf "%s,pod=~\"%s-(inference|gateway)-[0-9a-z]+(-[0-9a-z]{5})?\"" $here $full }}
 {{- $queued := printf "sum by (namespace) (percore_in_flight_requests{%s,state=\"queued\"}) > 0" $series }}
-{{- $missing := printf "max by (namespace) (kube_deployment_spec_replicas{%s}) - max by (namespace) (kube_deployment_status_replicas_ready{%s}) > 0" $pods $pods }}
-{{- if .Values.autoscaling.enabled }}
 - alert: PercoreCallsWaitAtMaximum
   expr: |-
     {{ $queued }}
@@ -52,6 +48,17 @@
     summary: Calls are queued, and the autoscaler asks for no pod for them.
     description: {{`'Queued calls: {{ $value }}. For five minutes the autoscaler has wanted fewer pods than there are calls, although it is below its maximum.'`}}
 {{- end }}
+
+{{/* Alerts on inference pods. Series of kube-state-metrics are selected by the names that the chart gives. */}}
+{{- define "percore.podAlerts" -}}
+{{- $full := include "percore.fullname" . }}
+{{- $series := include "percore.gatewaySeries" . }}
+{{- $here := printf "namespace=%q" (include "percore.namespace" .) }}
+{{- $pods := printf "%s,deployment=\"%s-inference\"" $here $full }}
+{{- $statusServers := printf "%s,service=\"%s-inference\"" $here $full }}
+{{- $containers := printf "%s,pod=~\"%s-(inference|gateway)-[0-9a-z]+(-[0-9a-z]{5})?\"" $here $full }}
+{{- $queued := printf "sum by (namespace) (percore_in_flight_requests{%s,state=\"queued\"}) > 0" $series }}
+{{- $missing := printf "max by (namespace) (kube_deployment_spec_replicas{%s}) - max by (namespace) (kube_deployment_status_replicas_ready{%s}) > 0" $pods $pods }}
 # A pod that loads its models in time is ready before this fires. It is critical while callers are queued.
 - alert: PercorePodsNotReady
   expr: |-

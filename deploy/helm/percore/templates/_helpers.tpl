@@ -1,20 +1,35 @@
+{{/* The chart's name. In a parent chart it is the alias of the dependency, so that two aliases share no name and no pod. */}}
+{{- define "percore.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | lower | replace "_" "-" | trimAll "-" -}}
+{{- end }}
+
+{{- define "percore.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- end }}
+
 {{/*
 The release's full name, at most 44 characters, which leaves room for suffixes. Release names may have dots, begin with a digit
 and be 53 characters long, but names of Services may not. Such a name is changed and gets a hash, so that two releases never have one
-name. A name that could be that of another release with a suffix gets a hash too.
+name. A name that could be that of another release with a suffix gets a hash too. An alias is always part of the name: a release's
+name may contain the aliases of two dependencies.
 */}}
 {{- define "percore.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride -}}
+{{- else -}}
+{{- $chart := include "percore.name" . -}}
 {{- $name := .Release.Name | replace "." "-" -}}
-{{- if not (contains "percore" $name) -}}{{- $name = printf "%s-percore" $name -}}{{- end -}}
+{{- if or (ne $chart "percore") (not (contains $chart $name)) -}}{{- $name = printf "%s-%s" $name $chart -}}{{- end -}}
 {{- if not (regexMatch "^[a-z]" $name) -}}{{- $name = printf "percore-%s" $name -}}{{- end -}}
 {{- if or (contains "." .Release.Name) (gt (len $name) 44) (regexMatch "-(gateway|inference|autoscaling|test)$" $name) -}}
-{{- $name = printf "%s-%s" ($name | trunc 37 | trimSuffix "-") (.Release.Name | sha256sum | trunc 6) -}}
+{{- $name = printf "%s-%s" ($name | trunc 37 | trimSuffix "-") (printf "%s %s" .Release.Name $chart | sha256sum | trunc 6) -}}
 {{- end -}}
 {{- $name -}}
+{{- end -}}
 {{- end }}
 
 {{- define "percore.selector" -}}
-app.kubernetes.io/name: percore
+app.kubernetes.io/name: {{ include "percore.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
@@ -28,32 +43,58 @@ app.kubernetes.io/component: {{ .component }}
 {{- join "," $pairs -}}
 {{- end }}
 
+{{/*
+Labels of an object: the chart's, then `commonLabels`, then `.more`. The later one wins, but nothing changes the labels by which
+pods are selected; the chart refuses values that would.
+*/}}
 {{- define "percore.labels" -}}
-{{ include "percore.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- $own := dict "app.kubernetes.io/version" .root.Chart.AppVersion "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
+{{- toYaml (mergeOverwrite $own (.root.Values.commonLabels | default dict) (.more | default dict) (include "percore.selector" . | fromYaml)) -}}
 {{- end }}
 
+{{/* A tag may be a number, because `--set image.tag=1` gives one. */}}
 {{- define "percore.image" -}}
-{{ .image.repository }}{{ if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end }}
+{{ .image.repository }}{{ if .image.digest }}@{{ .image.digest }}{{ else }}:{{ include "percore.quantity" .image.tag | default .root.Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* A quantity as Kubernetes takes it. Helm reads the numbers of values files as floats, which it would print as 2.147483648e+09. */}}
+{{- define "percore.quantity" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) -}}
+{{- int64 . -}}
+{{- else if not (kindIs "invalid" .) -}}
+{{- toString . -}}
+{{- end -}}
+{{- end }}
+
+{{/* The cores of a call, as a whole number; 2000m is one too. */}}
+{{- define "percore.cores" -}}
+{{- $text := include "percore.quantity" .Values.cpu -}}
+{{- $cores := 0 -}}
+{{- if regexMatch "^[1-9][0-9]{0,3}([.]0+)?$" $text -}}{{- $cores = int (regexFind "^[0-9]+" $text) -}}{{- end -}}
+{{- if regexMatch "^[1-9][0-9]{0,3}000m$" $text -}}{{- $cores = int (trimSuffix "000m" $text) -}}{{- end -}}
+{{- if or (lt $cores 1) (gt $cores 1024) -}}
+{{- fail (printf "cpu=%s: must be a whole number of CPUs from 1 to 1024, because a call computes on whole cores" $text) -}}
+{{- end -}}
+{{- $cores -}}
+{{- end }}
+
+{{/* A map without the keys whose value is null. Helm itself drops such keys in most cases, but not in a parent chart's values. */}}
+{{- define "percore.withoutNulls" -}}
+{{- $kept := dict -}}
+{{- range $key, $value := . | default dict -}}
+{{- if not (kindIs "invalid" $value) -}}{{- $_ := set $kept $key $value -}}{{- end -}}
+{{- end -}}
+{{- toYaml $kept -}}
 {{- end }}
 
 {{/* What Pod Security's `restricted` asks for, of a pod and of a container. */}}
 {{- define "percore.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
+{{- include "percore.withoutNulls" .Values.podSecurityContext -}}
 {{- end }}
 
 {{- define "percore.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
+{{- include "percore.withoutNulls" .Values.securityContext -}}
 {{- end }}
 
 {{/* How long a pod may need for one call. Gunicorn's own timeout is as long. */}}
@@ -81,12 +122,18 @@ capabilities:
   value: {{ int64 .Values.queue.length | quote }}
 {{- end }}
 
+{{/* How much is logged: in the gateway `gateway.logLevel`, if there is one. */}}
+{{- define "percore.logLevel" -}}
+- name: PERCORE_LOG_LEVEL
+  value: {{ . }}
+{{- end }}
+
 {{/*
 The gateway's memory in MiB: 320 for the process, what it may hold of bodies, and 24 KiB for each queued call.
 */}}
 {{- define "percore.gatewayMemory" -}}
 {{- $bytes := add (int64 .Values.gateway.spool.memoryBytes) (mul 24576 (int64 .Values.queue.length)) -}}
-{{- .Values.gateway.memory | default (printf "%dMi" (add 320 (div (add $bytes 1048575) 1048576))) -}}
+{{- include "percore.quantity" .Values.gateway.memory | default (printf "%dMi" (add 320 (div (add $bytes 1048575) 1048576))) -}}
 {{- end }}
 
 {{/* Size of the spool's volume: a quarter more than the gateway writes, so that the kubelet does not evict a gateway for it. */}}
@@ -102,4 +149,42 @@ The gateway's memory in MiB: 320 for the process, what it may hold of bodies, an
 {{/* The metric that autoscaling reads. */}}
 {{- define "percore.metric" -}}
 {{- ternary "percore_desired_replicas" "percore_in_flight_requests" (gt (int .Values.autoscaling.spareReplicas) 0) -}}
+{{- end }}
+
+{{/* How long `helm test` may take: the models are loaded, and one call is computed. */}}
+{{- define "percore.testSeconds" -}}
+{{- add .Values.timeouts.load .Values.timeouts.run 120 -}}
+{{- end }}
+
+{{/* Namespace of the objects that Prometheus and Grafana read. */}}
+{{- define "percore.monitoringNamespace" -}}
+{{- .Values.monitoring.namespace | default (include "percore.namespace" .) -}}
+{{- end }}
+
+{{/* Address of the runbook: in the project's repository, as it is for this version. */}}
+{{- define "percore.runbook" -}}
+{{- .Values.monitoring.rules.runbookUrl | default (printf "%s/blob/v%s/docs/runbook.md" .Chart.Home .Chart.AppVersion) -}}
+{{- end }}
+
+{{/* How long a call may take at most, as its caller sees it: body, queue, run and answer, and a minute in which percore answers first. */}}
+{{- define "percore.frontSeconds" -}}
+{{- add .Values.timeouts.queue .Values.timeouts.run .Values.timeouts.body .Values.timeouts.body 60 -}}
+{{- end }}
+
+{{/* The same as the Gateway API writes it, whose numbers have at most five digits. */}}
+{{- define "percore.frontDuration" -}}
+{{- $seconds := include "percore.frontSeconds" . | int64 -}}
+{{- printf "%dh%dm%ds" (div $seconds 3600) (div (mod $seconds 3600) 60) (mod $seconds 60) -}}
+{{- end }}
+
+{{/* What `ingress.controller` needs, with the numbers of this release; without a controller nothing. */}}
+{{- define "percore.controller" -}}
+{{- $found := get (.Files.Get "ingress-controllers.yaml" | fromYaml) .Values.ingress.controller -}}
+{{- if and .Values.ingress.enabled $found -}}
+{{- $call := min (include "percore.frontSeconds" . | int64) ($found.most | default 2147483 | int64) -}}
+{{- $text := toJson (pick $found "ingress" "service" "idle" "most" "title") | replace "CALL" (toString $call) -}}
+{{- $text | replace "BODY" (toString (int64 .Values.maxBodyBytes)) | replace "NAME" (include "percore.fullname" .) -}}
+{{- else -}}
+{{- toJson (dict "ingress" dict "service" dict) -}}
+{{- end -}}
 {{- end }}

@@ -12,7 +12,7 @@ Codes of calls that count for the objective of success. `2xx` and `3xx` are othe
 
 {{/* Labels that select the series of this release's gateways, and what is recorded from them. */}}
 {{- define "percore.gatewaySeries" -}}
-namespace="{{ .Release.Namespace }}",service="{{ include "percore.fullname" . }}-gateway"
+namespace="{{ include "percore.namespace" . }}",service="{{ include "percore.fullname" . }}-gateway"
 {{- end }}
 
 {{/* Calls that counted, failed, were queued, or were queued long: how many within a window (`increase`), or per second (`rate`). */}}
@@ -44,9 +44,9 @@ clamp_min(
 {{- define "percore.recordings" -}}
 {{- $rules := .Values.monitoring.rules }}
 - record: service:percore_success_objective:ratio
-  expr: vector({{ $rules.successObjective }} / 100)
+  expr: {{ include "percore.constant" (dict "root" . "value" (printf "%v / 100" $rules.successObjective)) }}
 - record: service:percore_wait_objective:ratio
-  expr: vector({{ $rules.queueTimeObjective }} / 100)
+  expr: {{ include "percore.constant" (dict "root" . "value" (printf "%v / 100" $rules.queueTimeObjective)) }}
 {{- range $bad, $all := dict "failed_calls" "valid_calls" "long_waits" "waits" }}
 {{- range $calls := list $bad $all }}
 - record: service:percore_gateway_{{ $calls }}:rate5m
@@ -78,4 +78,25 @@ Prometheus keeps.
     / (sum_over_time(service:percore_gateway_{{ $all }}:rate5m{ {{- $series }}}[{{ $window }}]) > 0)
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/*
+A query that judges each cluster alone, if Prometheus has several. Every aggregation and every match of the rules names the namespace
+first, so the cluster is named beside it. Sums over recorded series keep all labels.
+*/}}
+{{- define "percore.perCluster" -}}
+{{- with .root.Values.monitoring.clusterLabel -}}
+{{- regexReplaceAll "(by|on) \\(namespace" $.expr (printf "${1} (%s, namespace" .) -}}
+{{- else -}}
+{{- .expr -}}
+{{- end -}}
+{{- end }}
+
+{{/* A number as a series: one for each cluster, if Prometheus has several. */}}
+{{- define "percore.constant" -}}
+{{- if .root.Values.monitoring.clusterLabel -}}
+0 * max by (namespace) (percore_gateway_connections_limit{ {{- include "percore.gatewaySeries" .root }}}) + {{ .value }}
+{{- else -}}
+vector({{ .value }})
+{{- end -}}
 {{- end }}
