@@ -106,7 +106,7 @@ def build_digits(folder: Path) -> str:
     accuracy = float(np.mean(function(tf.constant(test))["digit"].numpy() == test_labels))
     if accuracy < LEAST_ACCURACY:
         sys.exit(f"digits: accuracy {accuracy:.4f} on {len(test)} images, below {LEAST_ACCURACY}")
-    _save(function, folder, network=network)
+    save(function, folder, network)
     return f"accuracy {accuracy:.4f} on {len(test)} images it was not trained on"
 
 
@@ -117,17 +117,21 @@ def build_burn(folder: Path) -> str:
     began = time.perf_counter()
     function(tf.constant([TRIAL], tf.int64))
     speed = TRIAL / (time.perf_counter() - began)
-    _save(function, folder)
+    save(function, folder)
     (folder / "warmup.json").write_text(json.dumps({"inputs": {"steps": [1]}}) + "\n")
     return f"{speed:.0f} steps a second"
 
 
-def _save(function: Function, folder: Path, **owned: Any) -> None:
-    """Write a SavedModel; ``owned`` is what holds the function's variables."""
-    module = tf.Module()
-    for name, each in {"serve": function, **owned}.items():
-        setattr(module, name, each)
-    tf.saved_model.save(module, str(folder), signatures=function)
+def save(function: Function, folder: Path, *networks: keras.Model) -> None:
+    """Write a SavedModel that TensorFlow and TensorFlow Serving both load; ``networks`` hold the function's variables.
+
+    Not by ``tf.saved_model.save``: TensorFlow Serving would find no variable of Keras in it.
+    """
+    archive = keras.export.ExportArchive()
+    for network in networks:
+        archive.track(network)
+    archive.add_endpoint("serving_default", function)
+    archive.write_out(folder, verbose=False)
 
 
 MODELS: dict[str, Callable[[Path], str]] = {"digits": build_digits, "burn": build_burn}

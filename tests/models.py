@@ -79,6 +79,24 @@ def write_tf2(path: Path) -> None:
     tf.saved_model.save(module, str(path), signatures=functions)
 
 
+def write_graphs(folder: Path, *sets: list[str]) -> Path:
+    """Write one graph for each set of tags; each adds the place of its set."""
+    v1 = tf.compat.v1
+    builder = v1.saved_model.Builder(str(folder))
+    for index, tags in enumerate(sets):
+        with tf.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.float32, [], name="x")
+            offset = v1.get_variable("offset", initializer=float(0), use_resource=True)
+            session.run(v1.global_variables_initializer())
+            signatures = {"serving_default": v1.saved_model.predict_signature_def({"x": x}, {"y": x + index + offset})}
+            if index:
+                builder.add_meta_graph(tags, signatures)
+            else:
+                builder.add_meta_graph_and_variables(session, tags, signatures)
+    builder.save()
+    return folder
+
+
 def write_keras(path: Path) -> None:
     """Write ``model.keras``: input ``x``, output ``y``."""
     layer = keras.layers.Dense(1, name="y")

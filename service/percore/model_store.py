@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from percore.errors import LoadError
-from percore.handlers import Model, custom
+from percore.handlers import Model, custom, files
 from percore.model_metadata import ModelInfo
 from percore.settings import NAME, Settings
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = "NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras"
+LAYOUT = " or ".join(f"NAME/VERSION/{name}" for name in files.NAMES)
 LARGEST_VERSION = 2**63 - 1
-PLATFORMS = {"saved_model.pb": "tensorflow_savedmodel", "saved_model.pbtxt": "tensorflow_savedmodel", "model.keras": "keras"}
-"""By the file that makes a folder a model; the first wins where there are both."""
-
 Labels = Mapping[str, Mapping[str, int]]
 """Versions by label by model."""
 
@@ -51,7 +48,7 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
     tensorflow.configure(threads)
     for module in models.imports:
         custom.import_module("PERCORE_IMPORT", module)
-    return [tensorflow.load(each.info, each.folder) for each in found]
+    return [tensorflow.load(each.info, each.folder, models.tags, allow_code=models.allow_code) for each in found]
 
 
 def scan(repository: Path, labels: Labels) -> list[Found]:
@@ -99,9 +96,9 @@ def _versions(folder: Path, labels: Labels) -> list[Found]:
     """Return the versions of one model, the oldest first."""
     versions: dict[int, Found] = {}
     for each in _folders(folder):
-        number, platform = _number(each), _platform(each)
+        number, platform = _number(each), files.platform(each)
         if number is None or platform is None:
-            logger.debug("%s is ignored: not a version, which is a number and holds %s", each, " or ".join(PLATFORMS))
+            logger.debug("%s is ignored: not a version, which is a number and holds %s", each, " or ".join(files.NAMES))
             continue
         if number in versions:
             raise LoadError(f"model {folder.name!r} has version {number} twice: {versions[number].folder} and {each}")
@@ -119,10 +116,6 @@ def _number(folder: Path) -> int | None:
     if len(folder.name.lstrip("0")) > len(str(LARGEST_VERSION)) or int(folder.name) > LARGEST_VERSION:
         raise LoadError(f"version folder {folder}: a version must be at most {LARGEST_VERSION}")
     return int(folder.name)
-
-
-def _platform(folder: Path) -> str | None:
-    return next((platform for file, platform in PLATFORMS.items() if (folder / file).is_file()), None)
 
 
 def _folders(parent: Path) -> Iterator[Path]:

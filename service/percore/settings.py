@@ -84,11 +84,19 @@ def _modules(text: str) -> tuple[str, ...]:
     return names
 
 
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError
+    return text == "yes"
+
+
 WEEK_SECONDS = 7 * 24 * 3600
 SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", checked(float, lambda value: 0 < value <= WEEK_SECONDS))
 PORT = within(1, 65535)
 HANDLER = Rule("empty, or `module:Class`", checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
 MODULES = Rule("empty, or names of modules with commas between them", _modules)
+TAGS = Rule("names with commas between them", checked(lambda text: tuple(each.strip() for each in text.split(",")), all))
+YES_OR_NO = Rule("`yes` or `no`", _yes_or_no)
 NAME = Rule(
     "1 to 128 letters, digits, `.`, `_` or `-`, not all of them dots",
     checked(str, lambda text: re.fullmatch(NAME_PATTERN, text) is not None),
@@ -104,11 +112,17 @@ class ModelSettings:
     """What is served."""
 
     repository: Path = setting("PERCORE_MODEL_REPOSITORY", "models", PATH)
-    """Folder that holds `NAME/VERSION/saved_model.pb` or `NAME/VERSION/model.keras`. Not read where a handler is set."""
+    """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`. Not read where a
+    handler is set."""
     handler: str = setting("PERCORE_HANDLER", "", HANDLER)
     """Your own code instead of a repository: a class with `load(self)` and `predict(self, inputs)`."""
     imports: tuple[str, ...] = setting("PERCORE_IMPORT", "", MODULES)
     """Modules of yours that are imported before a repository is loaded: they register the custom classes of Keras models."""
+    tags: tuple[str, ...] = setting("PERCORE_MODEL_TAGS", "serve", TAGS)
+    """Which graph of a SavedModel is served, if it has several."""
+    allow_code: bool = setting("PERCORE_ALLOW_CODE", "no", YES_OR_NO)
+    """Whether Keras files may hold Python functions (`Lambda` layers), which then run with all rights of percore. With `no`
+    such a file is refused."""
     name: str = setting("PERCORE_MODEL_NAME", "default", NAME)
     """The name under which your own handler is called, as version 1."""
     labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)

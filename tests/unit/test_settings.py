@@ -28,6 +28,8 @@ def test_an_empty_value_counts_as_unset() -> None:
         ("PERCORE_LOG_LEVEL", "loud", "one of `debug`"),
         ("PERCORE_ON_CLIENT_DISCONNECT", "maybe", "one of `end`"),
         ("PERCORE_MODEL_LABELS", "digits=1", "`MODEL:LABEL=VERSION`"),
+        ("PERCORE_MODEL_TAGS", "serve,,tpu", "names with commas between them"),
+        ("PERCORE_ALLOW_CODE", "true", "`yes` or `no`"),
         ("PERCORE_MAX_BODY_BYTES", "1e6", "a whole number"),
     ],
 )
@@ -46,6 +48,12 @@ def test_a_misspelt_key_is_refused_naming_those_that_exist() -> None:
 def test_labels_are_read_per_model() -> None:
     read = settings.load({"PERCORE_MODEL_LABELS": "digits:stable=1, digits:canary=2,burn:stable=7"})
     assert read.models.labels == {"digits": {"stable": 1, "canary": 2}, "burn": {"stable": 7}}
+
+
+def test_tags_and_leave_for_code_are_read() -> None:
+    assert (settings.load({}).models.tags, settings.load({}).models.allow_code) == (("serve",), False)
+    read = settings.load({"PERCORE_MODEL_TAGS": "serve, tpu", "PERCORE_ALLOW_CODE": "yes"})
+    assert (read.models.tags, read.models.allow_code) == (("serve", "tpu"), True)
 
 
 def test_settings_are_frozen() -> None:

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from percore.errors import BadInput, LoadError
-from percore.handlers import tensorflow, warmup
+from percore.handlers import runners, tensorflow, warmup
 from percore.handlers.tf_example import feature
 from percore.model_metadata import CLASSIFY, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 from tensorflow.core.protobuf import saved_model_pb2
@@ -266,7 +266,7 @@ def test_what_tensorflow_finds_wrong_deep_in_the_graph_is_told_in_one_line_witho
     ],
 )
 def test_the_reason_of_an_error_is_its_first_line_that_says_one(message: str, told: str) -> None:
-    assert tensorflow.reason(ValueError(message)) == told
+    assert runners.reason(ValueError(message)) == told
 
 
 def test_what_is_not_the_inputs_fault_is_not_called_so(tf2: tensorflow.TensorFlowModel) -> None:

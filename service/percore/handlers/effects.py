@@ -41,10 +41,15 @@ PREFIXES = ("TensorArray", "Stack")
 
 def operations(graph: Any) -> set[str]:
     """Return the names of all operations that a ``GraphDef`` can come to, in the functions that it calls as well."""
-    functions = {each.signature.name: each.node_def for each in graph.library.function}
+    return operations_of(graph.node, graph.library)
+
+
+def operations_of(nodes: Iterable[Any], library: Any) -> set[str]:
+    """Return the same for some nodes of a graph, whose functions are in ``library``."""
+    functions = {each.signature.name: each.node_def for each in library.function}
     found: set[str] = set()
     entered: set[str] = set()
-    waiting: list[Iterable[Any]] = [graph.node]
+    waiting: list[Iterable[Any]] = [nodes]
     while waiting:
         for node in waiting.pop():
             found.add(node.op)

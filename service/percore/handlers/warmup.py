@@ -1,7 +1,7 @@
 """What a model is asked once before it serves: the author's ``warmup.json``, or zeros.
 
 The first call of a TensorFlow function is slower than all others; it belongs to the load, not to a caller.
-Imported by ``percore.handlers.tensorflow`` only; no TensorFlow here, so that it is tested without.
+No TensorFlow here, so that it is tested without.
 """
 
 from __future__ import annotations

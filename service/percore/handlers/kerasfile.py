@@ -1,0 +1,143 @@
+"""Reads a Keras file: by Keras 3, or by Keras 2 (``tf_keras``) if Keras 3 cannot read it or would compute something else.
+
+``tf_keras`` is an extra, ``legacy``. It is imported only for a file that needs it, because that takes time and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+
+from percore.errors import LoadError
+from percore.handlers.runners import reason
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = re.compile(r"Could not locate (?:class|function) '([^']+)'|Unknown (?:layer|object|\w+ function): '?([\w>]+)")
+CODE_KEYS = ("function_type", "output_shape_type", "mask_type")
+CHANGED = frozenset({"hard_sigmoid"})
+"""Names that Keras 3 kept, and whose formula it changed: 0.2 x + 0.5 became x / 6 + 0.5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a Keras file says of itself."""
+
+    version: str
+    """Of the Keras that wrote it; empty if the file does not say."""
+    config: Any
+    """The model without its weights, as JSON has it."""
+
+    @property
+    def by_keras_2(self) -> bool:
+        """Whether Keras 2, or 1, wrote it."""
+        return not self.version.startswith("3.")
+
+    def holds_code(self) -> bool:
+        """Tell whether it has Python functions, in the form of Keras 2 or 3.
+
+        Not left to Keras: Keras 2 asks for permission only when it reads its own newest format.
+        """
+        return any(
+            each.get("class_name") == "__lambda__" or "lambda" in [each.get(key) for key in CODE_KEYS]
+            for each in _nodes(self.config)
+            if isinstance(each, dict)
+        )
+
+    def changed(self) -> set[str]:
+        """Return the names in it that mean another formula in Keras 3 than in the Keras that wrote it."""
+        return {each for each in _nodes(self.config) if isinstance(each, str)} & CHANGED if self.by_keras_2 else set()
+
+
+def read(path: Path, title: str, *, allow_code: bool) -> Any:
+    """Return the model of Keras 3 or 2, not compiled; ``title`` names it in the log.
+
+    Raises ValueError where the file holds code that is not allowed, or is no Keras file. Raises LoadError where no installed
+    Keras can read it. Raises whatever Keras 3 raises for a file that Keras 3 wrote.
+    """
+    written = _written(path)
+    if written.holds_code() and not allow_code:
+        raise ValueError(
+            "it has a Lambda layer, whose Python function is in the file. PERCORE_ALLOW_CODE=yes lets it run: "
+            "set it only if you trust the file"
+        )
+    if changed := written.changed():
+        failure = f"Keras 2 wrote it, and Keras 3 computes {', '.join(sorted(changed))} by another formula"
+    else:
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=not allow_code)
+        except Exception as error:
+            # What Keras 3 wrote, Keras 2 cannot read.
+            if not written.by_keras_2:
+                raise _explained(error) from error
+            unknown = _unknown(error)
+            failure = f"Keras 3 does not know {unknown!r}" if unknown else f"Keras 3 cannot read it: {reason(error)}"
+    model = _read_by_keras_2(path, failure, allow_code=allow_code)
+    logger.info("%s is read by Keras 2, because: %s", title, failure)
+    return model
+
+
+def _read_by_keras_2(path: Path, failure: str, *, allow_code: bool) -> Any:
+    try:
+        import tf_keras  # noqa: PLC0415
+    except ImportError as error:
+        raise LoadError(f"{failure}; Keras 2 may read it, and is not installed: install percore[legacy]") from error
+    try:
+        return tf_keras.models.load_model(path, compile=False, safe_mode=not allow_code)
+    except Exception as error:
+        raise LoadError(f"{failure}; Keras 2 cannot read it: {reason(_explained(error))}") from error
+
+
+def _unknown(error: Exception) -> str | None:
+    """Return the name of the class or function that Keras did not find; None if the error is another."""
+    found = UNKNOWN.search(str(error))
+    return (found[1] or found[2]) if found else None
+
+
+def _explained(error: Exception) -> Exception:
+    """Return the error, or for a class that no module has registered one that says what to do."""
+    name = _unknown(error)
+    if name is None:
+        return error
+    return TypeError(
+        f"it uses {name!r}, which no module has registered: decorate it with "
+        "`keras.saving.register_keras_serializable`, and name its module in PERCORE_IMPORT"
+    )
+
+
+def _written(path: Path) -> Written:
+    """Return what the file says of itself; raise ValueError if it is no Keras file, or has weights only."""
+    # By the same rule as Keras: a file may be both, and what is checked must be what is read.
+    if path.suffix == ".keras" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            version = json.loads(archive.read("metadata.json")).get("keras_version", "")
+            return Written(version, json.loads(archive.read("config.json")))
+    if not h5py.is_hdf5(path):
+        raise ValueError(f"{path.name} is no Keras file: its content is neither a Keras archive nor HDF5")
+    with h5py.File(path) as file:
+        config, version = (_text(file.attrs.get(key, "")) for key in ("model_config", "keras_version"))
+    if not config:
+        raise ValueError(f"{path.name} has weights without a model: write it by `model.save`, not by `save_weights`")
+    return Written(version, json.loads(config))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _nodes(value: Any) -> Iterator[Any]:
+    """Yield a JSON value and all values in it."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+        yield each

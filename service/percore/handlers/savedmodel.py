@@ -1,0 +1,112 @@
+"""A SavedModel, of TensorFlow 1 or 2, loaded in one of two ways, because neither loads every model.
+
+The object graph comes first: this is how Python's TensorFlow loads. Without Keras 2 it cannot load a model that was compiled
+with an optimizer of TensorFlow 2.0 to 2.10. The graph with its SignatureDefs comes second: this is how TensorFlow Serving loads
+(``session``). It restores no variables of a Keras 3 model that ``tf.saved_model.save`` wrote.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable as Function
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.saved_model.loader_impl import parse_saved_model  # reads .pb and .pbtxt, as `tf.saved_model.load` does
+
+from percore.errors import LoadError
+from percore.handlers import runners, session
+from percore.handlers.runners import Callable, reason
+
+logger = logging.getLogger(__name__)
+
+LONGEST_LIST = 3
+
+
+def read(folder: Path, title: str, tags: Collection[str]) -> dict[str, Callable]:
+    """Return what runs each signature, by name; ``title`` names the model in the log.
+
+    ``tags`` choose the graph where the file has several. Raises LoadError with the reasons of both ways where both fail.
+    """
+    graph = chosen(parse_saved_model(str(folder)).meta_graphs, tags)
+    failures: list[str] = []
+    for way, load in WAYS.items():
+        try:
+            found = load(folder, graph)
+        except Exception as error:
+            logger.debug("%s is not loaded by its %s", title, way, exc_info=True)
+            failures.append(f"its {way} fails: {reason(error)}")
+        else:
+            logger.info("%s is loaded by its %s%s", title, way, "".join(f", because {each}" for each in failures))
+            return found
+    raise LoadError("; ".join(failures))
+
+
+def chosen(graphs: Iterable[Any], tags: Collection[str]) -> Any:
+    """Return the ``MetaGraphDef`` to serve: the only one, or that with exactly these tags, or else the only one that has them.
+
+    Raises ValueError where no single one is left.
+    """
+    graphs = list(graphs)
+    wanted = set(tags)
+    exact = [each for each in graphs if set(each.meta_info_def.tags) == wanted]
+    others = [each for each in graphs if set(each.meta_info_def.tags) > wanted]
+    for found in (graphs, exact, others):
+        if len(found) == 1:
+            return found[0]
+    there = "; ".join(",".join(each.meta_info_def.tags) or "none" for each in graphs)
+    raise ValueError(
+        f"it has {len(graphs)} graphs, with the tags {there}: choose one by PERCORE_MODEL_TAGS, not {','.join(tags)!r}"
+    )
+
+
+def _objects(folder: Path, graph: Any) -> dict[str, Callable]:
+    """Load the object graph; raise whatever TensorFlow raises, and ValueError where a variable has no value."""
+    loaded = tf.saved_model.load(str(folder), list(graph.meta_info_def.tags))
+    found = {name: _callable(each, graph.signature_def[name], loaded) for name, each in loaded.signatures.items()}
+    served = [loaded.signatures[name] for name, each in found.items() if not each.unfit()]
+    require_values(name for function in served for name in _without_value(function))
+    return found
+
+
+def _without_value(function: Any) -> Iterator[str]:
+    """Yield the names of the variables that a function reads and that have no value."""
+    yield from (each.name.removesuffix(":0") for each in function.graph.variables if not each.is_initialized())
+    # Variables of the first kind in TensorFlow 1 stay in the graph, and are no objects.
+    if within := [each for each in function.graph.get_operations() if each.type in session.HAS_VALUE]:
+        with function.graph.as_default():
+            questions = session.have_values(within)
+        yield from (name for name, has_value in function.prune([], questions)().items() if not has_value)
+
+
+def _callable(function: Any, definition: Any, loaded: Any) -> Callable:
+    keywords = {}
+    for key, spec in function.structured_input_signature[1].items():
+        # A name that is no identifier, as "my-input", stands in one of the two, and what TensorFlow made of it in the other;
+        # which is which differs between TensorFlow 1 and 2. The two lists' orders differ too: pair by name, never by place.
+        keyword = key if key in function.function_type.parameters else spec.name
+        keywords[key if key in definition.inputs else spec.name or key] = (keyword, spec.dtype)
+    # TensorFlow 2 forgets a signature's method name when it loads a model: it is in the definition alone.
+    return runners.of_function(function, keywords, runners.defined(definition), loaded)
+
+
+def _session(folder: Path, graph: Any) -> dict[str, Callable]:
+    """Load the graph into a session; raise whatever TensorFlow raises, and ValueError where a variable has no value."""
+    loaded = session.Loaded(folder, graph)
+    found = loaded.callables()
+    require_values(loaded.without_value(name for name, each in found.items() if not each.unfit()))
+    return found
+
+
+def require_values(missing: Iterable[str]) -> None:
+    """Raise ValueError if the names of variables without a value are any."""
+    names = sorted(set(missing))
+    if names:
+        more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
+        raise ValueError(f"it restores no value for the variables {', '.join(names[:LONGEST_LIST])}{more}")
+
+
+WAYS: dict[str, Function[[Path, Any], dict[str, Callable]]] = {"object graph": _objects, "graph with signatures": _session}
+"""In the order in which they are tried."""
