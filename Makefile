@@ -43,6 +43,13 @@ run: $(MODELS)/built ## Serve the demo models on this machine, one call per core
 	@$(BIN)/python -m demo.try_it http://$(HOST):$(PORT) http://$(HOST):$(STATUS_PORT)
 	@exec $(BIN)/percore serve --models $(MODELS) --host $(HOST) --port $(PORT) --status-port $(STATUS_PORT)
 
+$(MODELS)/digits.keras: .venv/installed demo/flask_model.py
+	$(BIN)/python -m demo.flask_model $@
+
+.PHONY: run-app
+run-app: $(MODELS)/digits.keras ## Serve the demo's Flask app on this machine, one request per core (HOST, PORT, STATUS_PORT)
+	@exec env DEMO_MODEL=$< $(BIN)/percore serve demo.flask_app:app --host $(HOST) --port $(PORT) --status-port $(STATUS_PORT)
+
 # --- checks ------------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -112,4 +119,4 @@ lock: .venv/installed ## Pin the newest allowed versions of every dependency, wi
 
 .PHONY: clean
 clean: ## Remove what the other targets made, but for .venv
-	rm -rf build dist $(MODELS)/{digits,burn,built} .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist $(MODELS)/{digits,digits.keras,burn,built} .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ from percore import settings
 from percore.worker.exchange import Application, Exchange, Surroundings
 from percore.worker.report import Reporter
 from percore.worker.reservation import Reservations
+from percore.worker.user_app import UserApp
 from percore.worker.watchdog import Watchdog
 
 OPTIONS = b"OPTIONS * HTTP/1.1\r\nHost: x\r\nPercore-Gateway: one\r\n\r\n"
@@ -31,6 +32,7 @@ class Reports:
 
     def __init__(self) -> None:
         self.events: list[str] = []
+        self.models: list[str] = []
 
     def started(self) -> None:
         self.events.append("started")
@@ -38,7 +40,8 @@ class Reports:
     def released(self) -> None:
         self.events.append("released")
 
-    def finished(self, _model: str, code: str, _run: float | None) -> None:
+    def finished(self, model: str, code: str, _run: float | None) -> None:
+        self.models.append(model)
         self.events.append(f"finished {code}")
 
     def counted(self, event: str, **fields: Any) -> None:
@@ -48,7 +51,9 @@ class Reports:
 class Served:
     """One connection, served in a thread of its own while the context lasts."""
 
-    def __init__(self, application: Application, known: Reservations | None = None, **limits: Any) -> None:
+    def __init__(
+        self, application: Application, known: Reservations | None = None, user_app: UserApp | None = None, **limits: Any
+    ) -> None:
         self.client, served = socket.socketpair()
         self.client.settimeout(5)
         self.reports = Reports()
@@ -61,6 +66,7 @@ class Served:
             reporter=cast("Reporter", self.reports),
             server=("127.0.0.1", 8080),
             load_seconds=0.0,
+            user_app=user_app,
         )
         around.reservations = known or around.reservations
         exchange = Exchange(around, served, ("127.0.0.1", 1))

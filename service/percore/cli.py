@@ -29,6 +29,7 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command(epilog=SETTINGS_HELP)
+@click.argument("app", required=False, metavar="[MODULE:APP]")
 @click.option(
     "--models",
     type=click.Path(path_type=Path),
@@ -46,20 +47,25 @@ def cli(context: click.Context) -> None:
     metavar="PORT",
     help="Answer probes and metrics on this port; 9090 by default.  [PERCORE_STATUS_PORT]",
 )
-def serve(models: Path | None, handler: str | None, host: str | None, port: int | None, status_port: int | None) -> None:
+def serve(
+    app: str | None, models: Path | None, handler: str | None, host: str | None, port: int | None, status_port: int | None
+) -> None:
     """Serve on this machine: a gateway, and a worker for each core.
 
-    An option wins over its environment variable, which stands in brackets.
+    MODULE:APP is a WSGI app of yours, as Gunicorn takes it: myapp:app, or 'myapp:create_app()'. Without it percore serves
+    models.  [PERCORE_APP]
+
+    An argument or an option wins over its environment variable, which stands in brackets.
     """
-    if models is not None and handler is not None:
-        raise click.UsageError("--models and --handler: give one of them")
-    if models is not None:
-        os.environ.pop("PERCORE_HANDLER", None)
-    if handler is not None:
-        os.environ.pop("PERCORE_MODEL_REPOSITORY", None)
+    served = {"PERCORE_APP": app, "PERCORE_MODEL_REPOSITORY": models, "PERCORE_HANDLER": handler}
+    chosen = [key for key, value in served.items() if value is not None]
+    if len(chosen) > 1:
+        raise click.UsageError("MODULE:APP, --models and --handler: give one of them")
+    if chosen:
+        for key in served:
+            os.environ.pop(key, None)
     given = {
-        "PERCORE_MODEL_REPOSITORY": models,
-        "PERCORE_HANDLER": handler,
+        **served,
         "PERCORE_HOST": host,
         "PERCORE_PORT": port,
         "PERCORE_STATUS_PORT": status_port,

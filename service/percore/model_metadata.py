@@ -47,9 +47,9 @@ class ModelInfo:
     name: str
     version: int
     platform: str
-    """``tensorflow_savedmodel``, ``keras`` or ``percore_handler``."""
+    """``tensorflow_savedmodel``, ``keras``, ``percore_handler`` or ``wsgi_app``."""
     signatures: Mapping[str, Signature]
-    """By name. Empty for a user's handler that declares none: it takes any input."""
+    """By name. Empty for a user's handler that declares none: it takes any input. Empty for an app."""
     labels: tuple[str, ...] = ()
     load_seconds: float = 0.0
 

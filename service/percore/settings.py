@@ -94,6 +94,10 @@ WEEK_SECONDS = 7 * 24 * 3600
 SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", checked(float, lambda value: 0 < value <= WEEK_SECONDS))
 PORT = within(1, 65535)
 HANDLER = Rule("empty, or `module:Class`", checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
+APP = Rule(
+    "empty, `module:app` or `module:factory()`",
+    checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+(\(\))?)?", text) is not None),
+)
 MODULES = Rule("empty, or names of modules with commas between them", _modules)
 TAGS = Rule("names with commas between them", checked(lambda text: tuple(each.strip() for each in text.split(",")), all))
 YES_OR_NO = Rule("`yes` or `no`", _yes_or_no)
@@ -112,8 +116,8 @@ class ModelSettings:
     """What is served."""
 
     repository: Path = setting("PERCORE_MODEL_REPOSITORY", "models", PATH)
-    """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`. Not read where a
-    handler is set."""
+    """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`. Not read if a
+    handler or an app is set."""
     handler: str = setting("PERCORE_HANDLER", "", HANDLER)
     """Your own code instead of a repository: a class with `load(self)` and `predict(self, inputs)`."""
     imports: tuple[str, ...] = setting("PERCORE_IMPORT", "", MODULES)
@@ -127,6 +131,16 @@ class ModelSettings:
     """The name under which your own handler is called, as version 1."""
     labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)
     """Names for versions, as `digits:stable=1,digits:canary=2`; called by `/v1/models/digits/labels/stable:predict`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """A WSGI app of yours instead of models."""
+
+    target: str = setting("PERCORE_APP", "", APP)
+    """The app, as `module:app`, or as `module:factory()` if a function makes it. Then every request is a call, except under
+    `/-/`. The workers import it. The gateway imports nothing, but needs the same value: by it the gateway knows that a GET is a
+    call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +209,7 @@ class Settings:
     """Every setting, by group."""
 
     models: ModelSettings
+    app: AppSettings
     server: ServerSettings
     cores: CoreSettings
     limits: LimitSettings
@@ -203,6 +218,7 @@ class Settings:
 GATEWAY_PREFIX = "PERCORE_GATEWAY_"
 GROUPS: dict[str, type[Any]] = {
     "models": ModelSettings,
+    "app": AppSettings,
     "server": ServerSettings,
     "cores": CoreSettings,
     "limits": LimitSettings,
@@ -237,7 +253,10 @@ def read_groups(
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the service's settings; see ``read_groups``. The gateway reads, and checks, those with its own prefix."""
-    return Settings(**read_groups(GROUPS, environ, others=lambda key: key.startswith(GATEWAY_PREFIX)))
+    settings = Settings(**read_groups(GROUPS, environ, others=lambda key: key.startswith(GATEWAY_PREFIX)))
+    if settings.app.target and settings.models.handler:
+        raise SettingsError(f"PERCORE_APP={settings.app.target!r} PERCORE_HANDLER={settings.models.handler!r}: set one of them")
+    return settings
 
 
 def keys() -> frozenset[str]:

@@ -38,11 +38,12 @@ EVERYTHING = (
     "gateway.nodeSelector.a=b",
     "priorityClassName=high",
 )
-VARIANTS = [(), FIXED, EVERYTHING, ("gateway.deletionCosts.enabled=false", "networkPolicy.enabled=false")]
+APP = ("app=myapp:create_app()", "gateway.healthPaths={/,/health}")
+VARIANTS = [(), FIXED, EVERYTHING, APP, ("gateway.deletionCosts.enabled=false", "networkPolicy.enabled=false")]
 NOT_KUBERNETES_OWN = {"ServiceMonitor", "PrometheusRule"}
 
 
-@pytest.fixture(params=VARIANTS, ids=["defaults", "fixed", "everything", "less"])
+@pytest.fixture(params=VARIANTS, ids=["defaults", "fixed", "everything", "app", "less"])
 def objects(request: pytest.FixtureRequest) -> list[Object]:
     return render(*request.param)
 
@@ -442,6 +443,31 @@ def test_the_notes_and_the_test_of_an_own_handler_do_not_call_the_demo_model() -
     assert "digits" not in notes(*values)
     [container] = one(render(*values), "Pod")["spec"]["containers"]
     assert environment(container)["EXAMPLE_PATH"] == ""
+
+
+def test_an_app_is_known_to_the_worker_and_to_the_gateway_which_also_has_the_paths_of_probes() -> None:
+    objects = render(*APP)
+    [worker] = _spec(objects, "inference")["containers"]
+    [gateway] = _spec(objects, "gateway")["containers"]
+    assert settings.load(environment(worker)).app.target == "myapp:create_app()"
+    read = gateway_settings.load(environment(gateway))
+    assert (read.app.target, read.gateway.health_paths) == ("myapp:create_app()", frozenset({"/", "/health"}))
+    for each in (*containers(_spec(render(), "inference")), *containers(_spec(render(), "gateway"))):
+        assert not environment(each).keys() & {"PERCORE_APP", "PERCORE_GATEWAY_HEALTH_PATHS"}
+
+
+def test_the_notes_and_the_test_of_an_app_call_it_only_as_the_example_says() -> None:
+    said = notes(*FIXED, *APP)
+    assert "curl -i http://127.0.0.1:8080/\n" in said
+    assert "loaded the app" in said
+    assert "digits" not in said
+    [container] = one(render(*FIXED, *APP), "Pod")["spec"]["containers"]
+    assert environment(container)["EXAMPLE_PATH"] == ""
+    example = (*FIXED, *APP, "example.path=/items?kind=a&kind=b", "example.body=")
+    assert "curl -i 'http://127.0.0.1:8080/items?kind=a&kind=b'\n" in notes(*example)
+    [container] = one(render(*example), "Pod")["spec"]["containers"]
+    assert (environment(container)["EXAMPLE_PATH"], environment(container)["EXAMPLE_BODY"]) == ("/items?kind=a&kind=b", "")
+    assert "curl -i http://127.0.0.1:8080/predict -d 'a'\n" in notes(*FIXED, *APP, "example.path=/predict", "example.body=a")
 
 
 def test_the_test_calls_the_gateway_of_its_release() -> None:

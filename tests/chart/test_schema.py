@@ -22,6 +22,11 @@ VALUES = (CHART / "values.yaml").read_text()
         ("timeouts.body=soon", "timeouts.body"),
         ("queue.length=0", "queue.length"),
         ("handler=no-class", "handler"),
+        ("app=myapp", "app"),
+        ("app=myapp:create_app(1)", "app"),
+        ("gateway.healthPaths={health}", "gateway.healthPaths.0"),
+        ("gateway.healthPaths=/", "gateway.healthPaths"),
+        ("env[0].name=PERCORE_APP", "env.0.name"),
         ("replicas=-1", "replicas"),
         ("autoscaling.engine=magic", "autoscaling.engine"),
         ("autoscaling.scaleDownStabilizationSeconds=5", "autoscaling.scaleDownStabilizationSeconds"),
@@ -58,6 +63,7 @@ def test_a_value_that_does_not_exist_is_refused(value: str) -> None:
         (("autoscaling.spareReplicas=12",), "spareReplicas=12: must be at most autoscaling.maxReplicas, 11"),
         (("gateway.spool.bytes=33554431",), "maxBodyBytes=33554432: must be at most gateway.spool.bytes, 33554431"),
         (("monitoring.enabled=false",), "autoscaling.enabled=true: it reads a metric"),
+        (("app=myapp:app", "handler=a:B"), "app=myapp:app handler=a:B: set one of them"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(values: tuple[str, ...], words: str) -> None:

@@ -180,13 +180,13 @@ def test_an_upgrade_is_ignored_and_the_body_reaches_the_worker(
 
 
 def test_what_clients_call_like_our_own_headers_never_reaches_a_worker(gateway: Gateway, worker: Worker) -> None:
-    sent = chunked(b"hello", trailer="Percore-Gateway: evil", headers=["percore-gateway: evil", "PERCORE-Deadline: 1"])
+    sent = chunked(b"hello", trailer="Percore-Gateway: evil", headers=["percore-gateway: evil", "PERCORE-Client: evil"])
     assert outcome(gateway.send(sent)) == (200, "")
     assert outcome(gateway.ask(b"hello", "Connection: x-mine", "X-Mine: evil")) == (200, "")
     for head, body in worker.runs[-2:]:
         assert body == b"hello"
         assert b"evil" not in head
-        assert b"percore" not in head.lower()
+        assert [line for line in head.split(b"\r\n") if line.lower().startswith(b"percore")] == [b"Percore-Client: 127.0.0.1"]
         assert b"x-mine" not in head.lower()
     assert b"evil" not in worker.reservations[-1]
     assert b"Percore-Gateway: " in worker.reservations[-1]

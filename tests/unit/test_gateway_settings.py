@@ -86,6 +86,13 @@ ROWS = [
         ("-0.1", "600.1", "nan", "inf", "soon"),
     ),
     Row("priority_header", "", {"X-Priority": "X-Priority"}, HEADER_RULE, ("X Priority", "X-Priority:", "X\r\nY")),
+    Row(
+        "health_paths",
+        frozenset(),
+        {"/": frozenset({"/"}), "/, /health/check": frozenset({"/", "/health/check"})},
+        "empty, or paths that begin with `/`, with commas between them",
+        ("health", "/a,", "/a b", "/a?b", "/a#b"),
+    ),
     Row("deletion_costs", "yes", {"yes": "yes", "no": "no"}, "one of `yes`, `no`", ("true", "Yes", "1")),
     Row(
         "pod_selector",

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 from percore import settings
 from percore.errors import SettingsError
+from percore.gateway import gateway_settings
 
 
 def test_defaults_are_read_from_an_empty_environment() -> None:
@@ -25,6 +26,8 @@ def test_an_empty_value_counts_as_unset() -> None:
         ("PERCORE_RUN_TIMEOUT", "nan", "seconds, more than 0"),
         ("PERCORE_RUN_TIMEOUT", "inf", "seconds, more than 0"),
         ("PERCORE_HANDLER", "module.Class", "`module:Class`"),
+        ("PERCORE_APP", "myapp", "`module:app` or `module:factory()`"),
+        ("PERCORE_APP", "myapp:create_app(1)", "`module:app` or `module:factory()`"),
         ("PERCORE_LOG_LEVEL", "loud", "one of `debug`"),
         ("PERCORE_ON_CLIENT_DISCONNECT", "maybe", "one of `end`"),
         ("PERCORE_MODEL_LABELS", "digits=1", "`MODEL:LABEL=VERSION`"),
@@ -59,3 +62,14 @@ def test_tags_and_leave_for_code_are_read() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.load({}).server.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", ["myapp:app", "my.app:create_app()"])
+def test_an_app_is_named_as_gunicorn_names_it_and_the_gateway_reads_the_same_key(value: str) -> None:
+    assert settings.load({"PERCORE_APP": value}).app.target == value
+    assert gateway_settings.load({"PERCORE_APP": value}).app.target == value
+
+
+def test_an_app_and_a_handler_at_once_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"PERCORE_APP='a:app' PERCORE_HANDLER='b:B': set one of them"):
+        settings.load({"PERCORE_APP": "a:app", "PERCORE_HANDLER": "b:B"})

@@ -300,6 +300,7 @@ class Dispatcher:
         if request.header(b"host") is None:
             lines.append(b"Host: worker")
         lines.append(b"X-Request-ID: " + call.request_id.encode("latin-1"))
+        lines.append(b"Percore-Client: " + request.client.encode("latin-1"))
         if call.body.size:
             return b"\r\n".join(lines) + b"\r\nContent-Length: %d\r\n\r\n" % call.body.size
         return b"\r\n".join(lines) + b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"

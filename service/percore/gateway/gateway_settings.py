@@ -1,7 +1,7 @@
 """The gateway's settings: the environment, read once, in the style of ``percore.settings``.
 
-``PERCORE_HOST``, ``PERCORE_PORT``, ``PERCORE_STATUS_PORT``, ``PERCORE_STATE_DIR``, ``PERCORE_LOG_LEVEL`` and the limits mean
-here what they mean in a pod, so that one set of values serves both.
+``PERCORE_APP``, ``PERCORE_HOST``, ``PERCORE_PORT``, ``PERCORE_STATUS_PORT``, ``PERCORE_STATE_DIR``, ``PERCORE_LOG_LEVEL`` and
+the limits mean here what they mean in a pod, so that one set of values serves both.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from percore.settings import (
     PORT,
     SECONDS,
     TEXT,
+    AppSettings,
     LimitSettings,
     Rule,
     ServerSettings,
@@ -41,6 +42,16 @@ SELECTOR = Rule(
     "empty, or `LABEL=VALUE` entries with commas between them",
     checked(str, lambda text: re.fullmatch(rf"({LABEL}(,{LABEL})*)?", text) is not None),
 )
+
+
+def _paths(text: str) -> frozenset[str]:
+    paths = [each.strip() for each in text.split(",")] if text.strip() else []
+    if not all(re.fullmatch(r"/[^?#\s]*", path) for path in paths):
+        raise ValueError
+    return frozenset(paths)
+
+
+PATHS = Rule("empty, or paths that begin with `/`, with commas between them", _paths)
 ENDPOINTS = Rule("empty, or `ADDRESS:PORT/STATUS_PORT` entries with commas between them", parse)
 
 
@@ -84,6 +95,9 @@ class GatewaySettings:
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
     """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
     there is no such header."""
+    health_paths: frozenset[str] = setting("PERCORE_GATEWAY_HEALTH_PATHS", "", PATHS)
+    """Paths that the gateway answers itself: 200 while it takes calls, 503 otherwise. Such a request is never a call, whatever
+    its method. For load balancers that probe a fixed path, such as `/`. `/-/ready` needs no entry."""
     deletion_costs: str = setting("PERCORE_GATEWAY_DELETION_COSTS", "yes", one_of("yes", "no"))
     """In Kubernetes: whether pods that compute get a deletion cost, so that scaling in removes free pods first. Needs the
     rights to list and to patch pods."""
@@ -97,11 +111,17 @@ class Settings:
     """Every setting of a gateway, by group."""
 
     gateway: GatewaySettings
+    app: AppSettings
     server: ServerSettings
     limits: LimitSettings
 
 
-GROUPS: dict[str, type[Any]] = {"gateway": GatewaySettings, "server": ServerSettings, "limits": LimitSettings}
+GROUPS: dict[str, type[Any]] = {
+    "gateway": GatewaySettings,
+    "app": AppSettings,
+    "server": ServerSettings,
+    "limits": LimitSettings,
+}
 
 
 def load(environ: Mapping[str, str] | None = None, *, on_machine: bool = False) -> Settings:

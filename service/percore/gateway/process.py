@@ -34,8 +34,9 @@ from percore.gateway.lag import LoopLag
 from percore.gateway.pods import PodState
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Spool, SpoolLimits
+from percore.http import reserved
 from percore.http.front import Front, FrontLimits, bind
-from percore.http.request import Request
+from percore.http.request import Answer, Request
 from percore.http.status import StatusServer
 from percore.model_metadata import Catalog
 from percore.status import app
@@ -114,11 +115,21 @@ class Gateway:
         metrics.spool_limit.labels("disk").set(gateway.spool_bytes)
 
     async def serve(self, request: Request) -> None:
-        """Answer a read here; every other request is a call."""
-        if request.method in (b"GET", b"HEAD"):
+        """Answer a probe or a read here; every other request is a call. With an app there are no reads."""
+        if (answer := self._probe(request)) is not None:
+            request.respond(*answer)
+        elif request.method in (b"GET", b"HEAD") and not self.settings.app.target:
             request.respond(*self.reads.answer(request.path))
         else:
             await self.intake.serve(request)
+
+    def _probe(self, request: Request) -> Answer | None:
+        """Return the answer to a request of a path that is the gateway's own; None for every other path."""
+        if reserved.is_reserved(request.path):
+            return reserved.answer(request.method.decode("latin-1"), request.path, self.not_ready())
+        if self.settings.gateway.health_paths and reserved.decoded(request.path) in self.settings.gateway.health_paths:
+            return reserved.ready(self.not_ready())
+        return None
 
     def publish(self, endpoints: Endpoints) -> None:
         """Take in which pods there are; on the loop."""

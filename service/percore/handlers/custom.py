@@ -63,11 +63,11 @@ def _constructed(target: str) -> Handler:
     try:
         handler: Handler = found()
     except (Exception, SystemExit) as error:
-        raise LoadError(f"handler {target}: its constructor raised {_told(error)}") from error
+        raise LoadError(f"handler {target}: its constructor raised {told(error)}") from error
     try:
         handler.load()
     except (Exception, SystemExit) as error:
-        raise LoadError(f"handler {target}: load() raised {_told(error)}") from error
+        raise LoadError(f"handler {target}: load() raised {told(error)}") from error
     return handler
 
 
@@ -94,10 +94,11 @@ def import_module(wanted_by: str, module: str) -> Any:
             raise LoadError(f"{wanted_by}: there is no module {error.name!r} in {here} or installed") from error
         raise LoadError(f"{wanted_by}: module {module!r} imports {error.name!r}, which is not installed") from error
     except (Exception, SystemExit) as error:
-        raise LoadError(f"{wanted_by}: importing module {module!r} raised {_told(error)}") from error
+        raise LoadError(f"{wanted_by}: importing module {module!r} raised {told(error)}") from error
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """Return an exception's type and the first line of its message."""
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 

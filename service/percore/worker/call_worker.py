@@ -15,18 +15,20 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from gunicorn.workers.sync import SyncWorker
 
 from percore import cores
+from percore.api.request_context import APP
 from percore.errors import START_FAILED, LoadError, StartError
-from percore.model_metadata import Catalog
+from percore.model_metadata import Catalog, ModelInfo
 from percore.parent_death import die_with_parent
 from percore.settings import Settings
 from percore.worker.answer import wait_for_helpers
-from percore.worker.exchange import Exchange, Surroundings
+from percore.worker.exchange import Application, Exchange, Surroundings
 from percore.worker.report import Reporter
+from percore.worker.user_app import UserApp
 from percore.worker.watchdog import Deadline, Watchdog
 
 GOODBYE_SECONDS = 3.0
@@ -53,6 +55,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
     sockets: list[Any]
     settings: Settings
     surroundings: Surroundings
+    wsgi: Application
     claim: cores.Claim | None = None
     client: socket.socket | None = None
     shares = False
@@ -117,28 +120,45 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         # Read when numpy, scikit-learn and others are imported; otherwise they use every core of the node.
         for name in THREAD_SETTINGS:
             os.environ.setdefault(name, str(threads))
+        catalog = self._load_app() if self.settings.app.target else self._load_models(threads)
+        server = self.settings.server
+        is_users = bool(self.settings.app.target)
+        self.surroundings = Surroundings(
+            application=self.wsgi,
+            config=self.cfg,
+            limits=self.settings.limits,
+            watchdog=self.watchdog,
+            reporter=self.reporter,
+            server=(server.host, server.port) if is_users else self.sockets[0].getsockname(),
+            load_seconds=0.0,
+            timed_out=lambda: bool(self.aborted),
+            user_app=UserApp() if is_users else None,
+        )
+        return catalog
+
+    def _load_models(self, threads: int) -> Catalog:
         # Imported here, after the fork: the arbiter stays small, and TensorFlow never sees a fork.
         from percore.api.app import create_app  # noqa: PLC0415
         from percore.model_store import load_models  # noqa: PLC0415
 
         models = load_models(self.settings, threads)
         catalog = Catalog(tuple(model.info for model in models))
-        self.wsgi = create_app(models, catalog, max_body_bytes=self.settings.limits.max_body_bytes)
-        self.surroundings = Surroundings(
-            application=self.wsgi.wsgi_app,
-            config=self.cfg,
-            limits=self.settings.limits,
-            watchdog=self.watchdog,
-            reporter=self.reporter,
-            server=self.sockets[0].getsockname(),
-            load_seconds=0.0,
-            timed_out=lambda: bool(self.aborted),
-        )
+        app = create_app(models, catalog, max_body_bytes=self.settings.limits.max_body_bytes)
+        self.wsgi = cast("Application", app.wsgi_app)
         return catalog
+
+    def _load_app(self) -> Catalog:
+        from percore.handlers import wsgi  # noqa: PLC0415
+
+        began = time.monotonic()
+        self.wsgi = wsgi.load(self.settings.app.target)
+        seconds = round(time.monotonic() - began, 3)
+        return Catalog((ModelInfo(APP, 1, "wsgi_app", {}, load_seconds=seconds),))
 
     def _load_expired(self) -> None:
         limit = self.settings.limits.load_timeout
-        self.log.critical("cannot start: the models were not loaded within PERCORE_LOAD_TIMEOUT, %g s", limit)
+        what = "app was" if self.settings.app.target else "models were"
+        self.log.critical("cannot start: the %s not loaded within PERCORE_LOAD_TIMEOUT, %g s", what, limit)
         self._end_unloaded()
 
     def _fail(self, error: StartError) -> NoReturn:

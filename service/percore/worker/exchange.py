@@ -25,6 +25,7 @@ from percore.worker import answer, client_disconnect, receive
 from percore.worker.reply import Headers, Reply
 from percore.worker.report import Reporter
 from percore.worker.reservation import Reservations
+from percore.worker.user_app import UserApp
 from percore.worker.watchdog import Deadline, Watchdog
 
 log = logging.getLogger("percore.worker")
@@ -53,6 +54,8 @@ class Surroundings:
     load_seconds: float
     timed_out: Callable[[], bool] = lambda: False
     """Whether the arbiter aborted this worker, because not even the watchdog got a turn."""
+    user_app: UserApp | None = None
+    """Set if the application is a user's own app: then a GET is a call too."""
     reservations: Reservations = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ class Exchange:
         self._address = address
         self._run: float | None = None
         self._facts = CallContext()
+        self._call_environ: dict[str, Any] = {}
         self._status = "500"
         self._head: receive.Head | None = None
         self._began = False
@@ -93,7 +97,11 @@ class Exchange:
             if client_disconnect.peer_is_gone(self._client):
                 self._left_while_queued()
                 return
-            chunks = self._compute(self._head, body)
+            chunks: list[receive.Buffer] | None
+            if self._user_app is not None and not self._is_call:
+                chunks = self._user_app.own_answer(self._head, self._own_headers())
+            else:
+                chunks = self._compute(self._head, body)
         except CallError as error:
             chunks = self._refusal(error)
         except OSError:  # the client left before the last byte of its call
@@ -118,9 +126,17 @@ class Exchange:
         return receive.read_body(head, self._client, source, self._around.limits.max_body_bytes)
 
     @property
+    def _user_app(self) -> UserApp | None:
+        return self._around.user_app
+
+    @property
     def _is_call(self) -> bool:
         """Only calls are counted and logged, and what holds the worker for long: reads belong on the status server's port."""
-        return self._head is None or self._head.method not in ("GET", "HEAD")
+        if self._head is None:
+            return True
+        if self._user_app is not None:
+            return self._user_app.is_call(self._head.path)
+        return self._head.method not in ("GET", "HEAD")
 
     def _compute(self, head: receive.Head, body: receive.Buffer) -> list[receive.Buffer] | None:
         """Run the application. Return what is to be sent; None where it was sent already, or never will be."""
@@ -136,7 +152,7 @@ class Exchange:
             if not timed_out:
                 log.exception("the application raised %s", type(error).__name__)
             if not reply.headers_sent:
-                raise (self._run_timeout() if timed_out else HandlerFailed()) from error
+                raise (self._run_timeout() if timed_out else self._failed()) from error
             code = "504" if timed_out else "500"  # the caller sees an answer without its end
         else:
             code = str(reply.status).split(" ", 1)[0]
@@ -150,9 +166,14 @@ class Exchange:
         self._status = code
         return [reply.head(self._own_headers()), *(chunks or ())]
 
+    def _failed(self) -> HandlerFailed:
+        if self._user_app is None:
+            return HandlerFailed()
+        return HandlerFailed("the app failed; the log of the service has the reason")
+
     def _produce(self, reply: Reply, environ: dict[str, Any]) -> list[receive.Buffer] | None:
         try:
-            result = self._around.application(environ, reply.start_response)
+            result = self._around.application(environ, self._start_of(reply))
             try:
                 return reply.produce(result)
             finally:
@@ -160,6 +181,20 @@ class Exchange:
                     result.close()
         finally:
             self._end_if_forked(failed=(reply.status or "").startswith("5"))
+
+    def _start_of(self, reply: Reply) -> Callable[..., Any]:
+        if self._user_app is None:
+            return reply.start_response
+
+        def start_response(*given: Any) -> Callable[[bytes], None]:
+            self._note_route()  # later Flask has forgotten it
+            return reply.start_response(*given)
+
+        return start_response
+
+    def _note_route(self) -> None:
+        if self._user_app is not None and self._call_environ and not self._facts.model:
+            self._facts.model = self._user_app.route(self._call_environ)
 
     def _end_if_forked(self, *, failed: bool) -> None:
         """End a process that the application forked: nothing of ours runs in it, whichever way it comes here.
@@ -191,6 +226,9 @@ class Exchange:
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         environ["CONTENT_LENGTH"] = str(len(body))  # chunks are joined, and a read's body is left out
+        if self._user_app is not None:
+            self._user_app.adapt(environ, head.headers, by_gateway=bool(self._gateway))
+        self._call_environ = environ
         return reply, environ
 
     def _watch(self, seconds: float, on_expired: Callable[[], None]) -> None:
@@ -233,6 +271,7 @@ class Exchange:
         if not self._is_call and held < HELD_SECONDS:
             self._around.reporter.released()
             return
+        self._note_route()  # of a call that ends before its answer begins
         self._around.reporter.finished(self._facts.model, code, self._run)
         fields = {
             "request_id": self._request_id,

@@ -90,8 +90,9 @@ class Reply(wsgi.Response):  # type: ignore[misc]
         return chunks
 
     def head(self, more: Headers) -> bytes:
-        """Return the status line and the headers, with ``more`` of them."""
-        return answer.head_of(str(self.status), [*self.headers, *more])
+        """Return the status line and the headers, with ``more`` of them. A call has one id, so an app's own is left out."""
+        passed = [header for header in self.headers if header[0].lower() != "x-request-id"]
+        return answer.head_of(str(self.status), [*passed, *more])
 
     def write(self, data: Buffer) -> None:
         """Send a piece of the body at once; an empty one sends nothing. Raises Undelivered where the client does not read."""

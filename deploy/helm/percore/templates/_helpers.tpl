@@ -120,6 +120,10 @@ pods are selected; the chart refuses values that would.
   value: {{ int64 .Values.maxBodyBytes | quote }}
 - name: PERCORE_QUEUE_LENGTH
   value: {{ int64 .Values.queue.length | quote }}
+{{- with .Values.app }}
+- name: PERCORE_APP
+  value: {{ . | quote }}
+{{- end }}
 {{- end }}
 
 {{/* How much is logged: in the gateway `gateway.logLevel`, if there is one. */}}
@@ -141,9 +145,9 @@ The gateway's memory in MiB: 320 for the process, what it may hold of bodies, an
 {{- div (add (mul 5 (int64 .Values.gateway.spool.bytes)) 3) 4 -}}
 {{- end }}
 
-{{/* The call that NOTES and the test make. None for a handler of the user's own, unless its path is given. */}}
+{{/* The call that NOTES and the test make. None for a handler or an app of the user's own, unless its path is given. */}}
 {{- define "percore.examplePath" -}}
-{{- if not (and .Values.handler (eq .Values.example.path "/v1/models/digits:predict")) -}}{{ .Values.example.path }}{{- end -}}
+{{- if not (and (or .Values.handler .Values.app) (eq .Values.example.path "/v1/models/digits:predict")) -}}{{ .Values.example.path }}{{- end -}}
 {{- end }}
 
 {{/* The metric that autoscaling reads. */}}

@@ -1,0 +1,54 @@
+"""Paths under ``/-/``: percore answers them itself, also where a user's app has every other path.
+
+A load balancer or a person asks there whether the service takes calls. Such a request is never a call: it waits for no worker,
+and it starts no pod of a release that is scaled to zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import orjson
+
+from percore.errors import CallError, MethodNotAllowed, NotFound, NotReady
+
+if TYPE_CHECKING:  # a worker imports this module, and needs no asyncio
+    from percore.http.request import Answer, Header
+
+PREFIX = "/-/"
+JSON: Header = (b"Content-Type", b"application/json")
+READY, LIVE = "/-/ready", "/-/live"
+OK: Answer = (200, [JSON], b'{"status":"ok"}')
+
+
+def decoded(path: str) -> str:
+    """Return a percent-encoded path as an app sees it, so that no spelling of a path leads past a comparison."""
+    return unquote(path, "latin-1") if "%" in path else path
+
+
+def is_reserved(path: str) -> bool:
+    """Tell whether a percent-encoded path is percore's own."""
+    return decoded(path).startswith(PREFIX)
+
+
+def answer(method: str, path: str, trouble: str) -> Answer:
+    """Return the answer to a request of a path under ``/-/``. ``trouble`` is why no calls are taken; empty if they are."""
+    name = decoded(path)
+    if name not in (READY, LIVE):
+        return _error(NotFound(f"no route {name[:100]!r}; under {PREFIX} there are {READY} and {LIVE}"))
+    if method not in ("GET", "HEAD"):
+        return _error(MethodNotAllowed(f"{method} is not allowed on {name}; allowed: GET, HEAD"), (b"Allow", b"GET, HEAD"))
+    return OK if name == LIVE else ready(trouble)
+
+
+def ready(trouble: str) -> Answer:
+    """Return 200, or 503 with the reason why no calls are taken."""
+    return _error(NotReady(trouble)) if trouble else OK
+
+
+def _error(error: CallError, *headers: Header) -> Answer:
+    fields = [JSON, *headers]
+    if error.retry_after is not None:
+        fields.append((b"Retry-After", b"%d" % error.retry_after))
+    return error.status, fields, orjson.dumps(error.document())

@@ -1,0 +1,68 @@
+"""How a user's WSGI app is served, where that differs from percore's own application.
+
+Every request is a call, except those of percore's own paths under ``/-/``. The app sees the request as it would under Gunicorn
+alone: the gateway between is not there for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+
+from gunicorn.config import Config
+
+from percore.api.request_context import Routes
+from percore.http import reserved
+from percore.worker import answer, receive
+
+CLIENT = "HTTP_PERCORE_CLIENT"
+"""The address of the gateway's client, as the gateway says it. A client's own header of that name never comes so far."""
+
+
+class UserApp:
+    """What an exchange needs to know of a user's app."""
+
+    def __init__(self) -> None:
+        self.route = Routes().of
+        config = Config()  # Gunicorn's own defaults, which read FORWARDED_ALLOW_IPS
+        self._trusts_all = "*" in config.forwarded_allow_ips
+        self._trusted = config.forwarded_allow_networks()
+        self._https: dict[str, str] = config.secure_scheme_headers
+
+    @staticmethod
+    def is_call(path: str) -> bool:
+        """Tell whether a request of this percent-encoded path is the app's."""
+        return not reserved.is_reserved(path)
+
+    @staticmethod
+    def own_answer(head: receive.Head, more: Sequence[tuple[str, str]]) -> list[receive.Buffer]:
+        """Return the answer to a request of percore's own paths, with ``more`` headers. A worker that answers is ready."""
+        status, headers, body = reserved.answer(head.method, head.path, trouble="")
+        fields = [(name.decode(), value.decode()) for name, value in headers]
+        fields += [("Content-Length", str(len(body))), *more]
+        whole = answer.head_of(f"{status} {HTTPStatus(status).phrase}", fields)
+        return [whole if head.method == "HEAD" else whole + body]
+
+    def adapt(self, environ: dict[str, Any], headers: Sequence[tuple[str, str]], *, by_gateway: bool) -> None:
+        """Have the environ say what it would say without a gateway."""
+        client = environ.pop(CLIENT, "")
+        if by_gateway and client:
+            environ["REMOTE_ADDR"] = client
+            environ.pop("REMOTE_PORT", None)
+        if self._trusts(environ["REMOTE_ADDR"]):
+            schemes = {"https" if value == self._https[name] else "http" for name, value in headers if name in self._https}
+            environ["wsgi.url_scheme"] = "https" if schemes == {"https"} else "http"
+        if environ["CONTENT_LENGTH"] == "0" and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            del environ["CONTENT_LENGTH"]  # the gateway says it of every call without a body
+
+    def _trusts(self, client: str) -> bool:
+        """Tell whether this is a proxy whose word on the scheme counts."""
+        if self._trusts_all:
+            return True
+        try:
+            address = ip_address(client)
+        except ValueError:  # a unix socket's peer has none
+            return False
+        return any(address in network for network in self._trusted)

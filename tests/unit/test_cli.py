@@ -1,0 +1,58 @@
+"""What `percore serve` is told by its arguments."""
+
+import os
+
+import pytest
+from click.testing import CliRunner
+from percore import settings, supervisor
+from percore.cli import cli
+
+SERVED = ("PERCORE_APP", "PERCORE_HANDLER", "PERCORE_MODEL_REPOSITORY")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[settings.Settings]:
+    """Return what would have been served; nothing is started."""
+    found: list[settings.Settings] = []
+    for key in SERVED:
+        monkeypatch.setenv(key, "to be removed")  # so that it is restored
+        monkeypatch.delenv(key)
+
+    def run(read: settings.Settings) -> int:
+        found.append(read)
+        return 0
+
+    monkeypatch.setattr(supervisor, "run", run)
+    return found
+
+
+def test_an_app_is_given_as_to_gunicorn(served: list[settings.Settings]) -> None:
+    assert CliRunner().invoke(cli, ["serve", "myapp:create_app()"]).exit_code == 0
+    assert served[0].app.target == os.environ["PERCORE_APP"] == "myapp:create_app()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["myapp:app"], "PERCORE_APP"),
+        (["--handler", "a:B"], "PERCORE_HANDLER"),
+        (["--models", "m"], "PERCORE_MODEL_REPOSITORY"),
+    ],
+)
+def test_what_is_given_wins_over_what_the_environment_serves(
+    arguments: list[str], key: str, served: list[settings.Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"PERCORE_APP": "other:app", "PERCORE_HANDLER": "other:Other", "PERCORE_MODEL_REPOSITORY": "other"}
+    for each, value in environ.items():
+        monkeypatch.setenv(each, value)
+    assert CliRunner().invoke(cli, ["serve", *arguments]).exit_code == 0
+    assert {each for each in SERVED if each in os.environ} == {key}
+    assert len(served) == 1
+
+
+@pytest.mark.parametrize("arguments", [["myapp:app", "--handler", "a:B"], ["--models", "m", "--handler", "a:B"]])
+def test_two_at_once_are_refused(arguments: list[str], served: list[settings.Settings]) -> None:
+    done = CliRunner().invoke(cli, ["serve", *arguments])
+    assert done.exit_code == 2
+    assert "MODULE:APP, --models and --handler: give one of them" in done.output
+    assert not served

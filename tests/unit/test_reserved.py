@@ -1,0 +1,31 @@
+"""Paths under `/-/` are percore's own, however they are spelt."""
+
+import orjson
+import pytest
+from percore.http import reserved
+
+
+@pytest.mark.parametrize("path", ["/-/ready", "/-/", "/-/calls/1", "/%2d/ready", "/%2D%2fready"])
+def test_a_path_under_the_prefix_is_percores_own(path: str) -> None:
+    assert reserved.is_reserved(path)
+
+
+@pytest.mark.parametrize("path", ["/", "/-", "/-ready", "/a/-/ready", "//-/ready", "/%252d/ready", "*"])
+def test_every_other_path_is_the_apps(path: str) -> None:
+    assert not reserved.is_reserved(path)
+
+
+def test_ready_says_why_no_calls_are_taken_and_live_does_not_ask() -> None:
+    assert reserved.answer("GET", "/-/ready", "") == reserved.OK
+    status, headers, body = reserved.answer("HEAD", "/%2d/ready", "the gateway is stopping")
+    assert (status, orjson.loads(body)) == (503, {"error": "the gateway is stopping", "code": "not-ready"})
+    assert b"Retry-After" in dict(headers)
+    assert reserved.answer("GET", "/-/live", "the gateway is stopping")[0] == 200
+
+
+def test_what_is_not_there_or_not_allowed_is_said_so() -> None:
+    status, _, body = reserved.answer("GET", "/-/healthz", "")
+    assert (status, orjson.loads(body)["code"]) == (404, "not-found")
+    status, headers, body = reserved.answer("POST", "/-/ready", "")
+    assert (status, orjson.loads(body)["code"]) == (405, "method-not-allowed")
+    assert dict(headers)[b"Allow"] == b"GET, HEAD"
