@@ -16,7 +16,7 @@ HEADS = (
     "in front, and `ingress.controller`",
     "default",
     "kind",
-    "what the chart adds, with the default limits",
+    "what the chart adds, with the default timeouts",
     "what else to set",
 )
 
@@ -30,9 +30,8 @@ def table() -> str:
 def rows() -> list[list[str]]:
     """Return the cells of each controller, below HEADS."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    limits = values["limits"]
-    longest = limits["wait"] + limits["run"] + 2 * limits["body"] + 60
-    return [_row(name, each, longest, limits["bodyBytes"]) for name, each in controllers().items()]
+    longest = sum(values["timeouts"][name] for name in ("queue", "run", "body", "answer")) + 60
+    return [_row(name, each, longest, values["maxBodyBytes"]) for name, each in controllers().items()]
 
 
 def controllers() -> dict[str, dict[str, Any]]:
