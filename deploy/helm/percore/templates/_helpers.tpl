@@ -172,7 +172,7 @@ The gateway's memory in MiB: 320 for the process, what it may hold of bodies, an
 
 {{/* How long a call may take at most, as its caller sees it: body, queue, run and answer, and a minute in which percore answers first. */}}
 {{- define "percore.frontSeconds" -}}
-{{- add .Values.timeouts.queue .Values.timeouts.run .Values.timeouts.body .Values.timeouts.body 60 -}}
+{{- add .Values.timeouts.queue .Values.timeouts.run .Values.timeouts.body .Values.timeouts.answer 60 -}}
 {{- end }}
 
 {{/* The same as the Gateway API writes it, whose numbers have at most five digits. */}}
