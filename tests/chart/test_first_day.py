@@ -144,7 +144,7 @@ def images(objects: list[Object]) -> set[str]:
 @pytest.mark.parametrize("key", ["env", "gateway.env"])
 def test_the_value_of_a_variable_is_a_string(key: str) -> None:
     assert f"- {key}.0.value: " in refusal(f"{key}[0].name=A", f"{key}[0].value=1")
-    assert f"- {key}.0: " in refusal(f"{key}[0].name=A", f"{key}[0].vallue=x")
+    assert f"- {key}.0: " in refusal(f"{key}[0].name=A", f"{key}[0].text=x")
 
 
 @pytest.mark.parametrize(
