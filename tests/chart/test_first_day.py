@@ -87,8 +87,8 @@ QUANTITIES = {
 """Quantities as people write them in values files, and as the chart renders them."""
 PLACES = {
     "memory": ("inference", "containers", 0, "resources", "limits", "memory"),
-    "exporter.cpu": ("inference", "initContainers", 0, "resources", "limits", "cpu"),
-    "exporter.memory": ("inference", "initContainers", 0, "resources", "requests", "memory"),
+    "statusServer.cpu": ("inference", "initContainers", 0, "resources", "limits", "cpu"),
+    "statusServer.memory": ("inference", "initContainers", 0, "resources", "requests", "memory"),
     "gateway.cpu": ("gateway", "containers", 0, "resources", "requests", "cpu"),
     "gateway.memory": ("gateway", "containers", 0, "resources", "limits", "memory"),
     "ephemeralStorage.tmp": ("inference", "volumes", 1, "emptyDir", "sizeLimit"),
