@@ -98,12 +98,12 @@ gateway-test: .venv/installed ## Tests of the gateway: fake and real pods, real 
 
 .PHONY: chart-test
 chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the Dockerfile
-	$(BIN)/pytest tests/chart
+	$(BIN)/pytest -n auto tests/chart
 
 .PHONY: rules-test
 rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as the chart renders them
 	@promtool --version >/dev/null 2>&1 || tools/install-system-packages prometheus
-	$(BIN)/pytest tests/rules
+	$(BIN)/pytest -n auto tests/rules
 
 .PHONY: e2e
 e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which; CLUSTER_IMAGE: what builds and hands over an image)
