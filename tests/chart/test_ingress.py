@@ -11,9 +11,9 @@ from deploy.helm import ingress_table
 from tests.chart.harness import CHART, LIVE, ROOT, WITH_CRDS, Object, notes, one, refusal, render
 
 ON = "ingress.enabled=true"
-LIMITS = ("timeouts.queue=1000", "timeouts.run=2000", "timeouts.body=30", "maxBodyBytes=12345")
+TIMEOUTS = ("timeouts.queue=1000", "timeouts.run=2000", "timeouts.body=30", "timeouts.answer=30", "maxBodyBytes=12345")
 CALL = 1000 + 2000 + 2 * 30 + 60
-"""What the four limits and a minute make."""
+"""What the four timeouts and a minute make."""
 ROUTE = ("httpRoute.enabled=true", "httpRoute.parentRefs[0].name=front")
 SETTINGS = {
     "nginx": {"proxy-read-timeout": str(CALL), "proxy-send-timeout": str(CALL), "proxy-body-size": "12345"},
@@ -45,7 +45,7 @@ def test_the_values_name_the_controllers_that_the_chart_knows() -> None:
 
 @pytest.mark.parametrize("controller", SETTINGS)
 def test_a_controller_has_the_timeouts_that_follow_from_the_limits(controller: str) -> None:
-    found = ingress(*LIMITS, f"ingress.controller={controller}", "gateway.idleTimeoutSeconds=5000")
+    found = ingress(*TIMEOUTS, f"ingress.controller={controller}", "gateway.idleTimeoutSeconds=5000")
     annotations = found["metadata"].get("annotations", {})
     assert {key.rpartition("/")[2]: value for key, value in annotations.items()} == SETTINGS[controller]
 
@@ -65,7 +65,7 @@ def test_an_annotation_of_the_user_wins() -> None:
 
 
 def test_gke_gets_its_timeout_and_its_health_check_by_a_backend_config_of_the_service() -> None:
-    objects = render(ON, *LIMITS, "ingress.controller=gke", "service.annotations.a=b")
+    objects = render(ON, *TIMEOUTS, "ingress.controller=gke", "service.annotations.a=b")
     config = one(objects, "BackendConfig")
     assert config["spec"] == {
         "timeoutSec": CALL,
@@ -78,10 +78,10 @@ def test_gke_gets_its_timeout_and_its_health_check_by_a_backend_config_of_the_se
 
 
 def test_a_controller_that_keeps_connections_longer_than_the_gateway_is_refused() -> None:
-    said = refusal(ON, *LIMITS, "ingress.controller=alb")
+    said = refusal(ON, *TIMEOUTS, "ingress.controller=alb")
     assert f"it keeps idle connections to a gateway for {CALL}s" in said
     assert f"--set gateway.idleTimeoutSeconds={CALL + 20}" in said
-    assert render(ON, *LIMITS, "ingress.controller=alb", f"gateway.idleTimeoutSeconds={CALL + 20}")
+    assert render(ON, *TIMEOUTS, "ingress.controller=alb", f"gateway.idleTimeoutSeconds={CALL + 20}")
     assert "for 60s" in refusal(ON, "ingress.controller=nginx", "gateway.idleTimeoutSeconds=60")
     assert render("ingress.controller=alb"), "without an Ingress the controller has no effect"
 
@@ -91,7 +91,7 @@ def test_a_load_balancer_has_no_timeout_above_its_most_and_the_notes_say_what_fo
     found = ingress(*long)["metadata"]["annotations"]
     assert found["alb.ingress.kubernetes.io/load-balancer-attributes"] == "idle_timeout.timeout_seconds=4000"
     assert "ends a call after 4000 seconds at most" in notes(ON, *long)
-    assert "seconds at most" not in notes(ON, *LIMITS, *long)
+    assert "seconds at most" not in notes(ON, *TIMEOUTS, *long)
     assert "ingress.controller is not set" in notes(ON)
     assert "ingress.controller is not set" not in notes(ON, "ingress.controller=nginx")
     assert "has no authentication" not in notes()
@@ -121,7 +121,7 @@ def test_without_hosts_every_host_is_taken_and_calls_go_to_the_gateway() -> None
 
 
 def test_a_route_has_the_timeout_that_follows_from_the_limits() -> None:
-    [rule] = one(render(*ROUTE, *LIMITS), "HTTPRoute")["spec"]["rules"]
+    [rule] = one(render(*ROUTE, *TIMEOUTS), "HTTPRoute")["spec"]["rules"]
     assert rule["timeouts"] == {"request": "0h52m0s"}
     assert rule["backendRefs"] == [{"name": "first-percore", "port": 8080}]
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/"}}]
@@ -131,7 +131,7 @@ def test_a_route_has_the_timeout_that_follows_from_the_limits() -> None:
 
 @pytest.mark.parametrize("limit", [1, 604800])
 def test_the_timeout_of_a_route_is_written_as_the_gateway_api_takes_it(limit: int) -> None:
-    objects = render(*ROUTE, *(f"limits.{name}={limit}" for name in ("wait", "run", "body")))
+    objects = render(*ROUTE, *(f"timeouts.{name}={limit}" for name in ("queue", "run", "body", "answer")))
     text = one(objects, "HTTPRoute")["spec"]["rules"][0]["timeouts"]["request"]
     assert re.fullmatch(r"([0-9]{1,5}(h|m|s|ms)){1,4}", text)
     seconds = sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)(h|m|s)", text))
