@@ -1,6 +1,7 @@
 """What is served: the models of a repository in TensorFlow Serving's layout, or a user's own handler.
 
-Imported in a worker only. TensorFlow is imported in here by the function that needs it, so that a handler starts without it.
+Imported in a worker, or by the arbiter before it forks. TensorFlow is imported in here by the function that needs it, so that a
+handler starts without it.
 """
 
 from __future__ import annotations

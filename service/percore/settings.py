@@ -90,6 +90,12 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
+def _before_fork(text: str) -> tuple[str, ...] | None:
+    if not text.strip():
+        return None
+    return () if text.strip() == "no" else _modules(text)
+
+
 WEEK_SECONDS = 7 * 24 * 3600
 SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", checked(float, lambda value: 0 < value <= WEEK_SECONDS))
 PORT = within(1, 65535)
@@ -101,6 +107,7 @@ APP = Rule(
 MODULES = Rule("empty, or names of modules with commas between them", _modules)
 TAGS = Rule("names with commas between them", checked(lambda text: tuple(each.strip() for each in text.split(",")), all))
 YES_OR_NO = Rule("`yes` or `no`", _yes_or_no)
+BEFORE_FORK = Rule("empty, `no`, or names of modules with commas between them", _before_fork)
 NAME = Rule(
     "1 to 128 letters, digits, `.`, `_` or `-`, not all of them dots",
     checked(str, lambda text: re.fullmatch(NAME_PATTERN, text) is not None),
@@ -127,6 +134,10 @@ class ModelSettings:
     allow_code: bool = setting("PERCORE_ALLOW_CODE", "no", YES_OR_NO)
     """Whether Keras files may hold Python functions (`Lambda` layers), which then run with all rights of percore. With `no`
     such a file is refused."""
+    import_before_fork: tuple[str, ...] | None = setting("PERCORE_IMPORT_BEFORE_FORK", "", BEFORE_FORK)
+    """Modules that are imported once, before the workers are forked, so that a worker that ended is replaced sooner. TensorFlow
+    and Keras are among them if a repository is served. With a handler they are not, unless you name them here. `no`: each
+    worker imports for itself. See [import before fork](operations/one-machine.md#import-before-fork)."""
     name: str = setting("PERCORE_MODEL_NAME", "default", NAME)
     """The name under which your own handler is called, as version 1."""
     labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)
@@ -182,7 +193,7 @@ class LimitSettings:
     """One clock for each phase of a call, and bounds on what it may send."""
 
     load_timeout: float = setting("PERCORE_LOAD_TIMEOUT", "600", SECONDS)
-    """Importing TensorFlow, loading and warming up every model. A load that takes longer ends the process."""
+    """Importing TensorFlow, and then again loading and warming up every model. What takes longer ends the process."""
     body_timeout: float = setting("PERCORE_BODY_TIMEOUT", "60", SECONDS)
     """Receiving a request. A slower client gets 408."""
     queue_timeout: float = setting("PERCORE_QUEUE_TIMEOUT", "7200", SECONDS)

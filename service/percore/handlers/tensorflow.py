@@ -1,8 +1,9 @@
-"""TensorFlow models: what every kind of them shares. A worker imports this module after the fork.
+"""TensorFlow models: what every kind of them shares.
 
-Imported by ``percore.model_store``. ``savedmodel`` and ``kerasmodel`` load. ``Model.predict`` is never called: it costs 35 ms a
-call, and fails ("Model.predict in graph mode is not supported ...") where a model is loaded in one mode or thread and called in
-another. A concrete function knows no modes, and neither does a session with its own graph.
+Imported by the arbiter before it forks, or by ``percore.model_store`` in a worker. The import must run no operation and start
+no thread. ``savedmodel`` and ``kerasmodel`` load. ``Model.predict`` is never called: it costs 35 ms a call, and fails
+("Model.predict in graph mode is not supported ...") where a model is loaded in one mode or thread and called in another. A
+concrete function knows no modes, and neither does a session with its own graph.
 """
 
 from __future__ import annotations

@@ -1,29 +1,35 @@
 """The arbiter: Gunicorn, configured from the settings.
 
-It never imports Flask, numpy or TensorFlow: its workers do, each for itself, after the fork.
+Before it forks, it imports the modules that its workers need (``before_fork``). It loads no model and computes nothing: that is
+for the workers, after the fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
 import signal
 import socket
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from gunicorn import sock
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from percore import cores, logs, sockets, state_dir
-from percore.errors import START_FAILED, SettingsError, StartError
+from percore.errors import START_FAILED, LoadError, SettingsError, StartError
 from percore.settings import LimitSettings, Settings
+from percore.worker import before_fork
 from percore.worker.call_worker import CallWorker, shut_down
-from percore.worker.restart_backoff import RestartBackoff
+from percore.worker.restart_backoff import RestartBackoff, restart_delay
 
 MARGIN_SECONDS = 30.0
 FAST_SECONDS = 2
@@ -34,6 +40,8 @@ KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
 There is no ``TCP_USER_TIMEOUT`` among them. Linux applies it to a peer that lives but does not read as well, so that it would
 cut off the slow reader of a large answer. The time that an answer may take has its own limit.
 """
+SCARCE = (errno.EAGAIN, errno.ENOMEM)
+"""Why a fork fails if the limit of processes or of memory is reached."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
 
 
@@ -73,14 +81,20 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
         "forwarder_headers": "",  # nobody in front may change the path or the scheme that a call sees
         "forwarded_allow_ips": "",
         "proc_name": "percore",
-        "when_ready": _keep_alive,
+        "when_ready": _prepare,
     }
     if SHARED_MEMORY.is_dir():
         chosen["worker_tmp_dir"] = str(SHARED_MEMORY)  # heartbeats must not wait for a disk
     return chosen
 
 
-def _keep_alive(arbiter: Arbiter) -> None:
+def _prepare(arbiter: CallArbiter) -> None:
+    """Do what comes between the sockets and the first fork. Connections wait in the sockets meanwhile."""
+    _keep_alive(arbiter)
+    arbiter.import_before_fork()
+
+
+def _keep_alive(arbiter: CallArbiter) -> None:
     """Have the kernel probe the peer of each connection that is accepted: it passes a listener's options on."""
     for listener in arbiter.LISTENERS:
         if listener.sock.family != socket.AF_UNIX:
@@ -97,6 +111,52 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
 
     LISTENERS: list[Any]
     halting = False
+    fork_failures = 0
+    fork_due = 0.0
+
+    def import_before_fork(self) -> None:
+        """Import what the settings say; do so in the workers if a module starts a thread.
+
+        Then this process starts again without the import, because its threads end only with its program.
+        """
+        environ = dict(os.environ)
+        names = before_fork.modules(self.app.settings)
+        if not names:
+            return
+        try:
+            threads = before_fork.import_modules(names, self.app.settings.limits.load_timeout)
+        except LoadError as error:
+            self.log.critical("cannot start: %s", error)
+            self.log.debug("why it cannot start", exc_info=error.__cause__)
+            os._exit(START_FAILED)  # a thread that a module has started must not hold up the end
+        if threads:
+            self.log.warning(
+                "not imported before the fork, because threads run after the import: %s. Each worker imports for itself, which "
+                "takes longer. The modules are %s; leave out the one that starts a thread, or set %s=no",
+                *(", ".join(threads), ", ".join(names), before_fork.KEY),
+            )
+            sock.close_sockets(self.LISTENERS)
+            # In the environment as it was: what the modules have set must not win over what a handler sets.
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environ, before_fork.KEY: "no"})  # noqa: S606
+        self.app.imported = True
+
+    def spawn_worker(self) -> None:
+        """Fork a worker. If the system has no process, memory or descriptor left at present, it is tried again later."""
+        if time.monotonic() < self.fork_due:
+            return
+        try:
+            super().spawn_worker()
+        except OSError as error:
+            if error.errno not in SCARCE and not self.app.backoff.ever_ready:
+                raise  # such as no folder for Gunicorn's files: a mistake to be mended
+            self.fork_failures += 1
+            delay = restart_delay(self.fork_failures)
+            self.fork_due = time.monotonic() + delay
+            self.log.error(  # noqa: TRY400 - the reason is all there is to say
+                "a worker cannot be started: %s; it is tried again in %.1f s", error.strerror or error, delay
+            )
+        else:
+            self.fork_failures = 0
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop with a reason; what ends meanwhile is no other reason."""
@@ -171,6 +231,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             raise SettingsError(f"--workers {workers}: must be at most {len(groups)}: this machine has so many groups of cores")
         self.groups = groups[: workers or 1]
         self.backoff = RestartBackoff(len(self.groups))
+        self.imported = False
+        """Whether the modules were imported before the fork."""
         super().__init__()
 
     def load_config(self) -> None:

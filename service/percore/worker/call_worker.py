@@ -25,6 +25,7 @@ from percore.errors import START_FAILED, LoadError, StartError
 from percore.model_metadata import Catalog, ModelInfo
 from percore.parent_death import die_with_parent
 from percore.settings import Settings
+from percore.worker import before_fork
 from percore.worker.answer import wait_for_helpers
 from percore.worker.exchange import Application, Exchange, Surroundings
 from percore.worker.report import Reporter
@@ -33,9 +34,6 @@ from percore.worker.watchdog import Deadline, Watchdog
 
 GOODBYE_SECONDS = 3.0
 LOAD_FAILED = 1
-ENDING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-"""Environment variables by which libraries learn how many threads to compute with. One that is set stays as it is."""
 LOCAL = ("127.0.0.1", 0)
 """The address of a peer on a unix socket, which has none."""
 
@@ -118,8 +116,10 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
 
     def _load(self, threads: int) -> Catalog:
         # Read when numpy, scikit-learn and others are imported; otherwise they use every core of the node.
-        for name in THREAD_SETTINGS:
+        for name in before_fork.THREAD_SETTINGS:
             os.environ.setdefault(name, str(threads))
+        if self.app.imported:
+            before_fork.renew(threads)
         catalog = self._load_app() if self.settings.app.target else self._load_models(threads)
         server = self.settings.server
         is_users = bool(self.settings.app.target)
@@ -137,7 +137,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         return catalog
 
     def _load_models(self, threads: int) -> Catalog:
-        # Imported here, after the fork: the arbiter stays small, and TensorFlow never sees a fork.
+        # Unless they were imported before the fork, they are imported now.
         from percore.api.app import create_app  # noqa: PLC0415
         from percore.model_store import load_models  # noqa: PLC0415
 
@@ -156,9 +156,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         return Catalog((ModelInfo(APP, 1, "wsgi_app", {}, load_seconds=seconds),))
 
     def _load_expired(self) -> None:
-        limit = self.settings.limits.load_timeout
         what = "app was" if self.settings.app.target else "models were"
-        self.log.critical("cannot start: the %s not loaded within PERCORE_LOAD_TIMEOUT, %g s", what, limit)
+        self.log.critical(before_fork.LOAD_EXPIRED, what, self.settings.limits.load_timeout)
         self._end_unloaded()
 
     def _fail(self, error: StartError) -> NoReturn:
@@ -214,7 +213,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         """Read the numbers of signals that have come, which the interpreter writes to Gunicorn's pipe at once."""
         waiting = select.poll()
         waiting.register(self.PIPE[0], select.POLLIN)
-        return bool(waiting.poll(0)) and not ENDING.isdisjoint(os.read(self.PIPE[0], 4096))
+        return bool(waiting.poll(0)) and not before_fork.ENDING.isdisjoint(os.read(self.PIPE[0], 4096))
 
     def run(self) -> None:
         """Serve until told to stop; helper threads still finish what they say."""

@@ -1,0 +1,175 @@
+"""What the arbiter imports before it forks, and what a forked worker sets again.
+
+A worker whose modules are imported already is ready in a fraction of a second instead of seconds. Only modules are imported
+here, because TensorFlow does not survive a fork after it has run an operation or loaded a model. A fork copies one thread, and
+a lock that another thread holds stays locked in the child. So after the import this process must have one thread.
+
+Imported by the arbiter and its workers. Numpy and what needs it are imported inside of functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import importlib
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from percore.errors import START_FAILED, LoadError
+from percore.settings import Settings
+
+log = logging.getLogger("percore.worker")
+
+ENDING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+LOAD_EXPIRED = "cannot start: the %s not loaded within PERCORE_LOAD_TIMEOUT, %g s"
+KEY = "PERCORE_IMPORT_BEFORE_FORK"
+FOR_MODELS = ("percore.api.app", "percore.model_store", "percore.handlers.tensorflow")
+"""What a worker imports if it serves a model repository."""
+IF_INSTALLED = ("tf_keras",)
+"""What ``tf.saved_model.load`` imports if it is there. That takes a second of each worker's start."""
+FOR_HANDLERS = ("percore.api.readonly",)
+"""What a worker imports for a handler. Numpy and TensorFlow are not imported, because the handler may set what they read at
+their import, such as KERAS_BACKEND."""
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Environment variables by which libraries learn how many threads to compute with. One that is set stays as it is."""
+SETTING_OF = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "openmp": "OMP_NUM_THREADS"}
+"""Of a library, by the name that threadpoolctl has for it."""
+TICK_SECONDS = 0.05
+BACKSTOP_SECONDS = 2.0
+SETTLE_SECONDS = 1.0
+"""How long threads may take to end: the kernel lists one for a moment after it was joined."""
+TASKS = Path("/proc/self/task")
+
+
+def modules(settings: Settings) -> tuple[str, ...]:
+    """Return the modules to import: those that a worker needs in any case, and those of the setting."""
+    chosen = settings.models.import_before_fork
+    if chosen == ():
+        return ()
+    if settings.app.target:
+        needed: tuple[str, ...] = ()  # an app brings its own Flask, if it has one
+    elif settings.models.handler:
+        needed = FOR_HANDLERS
+    else:
+        needed = (*FOR_MODELS, *(name for name in IF_INSTALLED if importlib.util.find_spec(name)))
+    return (*needed, *(chosen or ()))
+
+
+def import_modules(names: tuple[str, ...], limit: float) -> list[str]:
+    """Import modules within ``limit`` seconds, and return the threads other than this one that run after it.
+
+    A process with such threads must not fork. Raises LoadError if a module cannot be imported. Ends the process if the time is
+    over, and at once if a signal tells it to end. Call it in the main thread.
+    """
+    began = time.monotonic()
+    with _single_threaded_libraries(), _watched(limit):
+        for name in names:
+            _import(name)
+    others = _other_threads()
+    if not others:
+        # The objects of the modules are never collected. So no collection in a worker writes to the pages that it shares.
+        gc.collect()
+        gc.freeze()
+        log.info("imported before the fork, in %.1f s: %s", time.monotonic() - began, ", ".join(names))
+    return others
+
+
+def renew(threads: int) -> None:
+    """Make a forked worker differ from its siblings: new random numbers, and ``threads`` threads for a call.
+
+    The environment is read no more by libraries that are imported. So they are set to what it says. Python and Gunicorn give
+    the module ``random`` a new seed. TensorFlow has drawn no number yet.
+    """
+    if "numpy" in sys.modules:
+        import numpy as np  # noqa: PLC0415 - only if it was imported
+
+        np.random.seed()  # the generator that all code of a process shares
+    from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - only a worker that was imported before its fork needs it
+
+    for library in ThreadpoolController().lib_controllers:
+        text = os.environ.get(SETTING_OF.get(library.internal_api, ""), "")
+        library.set_num_threads(int(text) if text.isdecimal() and int(text) > 0 else threads)
+
+
+def _import(name: str) -> None:
+    if not name.startswith("percore."):
+        from percore.handlers import custom  # noqa: PLC0415 - it imports numpy
+
+        custom.import_module(KEY, name)
+        return
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise LoadError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _single_threaded_libraries() -> Iterator[None]:
+    """Have OpenBLAS and others start no threads when they are imported."""
+    before = {name: os.environ.get(name) for name in THREAD_SETTINGS}
+    os.environ.update(dict.fromkeys(THREAD_SETTINGS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _watched(limit: float) -> Iterator[None]:
+    """Watch the clock and the signals in a second thread, because the main thread may be inside of C for long."""
+    done = threading.Event()
+
+    def watch() -> None:
+        ends = time.monotonic() + limit
+        while not done.is_set():
+            if signal.sigtimedwait(ENDING, TICK_SECONDS) is not None:
+                os._exit(0)  # no worker was forked yet
+            if time.monotonic() > ends:
+                log.critical(LOAD_EXPIRED, "modules were", limit)
+                os._exit(START_FAILED)
+
+    thread = threading.Thread(target=watch, name="import-watchdog", daemon=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    thread.start()
+    # A C library that does not release the interpreter's lock keeps that thread from running. This timer needs no lock.
+    faulthandler.dump_traceback_later(limit + BACKSTOP_SECONDS, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        done.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def _other_threads() -> list[str]:
+    """Return the names of all threads but the main one, once those that are ending have ended."""
+    ends = time.monotonic() + SETTLE_SECONDS
+    while (others := _listed_threads()) and time.monotonic() < ends:
+        time.sleep(TICK_SECONDS)
+    return others
+
+
+def _listed_threads() -> list[str]:
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    found = []
+    try:
+        for task in TASKS.iterdir():
+            if int(task.name) != os.getpid():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                    found.append(names.get(int(task.name)) or (task / "comm").read_text().strip())
+    except OSError as error:
+        return [f"unknown, because {TASKS} cannot be read: {error.strerror}"]
+    return sorted(found)

@@ -1,0 +1,41 @@
+"""Imported before the fork: tells in the log which process imports it, and has handlers that tell what a forked worker is."""
+
+import logging
+import os
+import random
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import keras
+import numpy as np
+import tensorflow as tf
+from percore.handlers import Tensors
+from threadpoolctl import threadpool_info
+
+logging.getLogger("tests").warning("this process imports the module")
+
+
+class Numbers:
+    """Answers with one random number of each library."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        numbers = [random.random(), np.random.random(), float(tf.random.uniform([])), float(keras.random.uniform([]))]
+        return {"numbers": np.array(numbers, np.float64)}
+
+
+class Threads:
+    """Answers with the threads of each library of BLAS and OpenMP, and with the cores that this process computes on."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        matrix = np.ones((600, 600))
+        matrix @ matrix  # BLAS starts its threads at the first product
+        return {
+            "libraries": np.array([library["num_threads"] for library in threadpool_info()]),
+            "cores": np.array(len(os.sched_getaffinity(0))),
+        }

@@ -1,0 +1,9 @@
+"""Is inside of C for an hour when it is imported."""
+
+import ctypes
+import logging
+import os
+
+logging.getLogger("tests").warning("inside of C")
+library = ctypes.PyDLL(None) if "KEEPS_THE_LOCK" in os.environ else ctypes.CDLL(None)
+library.sleep(3600)

@@ -1,0 +1,8 @@
+"""Starts a thread when it is imported."""
+
+import logging
+import threading
+import time
+
+logging.getLogger("tests").warning("this process imports the module")
+threading.Thread(target=time.sleep, args=(3600,), name="of-the-module", daemon=True).start()
