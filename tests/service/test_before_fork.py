@@ -96,14 +96,14 @@ def test_a_repository_is_served_in_a_pod_and_on_a_machine_after_a_module_has_sta
 
 def test_a_module_that_cannot_be_imported_ends_the_service_with_one_clear_line() -> None:
     with Service(handler=FAULTY, import_before_fork="nowhere.at_all") as service:
-        assert service.processes[0].wait(30) == 1
+        assert service.processes[0].wait(30) == 78
         (line,) = service.log("cannot start")
         assert line["message"].startswith("cannot start: PERCORE_IMPORT_BEFORE_FORK: there is no module 'nowhere' in ")
 
 
 def test_an_import_over_the_load_limit_ends_the_service_with_one_clear_line_also_inside_of_c() -> None:
     with Service(handler=FAULTY, import_before_fork="tests.service.sleeps_in_c", load_timeout=2) as service:
-        assert service.processes[0].wait(30) == 1
+        assert service.processes[0].wait(30) == 78
         assert len(service.log("cannot start: the models were not loaded within PERCORE_LOAD_TIMEOUT, 2 s")) == 1
 
 
