@@ -104,7 +104,7 @@ def test_a_module_that_cannot_be_imported_ends_the_service_with_one_clear_line()
 def test_an_import_over_the_load_limit_ends_the_service_with_one_clear_line_also_inside_of_c() -> None:
     with Service(handler=FAULTY, import_before_fork="tests.service.sleeps_in_c", load_timeout=2) as service:
         assert service.processes[0].wait(30) == 78
-        assert len(service.log("cannot start: the models were not loaded within PERCORE_LOAD_TIMEOUT, 2 s")) == 1
+        assert len(service.log("cannot start: the modules were not loaded within PERCORE_LOAD_TIMEOUT, 2 s")) == 1
 
 
 def test_an_import_inside_of_c_that_lets_no_other_thread_run_is_ended_too() -> None:
