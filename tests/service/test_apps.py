@@ -254,5 +254,5 @@ def test_a_worker_that_dies_is_502_and_the_next_call_is_served() -> None:
 def test_an_app_that_cannot_be_loaded_ends_the_service_with_one_line(target: str, said: str) -> None:
     with Service(app=target, cores_per_call=ALL) as service:
         eventually(lambda: service.processes[0].poll() is not None, 60)
-        assert service.processes[0].returncode == 1
+        assert service.processes[0].returncode == 78
         assert [line for line in service.log() if line["level"] == "critical" and said in line["message"]]
