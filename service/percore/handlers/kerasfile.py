@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,18 @@ from percore.handlers.runners import reason
 logger = logging.getLogger(__name__)
 
 UNKNOWN = re.compile(r"Could not locate (?:class|function) '([^']+)'|Unknown (?:layer|object|\w+ function): '?([\w>]+)")
+FUNCTIONS = re.compile(r"(tf_)?keras\.(src\.)?(activations|constraints|initializers|losses|metrics|regularizers)(\.\w+)*")
+"""Modules of Keras whose functions only compute."""
+OPERATIONS = re.compile(
+    r"(compat\.v1\.)?((__operators__|bitwise|linalg|math|nn|signal|strings)\.\w+(\.\w+)*|keras\.(backend|activations)\.\w+|"
+    r"abs|add|arg(max|min|sort)|boolean_mask|broadcast_to|cast|clip_by_(norm|value)|concat|convert_to_tensor|cumsum|divide|"
+    r"einsum|equal|exp|expand_dims|eye|fill|floor|gather(_nd)?|greater(_equal)?|identity|less(_equal)?|logical_(and|not|or)|"
+    r"matmul|maximum|meshgrid|minimum|multiply|negative|norm|not_equal|one_hot|ones(_like)?|pad|pow|range|rank|"
+    r"reduce_\w+|repeat|reshape|reverse(_sequence)?|roll|round|scatter_nd|sequence_mask|shape|sigmoid|sign|sin|cos|size|slice|"
+    r"sort|split|sqrt|square|squeeze|stack|stop_gradient|strided_slice|subtract|tanh|tensordot|tile|transpose|truediv|"
+    r"unstack|where|zeros(_like)?|image\.(resize|per_image_standardization|central_crop|flip_\w+))"
+)
+"""What a ``TFOpLambda`` layer may call: TensorFlow's functions that only compute."""
 CODE_KEYS = ("function_type", "output_shape_type", "mask_type")
 CHANGED = frozenset({"hard_sigmoid"})
 """Names that Keras 3 kept, and whose formula it changed: 0.2 x + 0.5 became x / 6 + 0.5."""
@@ -49,9 +61,26 @@ class Written:
         """
         return any(
             each.get("class_name") == "__lambda__" or "lambda" in [each.get(key) for key in CODE_KEYS]
-            for each in _nodes(self.config)
+            for each in _nodes(self._read_part())
             if isinstance(each, dict)
         )
+
+    def calls(self, is_registered: Callable[[str], bool]) -> str:
+        """Return the first thing in it by which Keras 2 would call more than its own layers; empty if there is none.
+
+        Keras 2 imports whatever module a file names, and calls whatever function of TensorFlow. ``is_registered`` tells whether
+        a module of the user's has registered a name.
+        """
+        for each in _nodes(self._read_part()):
+            if isinstance(each, dict) and (found := _called(each, is_registered)):
+                return found
+        return ""
+
+    def _read_part(self) -> Any:
+        """Return the model without what it was compiled with, which is never read."""
+        if isinstance(self.config, dict):
+            return {key: value for key, value in self.config.items() if key != "compile_config"}
+        return self.config
 
     def changed(self) -> set[str]:
         """Return the names in it that mean another formula in Keras 3 than in the Keras that wrote it."""
@@ -81,16 +110,45 @@ def read(path: Path, title: str, *, allow_code: bool) -> Any:
                 raise _explained(error) from error
             unknown = _unknown(error)
             failure = f"Keras 3 does not know {unknown!r}" if unknown else f"Keras 3 cannot read it: {reason(error)}"
-    model = _read_by_keras_2(path, failure, allow_code=allow_code)
+    model = _read_by_keras_2(path, written, failure, allow_code=allow_code)
     logger.info("%s is read by Keras 2, because: %s", title, failure)
     return model
 
 
-def _read_by_keras_2(path: Path, failure: str, *, allow_code: bool) -> Any:
+def _called(node: dict[str, Any], is_registered: Callable[[str], bool]) -> str:
+    """Return what Keras 2 would call for a node of a configuration, other than a layer of its own; empty if nothing."""
+    name, module = str(node.get("class_name", "")), node.get("module")
+    config = node.get("config")
+    if name == "Lambda":
+        return "a Lambda layer"
+    if name in ("TFOpLambda", "SlicingOpLambda"):
+        function = str(config.get("function", "")) if isinstance(config, dict) else ""
+        return "" if OPERATIONS.fullmatch(function) else f"the function tf.{function}"
+    if name in ("ClassMethod", "InstanceMethod", "InstanceProperty"):
+        return f"a {name} layer"
+    if name == "function":
+        is_known = FUNCTIONS.fullmatch(str(module)) or is_registered(str(node.get("registered_name") or config))
+        return "" if is_known else f"the function {config} of the module {module}"
+    if module and str(module).partition(".")[0] not in ("keras", "tf_keras", "builtins"):
+        registered = str(node.get("registered_name") or name)
+        return (
+            ""
+            if is_registered(registered)
+            else f"{name} of the module {module}, which no module of PERCORE_IMPORT has registered"
+        )
+    return ""
+
+
+def _read_by_keras_2(path: Path, written: Written, failure: str, *, allow_code: bool) -> Any:
     try:
         import tf_keras  # noqa: PLC0415
     except ImportError as error:
         raise LoadError(f"{failure}; Keras 2 may read it, and is not installed: install percore[legacy]") from error
+    if not allow_code and (called := written.calls(lambda name: tf_keras.saving.get_registered_object(name) is not None)):
+        raise ValueError(
+            f"it calls {called}, and Keras 2 must read it ({failure}). PERCORE_ALLOW_CODE=yes lets it run: set it only if you "
+            "trust the file"
+        )
     try:
         return tf_keras.models.load_model(path, compile=False, safe_mode=not allow_code)
     except Exception as error:
