@@ -106,13 +106,13 @@ def test_scaling_in_takes_idle_pods_and_the_calls_that_run_finish(autoscaled: Re
         long = [Call(gateway + CALL, sleeping(100), seconds=200).start() for _ in range(3)]
         short = [Call(gateway + CALL, sleeping(10), seconds=200).start() for _ in range(CALLS - 3)]
         assert [call.done().status for call in short] == [200] * len(short)
-        most = set(autoscaled.ready())
+        # On a busy machine the last pods are ready after the short calls have ended. Until it is calm, all of them stay wanted.
+        eventually(lambda: len(autoscaled.ready()) == CALLS, seconds=60)
         calm(autoscaled, 10)
         eventually(lambda: len(autoscaled.ready()) == 3, seconds=60)
         kept = set(autoscaled.ready())
         assert all(call.running for call in long)
         assert [call.done().status for call in long] == [200] * 3
-    assert len(most) == CALLS
     # From the gateway's log: the pods themselves may be gone by now.
     [gateway_pod] = autoscaled.ready("gateway")
     lines = [line for line in autoscaled.lines(gateway_pod, "gateway") if line["logger"] == "percore.gateway.call"]
