@@ -114,6 +114,52 @@ class Augmented(keras.Model):  # type: ignore[misc]
         return self.flat(self.noise(images))
 
 
+@register
+class Words(keras.Model):  # type: ignore[misc]
+    """Text in, by way of a vocabulary."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.lookup = layers.StringLookup(vocabulary=["a", "b"])
+        self.embedding = layers.Embedding(4, 2)
+
+    def call(self, inputs: Any) -> Any:
+        return self.embedding(self.lookup(inputs))
+
+
+@register
+class WordsAndNumbers(keras.Model):  # type: ignore[misc]
+    """Text, whole numbers and others in."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.words = Words()
+        self.table = self.add_weight(shape=(5, 2), name="table")
+        self.dense = layers.Dense(2)
+
+    def build_from_config(self, config: Any) -> None:  # Keras itself cannot: it tries with floats alone
+        rows = {"text": np.array([["a"]]), "ids": np.array([0]), "numbers": np.zeros((1, 4), np.float32)}
+        assert config["input_shape"].keys() == rows.keys()
+        self(rows)
+
+    def call(self, inputs: Any) -> Any:
+        words = keras.ops.reshape(self.words(inputs["text"]), (-1, 2))
+        return words + tf.gather(self.table, inputs["ids"]) + self.dense(inputs["numbers"])
+
+
+@register
+class LargeIds(keras.Model):  # type: ignore[misc]
+    """Whole numbers in that a float32 cannot hold."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.lookup = layers.IntegerLookup(vocabulary=[16777216, 16777217, 16777219])
+        self.embedding = layers.Embedding(5, 2)
+
+    def call(self, inputs: Any) -> Any:
+        return self.embedding(self.lookup(inputs))
+
+
 def sequential() -> Kind:
     """`Sequential` with an `Input`."""
     return keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(2)]), ROWS
@@ -208,6 +254,28 @@ def subclassed_without_training() -> Kind:
     return model, np.full((2, 2, 2, 3), 0.5, np.float32)
 
 
+def subclassed_with_text() -> Kind:
+    """A subclassed model that takes text."""
+    model, rows = Words(), np.array([["b"], ["nowhere"]])
+    model(rows)
+    return model, rows
+
+
+def subclassed_with_mixed_inputs() -> Kind:
+    """A subclassed model that takes text, whole numbers and others."""
+    model = WordsAndNumbers()
+    rows = {"text": np.array([["a"], ["b"]]), "ids": np.array([4, 0]), "numbers": ROWS[:2]}
+    model(rows)
+    return model, rows
+
+
+def subclassed_with_large_ids() -> Kind:
+    """A subclassed model that takes ids above 16777216, which a float32 does not tell apart."""
+    model, rows = LargeIds(), np.array([[16777216, 16777217], [16777219, 7]])
+    model(rows)
+    return model, rows
+
+
 def stateful() -> Kind:
     """A recurrent layer that keeps its state, and so its batch size."""
     return keras.Sequential([keras.Input(batch_shape=(2, 3, 4)), layers.LSTM(2, stateful=True)]), np.stack([ROWS[:3], ROWS[2:]])
@@ -276,6 +344,9 @@ KINDS = (
         subclassed_with_two_parameters,
         subclassed_with_an_if,
         subclassed_without_training,
+        subclassed_with_text,
+        subclassed_with_mixed_inputs,
+        subclassed_with_large_ids,
         stateful,
         text,
         categories,

@@ -103,6 +103,7 @@ class Gateway:
         if catalog is None:
             self._catalogs = Catalogs()
             catalog = self._catalogs.current
+        self._catalog = catalog
         self.reads = Reads(catalog, ready=lambda: not self.not_ready())
         self.lag = LoopLag(loop)
         self.endpoints: dict[str, Endpoint] = {}
@@ -140,10 +141,16 @@ class Gateway:
         self._known.set()
 
     def not_ready(self) -> str:
-        """Return why no calls are taken; empty if they are. Zero pods are no reason: calls are queued."""
+        """Return why no calls should be sent here; empty if they may.
+
+        Zero pods are no reason: calls are queued, and pods are started for them. But if no worker of this machine has ever
+        loaded, perhaps none ever will.
+        """
         if self._stopping:
             return "the gateway is stopping"
-        return "" if self._known.is_set() else "the pods are not known yet"
+        if not self._known.is_set():
+            return "the pods are not known yet"
+        return "no worker has loaded yet" if self._catalogs is None and self._catalog() is None else ""
 
     def running_pods(self) -> list[str]:
         """Return the names of pods that calls of this gateway run on; from any thread."""

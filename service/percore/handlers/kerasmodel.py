@@ -7,17 +7,23 @@ key, or else after the layer that it comes from.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry  # nothing public tells which operations are stateful
 
-from percore.handlers import files, kerasfile, runners
+from percore.handlers import effects, files, kerasfile, runners
 from percore.handlers.runners import Callable
 from percore.model_metadata import DEFAULT_SIGNATURE
+
+WHOLE = "int64"
+MOST_ATTEMPTS = 81
+"""Four inputs with three dtypes each."""
 
 
 def read(folder: Path, title: str, *, allow_code: bool) -> dict[str, Callable]:
@@ -27,12 +33,14 @@ def read(folder: Path, title: str, *, allow_code: bool) -> dict[str, Callable]:
         raise FileNotFoundError(f"there is no {' or '.join(files.KERAS_FILES)}")
     model = kerasfile.read(path, title, allow_code=allow_code)
     variables = len(model.variables)
-    function, inputs = _traced(model, _taken(model))
+    traced = _traced(model, _taken(model))
     if len(model.variables) != variables:
         raise ValueError("calling it created its layers again, so its weights are lost: give it `get_build_config`")
-    signature = runners.traced(((name, spec) for name, (_, spec) in inputs.items()), function.structured_outputs.items())
-    keywords = {name: (keyword, spec.dtype) for name, (keyword, spec) in inputs.items()}
-    return {DEFAULT_SIGNATURE: runners.of_function(function, keywords, signature, model)}
+    signature = runners.traced(
+        ((name, spec) for name, (_, spec) in traced.inputs.items()), traced.function.structured_outputs.items()
+    )
+    keywords = {name: (keyword, spec.dtype) for name, (keyword, spec) in traced.inputs.items()}
+    return {DEFAULT_SIGNATURE: runners.of_function(traced.function, keywords, signature, model)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +54,10 @@ class Leaf:
     any_batch: bool
     """Whether the first dimension is only that of the data that the model was built with."""
 
-    def spec(self, keyword: str, attempt: int, *, free: bool) -> Any:
-        """Return a ``tf.TensorSpec``, with the dtype of an attempt, and free of the recorded batch or not."""
+    def spec(self, keyword: str, dtype: str, *, free: bool) -> Any:
+        """Return a ``tf.TensorSpec`` of a dtype, free of the recorded batch or not."""
         shape = (None, *self.shape[1:]) if free and self.any_batch else self.shape
-        return tf.TensorSpec(shape, self.dtypes[min(attempt, len(self.dtypes) - 1)], keyword)
+        return tf.TensorSpec(shape, dtype, keyword)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,30 +132,113 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(each is None or isinstance(each, int) for each in value) and value != []
 
 
-def _traced(model: Any, taken: Taken) -> tuple[Any, dict[str, Any]]:
-    """Return the concrete function, and its inputs by name: keyword and ``tf.TensorSpec``.
+@dataclass(slots=True)
+class Traced:
+    """A concrete function of a model, and its inputs."""
 
-    If the file does not tell a dtype, several are tried. If none works, the first error is raised.
+    function: Any
+    inputs: dict[str, Any]
+    """By name: the keyword of the function, and a ``tf.TensorSpec``."""
+    dtypes: tuple[str, ...]
+    """In the order of the leaves."""
+
+
+class Tracer:
+    """Traces a model with one choice of dtypes after the other."""
+
+    def __init__(self, model: Any, taken: Taken) -> None:
+        self._model = model
+        self._taken = taken
+        self._names = taken.names()
+        # A layer with a state has it for one batch size.
+        self._free = not any(getattr(layer, "stateful", False) for layer in model._flatten_layers())
+        self.failure: Exception | None = None
+        """The first reason why a choice cannot be traced."""
+
+    def trace(self, dtypes: tuple[str, ...]) -> Traced:
+        """Return the function for these dtypes; raise whatever Keras raises."""
+        leaves = zip(self._names, self._taken.leaves, dtypes, strict=True)
+        specs = {key: leaf.spec(key, dtype, free=self._free) for key, leaf, dtype in leaves}
+        function = tf.function(self._serve, autograph=False).get_concrete_function(**specs)
+        return Traced(function, {self._names[keyword]: (keyword, spec) for keyword, spec in specs.items()}, dtypes)
+
+    def traceable(self) -> Iterator[Traced]:
+        """Yield the function of each choice that can be traced."""
+        for dtypes in _attempts(self._taken.leaves):
+            try:
+                yield self.trace(dtypes)
+            except Exception as error:  # noqa: BLE001 - Keras raises of every kind
+                self.failure = self.failure or error
+
+    def _serve(self, **inputs: Any) -> dict[str, Any]:
+        return _named_outputs(self._model, self._taken.call(self._model, [inputs[keyword] for keyword in self._names]))
+
+
+def _traced(model: Any, taken: Taken) -> Traced:
+    """Return the concrete function.
+
+    If the file does not tell a dtype, several are tried, until the model computes with them. If none works, the first error is
+    raised.
     """
-    names = taken.names()
-
-    def serve(**inputs: Any) -> dict[str, Any]:
-        return _named_outputs(model, taken.call(model, [inputs[keyword] for keyword in names]))
-
-    free = not any(getattr(layer, "stateful", False) for layer in model._flatten_layers())  # whose state is for one batch size
-    failure: Exception | None = None
+    tracer = Tracer(model, taken)
+    is_certain = all(len(leaf.dtypes) == 1 for leaf in taken.leaves)
     for converted in (False, True):
         if converted:
             _convert(model)
-        for attempt in range(max(len(leaf.dtypes) for leaf in taken.leaves)):
-            specs = {key: leaf.spec(key, attempt, free=free) for key, leaf in zip(names, taken.leaves, strict=True)}
-            try:
-                function = tf.function(serve, autograph=False).get_concrete_function(**specs)
-            except Exception as error:  # noqa: BLE001 - Keras raises of every kind
-                failure = failure or error
+        found = list[Traced]()
+        for each in tracer.traceable():
+            if is_certain or _computes(each):
+                exact = _exact(each, taken.leaves)
+                return each if exact == each.dtypes else tracer.trace(exact)
+            found.append(each)
+        if found:  # perhaps zeros mean nothing to it
+            return found[0]
+    raise tracer.failure or ValueError("it takes no input")
+
+
+def _attempts(leaves: list[Leaf]) -> list[tuple[str, ...]]:
+    """Return the dtypes to try, one for each leaf: those first in which the fewest leaves have another than the likely one."""
+    ranks = itertools.islice(itertools.product(*(range(len(leaf.dtypes)) for leaf in leaves)), MOST_ATTEMPTS)
+    ordered = sorted(ranks, key=lambda chosen: (sum(map(bool, chosen)), chosen))
+    return [tuple(leaf.dtypes[rank] for leaf, rank in zip(leaves, chosen, strict=True)) for chosen in ordered]
+
+
+def _computes(traced: Traced) -> bool:
+    """Tell whether the model computes with zeros. One that may change something is not run: that it can be traced must do."""
+    if effects.changing(effects.operations(traced.function.graph.as_graph_def()), op_def_registry.get):
+        return True
+    try:
+        traced.function(**{keyword: _zeros(spec) for keyword, spec in traced.inputs.values()})
+    except Exception:  # noqa: BLE001 - whatever it is, another dtype may do
+        return False
+    return True
+
+
+def _zeros(spec: Any) -> Any:
+    return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
+
+
+def _exact(traced: Traced, leaves: list[Leaf]) -> tuple[str, ...]:
+    """Return the dtypes with whole numbers for each float that the model turns into a whole number at once.
+
+    Layers such as ``Embedding`` do so. A float32 holds whole numbers up to 2**24 only, so a larger id would become another one.
+    """
+    found = []
+    for tensor, leaf, dtype in zip(traced.function.inputs, leaves, traced.dtypes, strict=False):
+        is_id = dtype.startswith("float") and WHOLE in leaf.dtypes and _becomes_whole(tensor)
+        found.append(WHOLE if is_id else dtype)
+    return tuple(found)
+
+
+def _becomes_whole(tensor: Any) -> bool:
+    consumers, waiting = [], [tensor]
+    while waiting:
+        for operation in waiting.pop().consumers():
+            if operation.type == "Identity":
+                waiting += operation.outputs
             else:
-                return function, {names[keyword]: (keyword, spec) for keyword, spec in specs.items()}
-    raise failure or ValueError("it takes no input")
+                consumers.append(operation)
+    return bool(consumers) and all(each.type == "Cast" and each.outputs[0].dtype.is_integer for each in consumers)
 
 
 def _convert(model: Any) -> None:
