@@ -85,6 +85,7 @@ def worker(workers: int | None) -> None:
 
     Without --workers it is the one worker of a pod, which listens on PERCORE_PORT.
     """
+    os.environ.pop("WEB_CONCURRENCY", None)  # Gunicorn reads it at its import, and there is a worker for each group of cores
     from percore.worker.arbiter import serve as serve_calls  # noqa: PLC0415
 
     serve_calls(settings.load(), workers)

@@ -31,6 +31,7 @@ log = logging.getLogger("percore.supervisor")
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 QUICK_SECONDS = 10.0
+MOST_CRASHES = 5
 GOODBYE_SECONDS = 5.0
 LAST_SECONDS = 0.5
 
@@ -66,6 +67,8 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     failures: int = 0
+    crashes: bool = True
+    """Whether it has ended by itself, and soon, each time that it was started."""
     started: float = 0.0
     due: float = field(default=0.0)
 
@@ -126,7 +129,12 @@ class Child:
             return None
         if status == START_FAILED and self.starts == 1:
             return status
-        self.failures = self.failures + 1 if now - self.started < QUICK_SECONDS else 0
+        was_quick = now - self.started < QUICK_SECONDS
+        self.failures = self.failures + 1 if was_quick else 0
+        self.crashes = self.crashes and was_quick and status != -signal.SIGKILL
+        if self.crashes and self.starts >= MOST_CRASHES:
+            log.critical("cannot start: %s ended %d times at its start, last with status %d", self.name, self.starts, status)
+            return START_FAILED
         self.due, self.process = now + restart_delay(self.failures), None
         log.error("%s ended with status %d; it is started again in %.1f s", self.name, status, self.due - now)
         return self.look(now)

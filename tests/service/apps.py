@@ -1,5 +1,6 @@
 """WSGI apps that the tests of the service load."""
 
+import atexit
 import os
 import sys
 import threading
@@ -46,6 +47,18 @@ def burn() -> dict[str, Any]:
     while ended < began + float(request.args["seconds"]):
         ended = time.monotonic()
     return {"pid": os.getpid(), "began": began, "ended": ended}
+
+
+@app.get("/phrase")
+def phrase() -> Response:
+    return Response("body", status="299 My Own Reason")
+
+
+@app.post("/at-exit")
+def at_exit() -> str:
+    """Register a function that writes to a file when this process ends."""
+    atexit.register(Path(request.args["path"]).write_text, "ended")
+    return "registered"
 
 
 @app.get("/sleep/<float:seconds>")

@@ -78,6 +78,7 @@ REQUESTS: dict[str, Callable[[str], requests.Response]] = {
     "cookies": lambda url: requests.get(f"{url}/cookies", cookies={"two": "of the client"}, timeout=30),
     "empty": lambda url: requests.get(f"{url}/status/204", timeout=30),
     "not modified": lambda url: requests.get(f"{url}/status/304", timeout=30),
+    "reason phrase": lambda url: requests.get(f"{url}/phrase", timeout=30),
     "redirect": lambda url: requests.get(f"{url}/moved", headers={"Host": "example.org"}, allow_redirects=False, timeout=30),
     "no route": lambda url: requests.get(f"{url}/nowhere", timeout=30),
     "wrong method": lambda url: requests.post(f"{url}/who", timeout=30),
@@ -94,7 +95,7 @@ REQUESTS: dict[str, Callable[[str], requests.Response]] = {
 @pytest.mark.parametrize("name", REQUESTS)
 def test_an_answer_is_what_plain_gunicorn_gives(name: str, service: Service, plain: str) -> None:
     expected, found = REQUESTS[name](plain), REQUESTS[name](service.url(""))
-    assert found.status_code == expected.status_code
+    assert (found.status_code, found.reason) == (expected.status_code, expected.reason)
     if "seen" in found.request.path_url:
         assert _comparable(found.json()) == _comparable(expected.json())
     else:
@@ -249,6 +250,7 @@ def test_a_worker_that_dies_is_502_and_the_next_call_is_served() -> None:
             "cannot start: app tests.service.apps:nothing: module 'tests.service.apps' has no 'nothing'",
         ),
         ("tests.service.apps:fails_to_make()", "raised FileNotFoundError: no such weights"),
+        ("tests.service.app_that_dies:app", "workers ended while they loaded, and none was ever ready"),
     ],
 )
 def test_an_app_that_cannot_be_loaded_ends_the_service_with_one_line(target: str, said: str) -> None:
@@ -256,3 +258,24 @@ def test_an_app_that_cannot_be_loaded_ends_the_service_with_one_line(target: str
         eventually(lambda: service.processes[0].poll() is not None, 60)
         assert service.processes[0].returncode == 78
         assert [line for line in service.log() if line["level"] == "critical" and said in line["message"]]
+
+
+def test_no_probe_says_ready_before_a_worker_has_loaded_the_app(tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    service = Service(app="tests.service.app_that_waits:app", cores_per_call=ALL)
+    service.environ["APP_WAITS_FOR"] = str(release)
+    with service:
+        eventually(lambda: service.log("gateway listens"), 60)
+        assert requests.get(service.url("/-/ready"), timeout=30).status_code == 503
+        assert requests.get(service.url("/-/live"), timeout=30).status_code == 200
+        release.touch()
+        eventually(lambda: requests.get(service.url("/-/ready"), timeout=30).status_code == 200, 60)
+
+
+def test_what_the_app_registered_with_atexit_runs_when_its_worker_ends(tmp_path: Path) -> None:
+    with Service(app="tests.service.apps:app", cores_per_call=ALL).ready(workers=1) as service:
+        path = tmp_path / "ended"
+        assert requests.post(service.url("/at-exit"), params={"path": str(path)}, timeout=30).status_code == 200
+        service.processes[0].send_signal(signal.SIGTERM)
+        assert service.processes[0].wait(30) == 0
+        assert path.read_text() == "ended"

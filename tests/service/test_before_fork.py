@@ -65,6 +65,15 @@ def test_libraries_that_were_imported_before_the_fork_compute_with_the_cores_of_
         assert set(outputs["libraries"]) == {cores}
 
 
+@pytest.mark.parametrize("before", ["no", MODULE])
+def test_tensorflow_in_a_handler_of_a_pod_computes_with_the_cores_of_one_call(before: str) -> None:
+    """Nothing pins the worker of a pod here, so without a setting there is a thread for each core of the node."""
+    with Service(
+        pod=True, handler=f"{MODULE}:TensorFlowThreads", import_before_fork=before, cores_per_call=1
+    ).ready() as service:
+        assert service.call(x=1).json()["outputs"] <= 1
+
+
 def test_a_number_of_threads_that_the_environment_sets_wins() -> None:
     service = Service(handler=f"{MODULE}:Threads", import_before_fork=MODULE)
     service.environ.update(OPENBLAS_NUM_THREADS="3", OMP_NUM_THREADS="3")
@@ -185,3 +194,9 @@ def test_workers_that_end_one_after_another_while_others_compute_are_all_replace
         service.ready(workers=2)
         assert len(list(Path(f"/proc/{service.arbiter}/task").iterdir())) == 1
         assert len(service.log("imported before the fork")) == 1
+
+
+def test_a_module_that_kills_the_arbiter_ends_the_service_with_one_clear_line() -> None:
+    with Service(handler=FAULTY, import_before_fork="tests.service.app_that_dies") as service:
+        assert service.processes[0].wait(120) == 78
+        assert len(service.log("cannot start: arbiter ended 5 times at its start, last with status -4")) == 1

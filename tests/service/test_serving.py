@@ -225,3 +225,18 @@ def test_a_version_of_twenty_digits_ends_the_service_with_one_line(tmp_path: Pat
         lines = {line["message"] for line in service.log("cannot start: ")}
     [line] = lines
     assert line.endswith("20251231235959000000: a version must be at most 9223372036854775807")
+
+
+def test_a_variable_of_gunicorn_s_that_breaks_its_rule_ends_the_service_with_one_line() -> None:
+    service = Service(handler="percore.handlers.echo:Echo")
+    service.environ["FORWARDED_ALLOW_IPS"] = "10.0.0.1, proxy"
+    with service:
+        assert service.processes[0].wait(60) == 78
+        assert "FORWARDED_ALLOW_IPS='10.0.0.1, proxy': must be `*`, or addresses and networks" in service.log_path.read_text()
+
+
+def test_the_number_of_workers_that_gunicorn_would_read_changes_nothing() -> None:
+    service = Service(handler="percore.handlers.echo:Echo")
+    service.environ["WEB_CONCURRENCY"] = "auto"
+    with service.ready(workers=2):
+        assert service.call(x=1).status_code == 200

@@ -72,9 +72,11 @@ def test_libraries_are_told_to_have_one_thread_only_while_they_are_imported(
 
 
 def test_after_an_import_that_fails_signals_have_their_effect_and_the_watchdog_has_ended() -> None:
+    before = [signal.getsignal(each) for each in before_fork.ENDING]
     with pytest.raises(LoadError, match="there is no module 'nowhere'"):
         before_fork.import_modules(("nowhere",), 60)
-    assert not before_fork.ENDING & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert [signal.getsignal(each) for each in before_fork.ENDING] == before
+    assert signal.set_wakeup_fd(-1) == -1
     assert "import-watchdog" not in [thread.name for thread in threading.enumerate()]
 
 
@@ -90,6 +92,16 @@ def test_a_thread_that_goes_on_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     finally:
         ended.set()
         sys.modules.pop("starts_a_thread_of_its_own")
+
+
+def test_a_process_that_goes_on_is_named_and_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "import subprocess\nstarted = subprocess.Popen(['sleep', '333'])\n"
+    (tmp_path / "starts_a_process.py").write_text(code)
+    assert "process sleep" in before_fork.import_modules(("starts_a_process",), 60)
+    started = sys.modules.pop("starts_a_process").started
+    assert not Path(f"/proc/{started.pid}").exists()
+    started.wait()
 
 
 def test_threads_that_cannot_be_listed_are_no_reason_to_fork(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -88,3 +88,17 @@ def test_an_answer_loses_what_belongs_to_the_worker_s_connection_and_gains_the_q
         (b"X-Request-ID", b"id-1"),
         (b"Server-Timing", b"queue;dur=1.500, run;dur=2.000"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://h.example/a?b=c", b"/a?b=c"),
+        (b"http://h.example", b"/"),
+        (b"http://h.example?a=/q/x", b"/?a=/q/x"),
+        (b"HTTP://h.example#/q", b"/"),
+        (b"/a?b=http://h/x", b"/a?b=http://h/x"),
+    ],
+)
+def test_the_path_of_an_absolute_target_begins_after_its_authority(target: bytes, path: bytes) -> None:
+    assert request(HOST, target=target).target == path

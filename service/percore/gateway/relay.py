@@ -43,7 +43,7 @@ async def relay(call: Call, worker: WorkerConnection, spool: Spool, answer_secon
     request = call.request
     headers, length = answer_headers(worker.headers, call.request_id, call.queue_seconds)
     call.status = worker.status
-    head = request.head(worker.status, headers, length)
+    head = request.head(worker.status, headers, length, worker.phrase)
     if request.bodyless(worker.status):
         request.write(head)
         request.finish()

@@ -70,6 +70,8 @@ class WorkerConnection(asyncio.Protocol):
         self._ends_at_head = False
         self.status = 0
         """The answer's status; 0 before its head is complete."""
+        self.phrase = b""
+        """Its reason phrase."""
         self.headers: list[Header] = []
         self.complete = False
         """Whether the answer's last byte has arrived."""
@@ -141,7 +143,12 @@ class WorkerConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Start an answer."""
         if not self._has_ended():
-            self.headers, self._in_head, self.complete = [], True, False
+            self.headers, self._in_head, self.complete, self.phrase = [], True, False, b""
+
+    def on_status(self, phrase: bytes) -> None:
+        """Take in a piece of the reason phrase."""
+        if self._in_head:
+            self.phrase += phrase
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header; trailers are dropped."""

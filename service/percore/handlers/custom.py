@@ -93,7 +93,7 @@ def import_module(wanted_by: str, module: str) -> Any:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise LoadError(f"{wanted_by}: there is no module {error.name!r} in {here} or installed") from error
         raise LoadError(f"{wanted_by}: module {module!r} imports {error.name!r}, which is not installed") from error
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise LoadError(f"{wanted_by}: importing module {module!r} raised {told(error)}") from error
 
 

@@ -26,6 +26,7 @@ HARMLESS = frozenset(
         *("LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2"),
         *("LookupTableExport", "LookupTableExportV2"),
         *("StatefulPartitionedCall", "If", "Case", "While", "RemoteCall"),
+        *("CheckNumerics", "CheckNumericsV2", "ReduceDataset", "TensorDataset", "TensorSliceDataset", "RangeDataset"),
         *("Assert", "Print", "PrintV2", "Timestamp", "_Arg", "_Retval"),
         *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "ParameterizedTruncatedNormal"),
         *("RandomShuffle", "RandomGamma", "RandomPoisson", "RandomPoissonV2", "Multinomial", "RandomCrop"),

@@ -6,6 +6,7 @@ The front creates it and feeds it; the gateway reads and answers. Nothing here k
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -203,12 +204,12 @@ class Request:
         """Tell whether an answer with this status ends at its head."""
         return self.method == b"HEAD" or status in NO_BODY_STATUSES or status < 200
 
-    def head(self, status: int, headers: Iterable[Header], length: int | None) -> bytes:
+    def head(self, status: int, headers: Iterable[Header], length: int | None, phrase: bytes = b"") -> bytes:
         """Return the answer's head and remember how its body is framed. ``length`` is None for a body of unknown length.
 
-        ``headers`` have neither framing nor connection headers.
+        ``headers`` have neither framing nor connection headers. ``phrase`` is the status's reason phrase; empty: the usual one.
         """
-        lines = [b"HTTP/1.1 %d %s" % (status, REASONS.get(status, b"Unknown"))]
+        lines = [b"HTTP/1.1 %d %s" % (status, phrase or REASONS.get(status, b"Unknown"))]
         lines += [b"%s: %s" % header for header in headers]
         if length is not None:
             if status != 204 and status >= 200:
@@ -303,8 +304,9 @@ def _origin_form(target: bytes) -> bytes:
         raise BadRequest(f"request target: expected at most {MOST_TARGET_BYTES} bytes, got {len(target)}")
     scheme, separator, rest = target.partition(b"://")
     if separator and scheme.lower() in (b"http", b"https"):
-        slash = rest.find(b"/")
-        target = rest[slash:] if slash >= 0 else b"/"
+        authority = re.match(rb"[^/?#]*", rest)
+        path = rest[authority.end() :] if authority else b""
+        target = path if path[:1] == b"/" else b"/" + path
     target = target.partition(b"#")[0]
     if target[:1] != b"/" and target != b"*":
         raise BadRequest(f"request target: expected a path, got {target[:100].decode('latin-1')!r}")

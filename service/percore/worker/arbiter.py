@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import math
 import os
@@ -40,6 +41,8 @@ KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
 There is no ``TCP_USER_TIMEOUT`` among them. Linux applies it to a peer that lives but does not read as well, so that it would
 cut off the slow reader of a large answer. The time that an answer may take has its own limit.
 """
+MOST_DEATHS = 4
+"""How many times each worker may die by itself, as by a signal, before any was ever ready."""
 SCARCE = (errno.EAGAIN, errno.ENOMEM)
 """Why a fork fails if the limit of processes or of memory is reached."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
@@ -131,8 +134,8 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             os._exit(START_FAILED)  # a thread that a module has started must not hold up the end
         if threads:
             self.log.warning(
-                "not imported before the fork, because threads run after the import: %s. Each worker imports for itself, which "
-                "takes longer. The modules are %s; leave out the one that starts a thread, or set %s=no",
+                "not imported before the fork, because threads or processes run after the import: %s. Each worker imports for "
+                "itself, which takes longer. The modules are %s; leave out the one that starts them, or set %s=no",
                 *(", ".join(threads), ", ".join(names), before_fork.KEY),
             )
             sock.close_sockets(self.LISTENERS)
@@ -177,6 +180,13 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             if not self.app.backoff.ever_ready and not self.halting:
                 raise
         ended = before - set(self.WORKERS)
+        self.app.deaths += len(ended)
+        if self.app.deaths >= MOST_DEATHS * self.app.cfg.workers and not self.app.backoff.ever_ready and not self.halting:
+            reason = (
+                f"cannot start: {self.app.deaths} workers ended while they loaded, and none was ever ready; see the lines above"
+            )
+            self.log.critical(reason)
+            raise HaltServer(reason, START_FAILED)
         for group in ended:
             # What a handler started would go on computing on the core that the next worker takes.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -231,6 +241,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             raise SettingsError(f"--workers {workers}: must be at most {len(groups)}: this machine has so many groups of cores")
         self.groups = groups[: workers or 1]
         self.backoff = RestartBackoff(len(self.groups))
+        self.deaths = 0
+        """How many workers ended; counts until the first one is ready."""
         self.imported = False
         """Whether the modules were imported before the fork."""
         super().__init__()
@@ -248,10 +260,24 @@ class Server(BaseApplication):  # type: ignore[misc]
 def serve(settings: Settings, workers: int | None = None) -> None:
     """Run the arbiter until it is told to stop; never returns. ``workers``: see ``options``."""
     logs.configure(settings.server.log_level)
+    _check_environment()
     state_dir.own(settings.server.state_dir)
     for number in range(workers or 0):
         _check_free(settings.server.worker_socket(number))
     Server(settings, workers).run()
+
+
+def _check_environment() -> None:
+    """Raise StartError if Gunicorn would end over a variable of its own."""
+    value = os.environ.get("FORWARDED_ALLOW_IPS", "")
+    try:
+        for each in filter(None, (part.strip() for part in value.split(","))):
+            if each != "*":
+                ipaddress.ip_network(each)
+    except ValueError:
+        raise StartError(
+            f"FORWARDED_ALLOW_IPS={value!r}: must be `*`, or addresses and networks with commas between them"
+        ) from None
 
 
 def _check_free(path: Path) -> None:

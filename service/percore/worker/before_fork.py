@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -38,7 +39,10 @@ IF_INSTALLED = ("tf_keras",)
 FOR_HANDLERS = ("percore.api.readonly",)
 """What a worker imports for a handler. Numpy and TensorFlow are not imported, because the handler may set what they read at
 their import, such as KERAS_BACKEND."""
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_SETTINGS = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+)
 """Environment variables by which libraries learn how many threads to compute with. One that is set stays as it is."""
 SETTING_OF = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "openmp": "OMP_NUM_THREADS"}
 """Of a library, by the name that threadpoolctl has for it."""
@@ -47,6 +51,7 @@ BACKSTOP_SECONDS = 2.0
 SETTLE_SECONDS = 1.0
 """How long threads may take to end: the kernel lists one for a moment after it was joined."""
 TASKS = Path("/proc/self/task")
+CHILDREN = Path("/proc/thread-self/children")
 
 
 def modules(settings: Settings) -> tuple[str, ...]:
@@ -64,16 +69,17 @@ def modules(settings: Settings) -> tuple[str, ...]:
 
 
 def import_modules(names: tuple[str, ...], limit: float) -> list[str]:
-    """Import modules within ``limit`` seconds, and return the threads other than this one that run after it.
+    """Import modules within ``limit`` seconds, and return the threads and processes that the modules have started.
 
-    A process with such threads must not fork. Raises LoadError if a module cannot be imported. Ends the process if the time is
-    over, and at once if a signal tells it to end. Call it in the main thread.
+    A process with other threads must not fork, and the processes are ended: they belong to a worker. Raises LoadError if a
+    module cannot be imported. Ends the process if the time is over, and at once if a signal tells it to end. Call it in the
+    main thread.
     """
     began = time.monotonic()
     with _single_threaded_libraries(), _watched(limit):
         for name in names:
             _import(name)
-    others = _other_threads()
+    others = [*_other_threads(), *_end_children()]
     if not others:
         # The objects of the modules are never collected. So no collection in a worker writes to the pages that it shares.
         gc.collect()
@@ -130,18 +136,24 @@ def _single_threaded_libraries() -> Iterator[None]:
 def _watched(limit: float) -> Iterator[None]:
     """Watch the clock and the signals in a second thread, because the main thread may be inside of C for long."""
     done = threading.Event()
+    # By the interpreter's own descriptor, to which it writes at once. A blocked mask would be inherited by every process that a
+    # module starts.
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    waiting = select.poll()
+    waiting.register(reader, select.POLLIN)
 
     def watch() -> None:
         ends = time.monotonic() + limit
         while not done.is_set():
-            if signal.sigtimedwait(ENDING, TICK_SECONDS) is not None:
+            if waiting.poll(TICK_SECONDS * 1000) and not ENDING.isdisjoint(os.read(reader, 4096)):
                 os._exit(0)  # no worker was forked yet
             if time.monotonic() > ends:
                 log.critical(LOAD_EXPIRED, "modules were", limit)
                 os._exit(START_FAILED)
 
     thread = threading.Thread(target=watch, name="import-watchdog", daemon=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    handlers = {each: signal.signal(each, lambda _number, _frame: None) for each in ENDING}
+    earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread.start()
     # A C library that does not release the interpreter's lock keeps that thread from running. This timer needs no lock.
     faulthandler.dump_traceback_later(limit + BACKSTOP_SECONDS, exit=True, file=sys.__stderr__ or 2)
@@ -149,9 +161,13 @@ def _watched(limit: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+        signal.set_wakeup_fd(earlier)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
         done.set()
         thread.join()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        os.close(reader)
+        os.close(writer)
 
 
 def _other_threads() -> list[str]:
@@ -160,6 +176,17 @@ def _other_threads() -> list[str]:
     while (others := _listed_threads()) and time.monotonic() < ends:
         time.sleep(TICK_SECONDS)
     return others
+
+
+def _end_children() -> list[str]:
+    """End the processes that a module has started, and return their names: they would outlive the workers, and the service."""
+    ended = []
+    for pid in CHILDREN.read_text().split() if CHILDREN.exists() else ():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            ended.append(f"process {Path(f'/proc/{pid}/comm').read_text().strip()}")
+            os.kill(int(pid), signal.SIGKILL)
+            os.waitpid(int(pid), 0)
+    return ended
 
 
 def _listed_threads() -> list[str]:

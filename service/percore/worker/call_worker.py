@@ -7,6 +7,7 @@ On one machine each group of cores has a socket of its own: a worker serves the 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -221,6 +222,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         reason = "stopped" if os.getppid() == self.ppid else "arbiter-lost"
         self.reporter.counted("ending", reason=reason)
         wait_for_helpers(GOODBYE_SECONDS)
+        self._run_exit_functions()
         # Not by way of Python's own end, which waits for every thread that a handler left behind.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -228,6 +230,13 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         if reason == "arbiter-lost":
             os.killpg(0, signal.SIGKILL)  # what a handler started: no arbiter ends it
         os._exit(0)
+
+    def _run_exit_functions(self) -> None:
+        """Run what a handler or an app has registered with ``atexit``, for a few seconds at most."""
+        self.watchdog.arm(Deadline(GOODBYE_SECONDS, on_expired=lambda: os._exit(0)))
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()
+        self.watchdog.disarm()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """On SIGTERM finish the running call; while loading there is none, so end at once."""

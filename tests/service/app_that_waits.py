@@ -1,0 +1,11 @@
+"""An app whose import lasts until a file is there."""
+
+import os
+import time
+from pathlib import Path
+
+from flask import Flask
+
+while not Path(os.environ["APP_WAITS_FOR"]).exists():
+    time.sleep(0.05)
+app = Flask(__name__)
