@@ -63,6 +63,14 @@ def test_a_value_that_does_not_exist_is_refused(value: str) -> None:
         (("autoscaling.spareReplicas=12",), "spareReplicas=12: must be at most autoscaling.maxReplicas, 11"),
         (("gateway.spool.bytes=33554431",), "maxBodyBytes=33554432: must be at most gateway.spool.bytes, 33554431"),
         (("monitoring.enabled=false",), "autoscaling.enabled=true: it reads a metric"),
+        (
+            ("model.image=a/b:1", "model.persistentVolumeClaim.claimName=c"),
+            "model.image=a/b:1 model.persistentVolumeClaim.claimName=c: set one of them",
+        ),
+        (
+            ("model.persistentVolumeClaim.subPath=a",),
+            "model.persistentVolumeClaim.subPath=a: needs model.persistentVolumeClaim.claimName",
+        ),
         (("app=myapp:app", "handler=a:B"), "app=myapp:app handler=a:B: set one of them"),
         (
             ("serviceAccount.name=one", "gateway.serviceAccount.name=one"),
