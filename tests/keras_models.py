@@ -160,6 +160,25 @@ class LargeIds(keras.Model):  # type: ignore[misc]
         return self.embedding(self.lookup(inputs))
 
 
+@register
+class ManyInputs(keras.Model):  # type: ignore[misc]
+    """Twelve inputs; the third holds whole numbers that a float32 cannot hold."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.lookup = layers.IntegerLookup(vocabulary=[16777216, 16777217, 16777219])
+
+    def call(self, inputs: Any) -> Any:
+        ids = keras.ops.cast(self.lookup(inputs["c"]), "float32")
+        return ids + sum(each for name, each in inputs.items() if name != "c")
+
+    def get_build_config(self) -> Any:
+        return {"input_shape": dict.fromkeys("abcdefghijkl", (None, 2))}
+
+    def build_from_config(self, config: Any) -> None:
+        pass
+
+
 def sequential() -> Kind:
     """`Sequential` with an `Input`."""
     return keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(2)]), ROWS
@@ -276,6 +295,14 @@ def subclassed_with_large_ids() -> Kind:
     return model, rows
 
 
+def subclassed_with_many_inputs() -> Kind:
+    """A subclassed model that takes twelve inputs, one of them ids above 16777216."""
+    ids = np.array([[16777216, 16777217], [16777219, 7]])
+    model, rows = ManyInputs(), {name: ids if name == "c" else ROWS[:2, :2] for name in "abcdefghijkl"}
+    model(rows)
+    return model, rows
+
+
 def stateful() -> Kind:
     """A recurrent layer that keeps its state, and so its batch size."""
     return keras.Sequential([keras.Input(batch_shape=(2, 3, 4)), layers.LSTM(2, stateful=True)]), np.stack([ROWS[:3], ROWS[2:]])
@@ -347,6 +374,7 @@ KINDS = (
         subclassed_with_text,
         subclassed_with_mixed_inputs,
         subclassed_with_large_ids,
+        subclassed_with_many_inputs,
         stateful,
         text,
         categories,

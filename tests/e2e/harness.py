@@ -207,7 +207,8 @@ class Release:
     def lines(self, pod: str, container: str = "inference") -> list[dict[str, Any]]:
         """Return a container's log, but for what is not JSON."""
         text = kubectl("-n", self.namespace, "logs", pod, "-c", container)
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        whole, _, _ = text.rpartition("\n")  # the last line may be half written
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def calls(self, pods: list[str]) -> list[Run]:
         """Return the calls that pods have logged."""

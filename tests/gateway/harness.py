@@ -173,7 +173,8 @@ class Gateway:
 
     def log(self) -> list[dict[str, Any]]:
         """Return every line of the log; fails where one is no JSON."""
-        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+        whole, _, _ = self.log_path.read_text().rpartition("\n")  # the last line may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
     def call_log(self) -> list[dict[str, Any]]:
         return [line for line in self.log() if line["logger"] == "percore.gateway.call"]

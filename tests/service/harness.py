@@ -197,7 +197,8 @@ class Service:
 
     def log(self, message: str = "", logger: str = "") -> list[dict[str, Any]]:
         """Return the log's lines, those whose message begins with ``message``, of one logger if it is given."""
-        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        whole, _, _ = self.log_path.read_text().rpartition("\n")  # the last line may be half written
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line["message"].startswith(message) and logger in ("", line["logger"])]
 
     def runs(self) -> list[dict[str, Any]]:

@@ -91,15 +91,14 @@ def _taken(model: Any) -> Taken:
         if not model.built:
             raise ValueError("it was never built, so its file tells no shape of its input: call it once before it is saved")
         [tensor] = model.inputs
-        return Taken(tensor, [Leaf(tensor.name, tensor.shape, (tensor.dtype,), any_batch=True)])
+        return Taken(tensor, [Leaf(tensor.name, tensor.shape, (_recorded(tensor),), any_batch=True)])
     if getattr(model, "inputs", None):
         structure = model.input
         flat = isinstance(structure, dict) and all(hasattr(each, "shape") for each in structure.values())
         keys = {id(tensor): key for key, tensor in structure.items()} if flat else {}
         tensors = keras.tree.flatten(structure)
-        return Taken(
-            structure, [Leaf(keys.get(id(each), each.name), each.shape, (each.dtype,), any_batch=False) for each in tensors]
-        )
+        leaves = [Leaf(keys.get(id(each), each.name), each.shape, (_recorded(each),), any_batch=False) for each in tensors]
+        return Taken(structure, leaves)
     return _taken_when_built(model)
 
 
@@ -122,6 +121,11 @@ def _taken_when_built(model: Any) -> Taken:
     raise ValueError(
         "its file does not tell the shapes of its inputs: call it once before it is saved, or give it `get_build_config`"
     )
+
+
+def _recorded(tensor: Any) -> str:
+    """Return the dtype of a symbolic input: Keras 3 keeps its name, Keras 2 a ``tf.DType``."""
+    return str(tf.as_dtype(tensor.dtype).name)
 
 
 def _leaf(model: Any, name: str, shape: Sequence[int | None]) -> Leaf:
@@ -223,9 +227,11 @@ def _exact(traced: Traced, leaves: list[Leaf]) -> tuple[str, ...]:
 
     Layers such as ``Embedding`` do so. A float32 holds whole numbers up to 2**24 only, so a larger id would become another one.
     """
+    # The function orders its inputs by their keywords as text ("input_10" before "input_2"), and adds the variables.
+    placeholders = {tensor.op.name: tensor for tensor in traced.function.inputs}
     found = []
-    for tensor, leaf, dtype in zip(traced.function.inputs, leaves, traced.dtypes, strict=False):
-        is_id = dtype.startswith("float") and WHOLE in leaf.dtypes and _becomes_whole(tensor)
+    for (keyword, _), leaf, dtype in zip(traced.inputs.values(), leaves, traced.dtypes, strict=True):
+        is_id = dtype.startswith("float") and WHOLE in leaf.dtypes and _becomes_whole(placeholders[keyword])
         found.append(WHOLE if is_id else dtype)
     return tuple(found)
 
