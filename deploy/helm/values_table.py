@@ -26,7 +26,7 @@ One call, one core: pods of one worker each, a gateway with one queue for all of
 helm install percore deploy/helm/percore --namespace percore --create-namespace
 ```
 
-It needs Kubernetes 1.29 or later. Autoscaling needs the Prometheus operator with prometheus-adapter, or KEDA with a Prometheus.
+It needs Kubernetes 1.29 or later. Autoscaling needs the Prometheus operator with prometheus-adapter, or KEDA, with a Prometheus or without.
 Without them:
 
 ```sh

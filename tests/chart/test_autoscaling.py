@@ -1,15 +1,22 @@
-"""The two engines of autoscaling, zero pods and the buffer, as the chart renders them."""
+"""The engines of autoscaling, zero pods and the buffer, as the chart renders them."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from percore.gateway.gateway_metrics import GatewayMetrics
 
 from tests.chart.harness import LIVE, WITH_CRDS, Object, notes, one, refusal, render
 
 KEDA = "autoscaling.engine=keda"
+WITHOUT_PROMETHEUS = ("autoscaling.engine=keda-metrics-api", "monitoring.enabled=false")
 WITH_KEDA = ("--api-versions", "keda.sh/v1alpha1/ScaledObject")
 MODERN = ("--kube-version", "1.37.0")
+KEDAS_OPERATOR = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}},
+    "podSelector": {"matchLabels": {"app": "keda-operator"}},
+}
 
 
 def scaled_object(*values: str, more: tuple[str, ...] = MODERN) -> Object:
@@ -126,6 +133,93 @@ def test_keda_may_ask_a_prometheus_that_no_operator_runs() -> None:
     assert 'service="first-percore-gateway"' in notes(KEDA, "monitoring.enabled=false")
     assert "by other means" not in notes(KEDA)
     assert "--set autoscaling.engine=keda" in refusal("monitoring.enabled=false")
+
+
+def keda_alone(*values: str) -> Object:
+    spec: Object = one(render(*WITHOUT_PROMETHEUS, *values, more=MODERN), "ScaledObject")["spec"]
+    return spec
+
+
+def test_keda_alone_asks_every_gateway_and_adds_their_calls_up() -> None:
+    objects = render(*WITHOUT_PROMETHEUS, more=(*MODERN, *LIVE, *WITH_KEDA))
+    assert {each["kind"] for each in objects} & {"ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler"} == set()
+    [only] = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert (only["type"], only["metricType"]) == ("metrics-api", "AverageValue")
+    assert only["metadata"] == {
+        "url": "http://first-percore-gateway.here.svc:9090/metrics",
+        "format": "prometheus",
+        "valueLocation": "percore_in_flight_calls",
+        "aggregateFromKubeServiceEndpoints": "true",
+        "aggregationType": "sum",
+        "targetValue": "1",
+        "activationTargetValue": "0",
+    }
+
+
+def test_the_address_that_keda_alone_asks_is_that_of_every_gateway_also_one_that_shuts_down() -> None:
+    """KEDA takes Service, namespace and the pods' port from it."""
+    objects = render(*WITHOUT_PROMETHEUS)
+    address = urlsplit(one(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"]["url"])
+    name, namespace, _ = str(address.hostname).split(".")
+    service = one(objects, "Service", name)
+    assert (service["metadata"]["namespace"], service["spec"]["publishNotReadyAddresses"]) == (namespace, True)
+    [container] = one(objects, "Deployment", "gateway")["spec"]["template"]["spec"]["containers"]
+    [port] = service["spec"]["ports"]
+    assert {each["name"]: each["containerPort"] for each in container["ports"]}[port["targetPort"]] == address.port
+
+
+def test_the_metric_that_keda_alone_reads_is_one_series() -> None:
+    """KEDA takes the first series that it finds, and would leave out the others."""
+    wanted = keda_alone()["triggers"][0]["metadata"]["valueLocation"]
+    [metric] = [each for each in GatewayMetrics().registry.collect() if each.name == wanted]
+    assert [(sample.name, sample.labels) for sample in metric.samples] == [(wanted, {})]
+
+
+def test_keda_alone_scales_as_keda_with_prometheus_does() -> None:
+    values = ("autoscaling.minReplicas=0", "autoscaling.maxReplicas=20", "autoscaling.scaleDownStabilizationSeconds=60")
+    alone, asking = keda_alone(*values), scaled_object(*values)
+    assert alone.pop("triggers") != asking.pop("triggers")
+    assert alone == asking
+
+
+def test_keda_alone_adds_the_buffer_once_and_not_for_each_gateway() -> None:
+    spec = keda_alone("autoscaling.spareReplicas=2")
+    [only] = spec["triggers"]
+    assert spec["advanced"]["scalingModifiers"] == {
+        "formula": f"{only['name']} + 2",
+        "metricType": "AverageValue",
+        "target": "1",
+        "activationTarget": "0",
+    }
+    assert "scalingModifiers" not in keda_alone()["advanced"]
+
+
+def test_keda_alone_needs_keda_and_no_prometheus_operator() -> None:
+    assert render(*WITHOUT_PROMETHEUS, more=(*LIVE, *WITH_KEDA))
+    assert "Install KEDA 2.20 or later" in refusal(*WITHOUT_PROMETHEUS, more=LIVE)
+    for said in (refusal("monitoring.enabled=false"), refusal(more=LIVE)):
+        assert "--set autoscaling.engine=keda-metrics-api" in said
+    said = notes(*WITHOUT_PROMETHEUS)
+    assert "KEDA asks the gateways themselves" in said
+    assert "Prometheus" not in said
+
+
+@pytest.mark.parametrize("engine", ["hpa", "keda", "keda-metrics-api"])
+def test_keda_s_operator_may_read_the_gateways_where_it_does_and_only_gateways(engine: str) -> None:
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    chosen = f"autoscaling.engine={engine}"
+    named = r"networkPolicy.scrapers[0].namespaceSelector.matchLabels.kubernetes\.io/metadata\.name=monitoring"
+    objects = render(chosen, named)
+    peers = {each: _scrapers(one(objects, "NetworkPolicy", each)) for each in ("gateway", "inference")}
+    assert peers["inference"] == [prometheus]
+    assert peers["gateway"] == ([prometheus, KEDAS_OPERATOR] if engine == "keda-metrics-api" else [prometheus])
+    assert _scrapers(one(render(chosen), "NetworkPolicy", "gateway")) == [], "without scrapers every peer may read"
+
+
+def _scrapers(policy: Object) -> list[Object]:
+    [metrics] = [each for each in policy["spec"]["ingress"] if [port["port"] for port in each["ports"]] == [9090]]
+    found: list[Object] = metrics.get("from", [])
+    return found
 
 
 def test_the_notes_do_not_ask_for_prometheus_adapter_where_keda_scales() -> None:

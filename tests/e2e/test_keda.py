@@ -6,17 +6,15 @@ Needs the Prometheus operator with its Prometheus in the namespace `monitoring`,
 from __future__ import annotations
 
 import itertools
-import json
-import threading
 import time
 from collections.abc import Iterator
-from typing import Self
 
 import pytest
 
 from tests.e2e import objects
 from tests.e2e.conftest import releases
 from tests.e2e.harness import CALL, Call, Release, eventually, kubectl, sleeping
+from tests.e2e.keda import Watch, health
 
 pytestmark = pytest.mark.skipif(not objects.knows("scaledobjects.keda.sh"), reason="needs KEDA: chart kedacore/keda")
 CALLS = 11
@@ -47,40 +45,6 @@ def idle(scaled: Release) -> Release:
     """No pods, because there are no calls."""
     eventually(lambda: scaled.replicas() == 0 and not scaled.pods("inference"), every=1)
     return scaled
-
-
-def health(release: Release) -> str:
-    """Return what KEDA says of the metric: Happy, or Failing; empty while it has not asked."""
-    name = f"{release.full_name}-inference"
-    document = json.loads(kubectl("-n", release.namespace, "get", "scaledobject", name, "-o", "json"))
-    found = [each["status"] for each in document.get("status", {}).get("health", {}).values()]
-    return str(found[0]) if found else ""
-
-
-class Watch:
-    """The numbers of pods that a release is told to have, one after another, and when, in seconds from the beginning."""
-
-    def __init__(self, release: Release) -> None:
-        self._release = release
-        self._began = time.monotonic()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self.steps: list[tuple[float, int]] = []
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._ended.is_set():
-            now = self._release.replicas()
-            if not self.steps or self.steps[-1][1] != now:
-                self.steps.append((round(time.monotonic() - self._began, 1), now))
-            time.sleep(0.2)
 
 
 def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_none_again(idle: Release) -> None:

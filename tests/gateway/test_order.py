@@ -32,6 +32,19 @@ def test_calls_run_by_priority_and_then_in_the_order_of_their_last_bytes() -> No
         assert worker.bodies == [b"first", *(b"%d" % number for number in expected)]
 
 
+def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_number() -> None:
+    """KEDA reads this number without Prometheus, and adds up no series of one gateway."""
+    release = threading.Event()
+    with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway:
+        assert gateway.metric("percore_in_flight_calls") == 0
+        calls = [gateway.ask(b"call") for _ in range(3)]
+        eventually(lambda: gateway.executing() == 1 and gateway.queued() == 2)
+        assert gateway.metric("percore_in_flight_calls") == 3
+        release.set()
+        assert {outcome(each) for each in calls} == {(200, "")}
+        eventually(lambda: gateway.metric("percore_in_flight_calls") == 0, 2)
+
+
 def test_two_gateways_share_a_pod_and_the_one_with_fewer_calls_does_not_wait_for_the_other() -> None:
     with Worker(running(0.05)) as worker, Gateway(worker.endpoint) as crowded, Gateway(worker.endpoint) as quiet:
         calls = [crowded.ask(b"crowd") for _ in range(100)]

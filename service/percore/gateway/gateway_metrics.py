@@ -47,6 +47,8 @@ class GatewayMetrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     in_flight: Gauge = field(init=False)
     """Consumer: autoscaling, the dashboard's headline."""
+    in_flight_calls: Gauge = field(init=False)
+    """Consumer: KEDA without Prometheus, which reads one series and adds nothing up within a gateway."""
     queue: Histogram = field(init=False)
     """Consumer: alerts on long queue times; sizing of the largest number of pods."""
     total: Histogram = field(init=False)
@@ -86,6 +88,9 @@ class GatewayMetrics:
         to = self.registry
         self.in_flight = Gauge(
             "percore_in_flight_requests", "Calls that hold a worker, and calls that are queued.", ["state"], registry=to
+        )
+        self.in_flight_calls = Gauge(
+            "percore_in_flight_calls", "The same calls, executing and queued, as one number.", registry=to
         )
         self.queue = Histogram(
             "percore_call_queue_seconds",

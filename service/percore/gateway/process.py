@@ -160,8 +160,10 @@ class Gateway:
     def observe(self) -> None:
         """Set the gauges; from any thread."""
         to = self.metrics
-        to.in_flight.labels("executing").set(self.dispatcher.running)
-        to.in_flight.labels("queued").set(len(self.queue))
+        executing, queued = self.dispatcher.running, len(self.queue)
+        to.in_flight.labels("executing").set(executing)
+        to.in_flight.labels("queued").set(queued)
+        to.in_flight_calls.set(executing + queued)
         states = Counter(pod.state for pod in list(self.dispatcher.pods.values()))
         for state in PodState:
             to.pods.labels(state.value).set(states[state])
