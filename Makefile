@@ -9,6 +9,7 @@ HOST := 127.0.0.1
 PORT := 8080
 STATUS_PORT := 9090
 E2E := tests/e2e
+KUBE_SCORE := go run github.com/zegl/kube-score/cmd/kube-score@v1.20.0
 SCRIPTS := .ci/run .ci/pause-api-server $(addprefix tools/,install-system-packages lock package-chart) \
   $(addprefix tests/,one-machine e2e/addons e2e/images e2e/kind-image e2e/run)
 
@@ -99,6 +100,12 @@ gateway-test: .venv/installed ## Tests of the gateway: fake and real pods, real 
 .PHONY: chart-test
 chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the Dockerfile
 	$(BIN)/pytest -n auto tests/chart
+
+.PHONY: chart-findings
+chart-findings: .venv/installed ## checkov and kube-score on the chart: what they find is corrected or has a reason (needs Go)
+	$(BIN)/uv venv --quiet --allow-existing build/checkov
+	$(BIN)/uv pip sync --quiet --python build/checkov --require-hashes requirements/checkov.txt
+	$(BIN)/python -m tools.chart_findings --checkov build/checkov/bin/checkov --kube-score "$(KUBE_SCORE)"
 
 .PHONY: rules-test
 rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as the chart renders them
