@@ -1,7 +1,7 @@
 """Has checkov and kube-score read the chart, and compares what they find with `deploy/helm/static-findings.yaml`.
 
-``python -m tools.chart_findings --checkov COMMAND --kube-score COMMAND``. Neither scanner is part of the development environment: checkov
-pins other versions of what is there, and kube-score is written in Go.
+``python -m tools.chart_findings --checkov COMMAND --kube-score COMMAND``. Neither scanner is part of the development
+environment: checkov pins other versions of what is there, and kube-score is written in Go.
 """
 
 from __future__ import annotations

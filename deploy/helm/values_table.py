@@ -26,8 +26,8 @@ One call, one core: pods of one worker each, a gateway with one queue for all of
 helm install percore deploy/helm/percore --namespace percore --create-namespace
 ```
 
-It needs Kubernetes 1.29 or later. Autoscaling needs the Prometheus operator with prometheus-adapter, or KEDA, with a Prometheus or without.
-Without them:
+It needs Kubernetes 1.29 or later. Autoscaling needs the Prometheus operator with prometheus-adapter, or KEDA, with a
+Prometheus or without. If the cluster has none of these:
 
 ```sh
 helm install percore deploy/helm/percore --set autoscaling.enabled=false --set monitoring.enabled=false --set replicas=4

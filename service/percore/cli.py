@@ -29,7 +29,7 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command(epilog=SETTINGS_HELP)
-@click.argument("app", required=False, metavar="[MODULE:APP]")
+@click.argument("app", required=False, metavar="[MODULE[:APP]]")
 @click.option(
     "--models",
     type=click.Path(path_type=Path),
@@ -52,8 +52,8 @@ def serve(
 ) -> None:
     """Serve on this machine: a gateway, and a worker for each core.
 
-    MODULE:APP is a WSGI app of yours, as Gunicorn takes it: myapp:app, or 'myapp:create_app()'. Without it percore serves
-    models.  [PERCORE_APP]
+    MODULE:APP is a WSGI app of yours, as Gunicorn takes it: myapp:app, or 'myapp:create_app()'. MODULE alone means
+    MODULE:application. Without it percore serves models.  [PERCORE_APP]
 
     An argument or an option wins over its environment variable, which stands in brackets.
     """

@@ -2,7 +2,7 @@
 
 Each field says which key it is read from, its default and the rule a value must keep; the docstring under it says what it
 means and why. ``docs/settings.md`` is generated from this file. A bad value raises SettingsError naming key, value and rule.
-Anyone may import this module; it imports only ``percore.errors``.
+Anyone may import this module; it imports only ``percore.errors`` and ``percore.app_target``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from percore import app_target
 from percore.errors import SettingsError
 
 T = TypeVar("T")
@@ -101,8 +102,8 @@ SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", checked(float, l
 PORT = within(1, 65535)
 HANDLER = Rule("empty, or `module:Class`", checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
 APP = Rule(
-    "empty, `module:app` or `module:factory()`",
-    checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+(\(\))?)?", text) is not None),
+    "empty, `module`, `module:app` or `module:factory()`, with literal arguments if need be",
+    checked(str, lambda text: not text or bool(app_target.parse(text))),
 )
 MODULES = Rule("empty, or names of modules with commas between them", _modules)
 TAGS = Rule("names with commas between them", checked(lambda text: tuple(each.strip() for each in text.split(",")), all))
@@ -149,9 +150,10 @@ class AppSettings:
     """A WSGI app of yours instead of models."""
 
     target: str = setting("PERCORE_APP", "", APP)
-    """The app, as `module:app`, or as `module:factory()` if a function makes it. Then every request is a call, except under
-    `/-/`. The workers import it. The gateway imports nothing, but needs the same value: by it the gateway knows that a GET is a
-    call."""
+    """The app, named as for Gunicorn: `module:app`, or `module:factory()` if a function makes it. `module` alone means
+    `module:application`. Arguments are literals, as in `module:factory("cpu", debug=False)`. Then every request is a
+    call, except under `/-/`. The workers import it. The gateway imports nothing, but needs the same value: by it the
+    gateway knows that a GET is a call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,8 +156,22 @@ def exits() -> str:
     sys.exit(3)
 
 
-def create_app() -> Flask:
+application = app
+"""What is served if the module is named alone."""
+
+
+def create_app(name: str = "", size: int = 0) -> Flask:
     return app
+
+
+def made_with(*given: Any, **given_by_name: Any) -> Callable[..., Any]:
+    """Return an app that knows its arguments."""
+
+    def made(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        return plain(environ, start_response)
+
+    made.__dict__["given"] = (given, given_by_name)
+    return made
 
 
 def fails_to_make() -> Flask:

@@ -16,7 +16,9 @@ import requests
 
 from tests.service.harness import ROOT, Service, answer_of, eventually
 
-APP = "tests.service.apps:app"
+MODULE = "tests.service.apps"
+"""Its `application` is the app."""
+APP = f"{MODULE}:app"
 ALL = len(os.sched_getaffinity(0))
 """So many cores a call make one worker."""
 NOT_OF_THE_APP = {"Date", "Server", "Connection", "X-Request-ID", "Server-Timing", "Transfer-Encoding", "Content-Length"}
@@ -25,7 +27,7 @@ NOT_OF_THE_APP = {"Date", "Server", "Connection", "X-Request-ID", "Server-Timing
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Service]:
     service = Service(gateway_health_paths="/health")
-    service.commands = [["serve", APP]]
+    service.commands = [["serve", MODULE]]
     with service.ready(workers=2):
         yield service
 

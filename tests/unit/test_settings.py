@@ -26,8 +26,10 @@ def test_an_empty_value_counts_as_unset() -> None:
         ("PERCORE_RUN_TIMEOUT", "nan", "seconds, more than 0"),
         ("PERCORE_RUN_TIMEOUT", "inf", "seconds, more than 0"),
         ("PERCORE_HANDLER", "module.Class", "`module:Class`"),
-        ("PERCORE_APP", "myapp", "`module:app` or `module:factory()`"),
-        ("PERCORE_APP", "myapp:create_app(1)", "`module:app` or `module:factory()`"),
+        ("PERCORE_APP", "folder/myapp:app", "`module:app` or `module:factory()`"),
+        ("PERCORE_APP", "myapp:", "`module:app` or `module:factory()`"),
+        ("PERCORE_APP", "myapp:wsgi.app", "`module:app` or `module:factory()`"),
+        ("PERCORE_APP", "myapp:create_app(size)", "`module:app` or `module:factory()`"),
         ("PERCORE_LOG_LEVEL", "loud", "one of `debug`"),
         ("PERCORE_ON_CLIENT_DISCONNECT", "maybe", "one of `end`"),
         ("PERCORE_MODEL_LABELS", "digits=1", "`MODEL:LABEL=VERSION`"),
@@ -64,7 +66,7 @@ def test_settings_are_frozen() -> None:
         settings.load({}).server.port = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("value", ["myapp:app", "my.app:create_app()"])
+@pytest.mark.parametrize("value", ["myapp", "myapp:app", "my.app:create_app()", "my-app:make('a', b=1)"])
 def test_an_app_is_named_as_gunicorn_names_it_and_the_gateway_reads_the_same_key(value: str) -> None:
     assert settings.load({"PERCORE_APP": value}).app.target == value
     assert gateway_settings.load({"PERCORE_APP": value}).app.target == value

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
+from gunicorn import util
+from percore import settings
 from percore.api.request_context import Routes
-from percore.errors import LoadError
+from percore.errors import LoadError, SettingsError
 from percore.handlers import wsgi
 from percore.worker.user_app import UserApp
 
@@ -45,6 +48,47 @@ def test_an_app_is_found_by_its_module_and_name_or_made_by_a_factory() -> None:
     assert wsgi.load(f"{APPS}:plain").__name__ == "plain"
     assert isinstance(wsgi.load(f"{APPS}:app"), Flask)
     assert isinstance(wsgi.load(f"{APPS}:create_app()"), Flask)
+
+
+GUNICORNS = [
+    APPS,
+    f"{APPS}:app",
+    f"{APPS}:create_app()",
+    f"{APPS}:create_app('a')",
+    f"{APPS}:create_app(name='a', size=-1)",
+    f"{APPS}:create_app(**{{}})",
+    f"{APPS}:create_app(size)",
+    f"{APPS}:create_app({{[]: 1}})",
+    f"{APPS}:create_app()()",
+    f"{APPS}:app.wsgi_app",
+    f"{APPS}:create_app().wsgi_app",
+    f"{APPS}:",
+    f"{APPS}:app app",
+]
+
+
+@pytest.mark.parametrize("target", GUNICORNS)
+def test_the_same_names_are_taken_as_by_gunicorn_and_mean_the_same(target: str) -> None:
+    try:
+        by_gunicorn = util.import_app(target)
+    except (util.AppImportError, ValueError, TypeError):
+        with pytest.raises(SettingsError, match="PERCORE_APP="):
+            settings.load({"PERCORE_APP": target})
+    else:
+        assert wsgi.load(settings.load({"PERCORE_APP": target}).app.target) is by_gunicorn
+
+
+def test_the_arguments_of_a_factory_arrive() -> None:
+    made = wsgi.load(f'{APPS}:made_with("a", [1, 2], size=-1, names={{"x": None}})')
+    assert made.__dict__["given"] == (("a", [1, 2]), {"size": -1, "names": {"x": None}})
+
+
+def test_a_module_alone_without_an_application_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only-app.py").write_text("def app(): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert wsgi.load("only-app:app").__name__ == "app"
+    with pytest.raises(LoadError, match="app only-app: module 'only-app' has no 'application'"):
+        wsgi.load("only-app")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from percore import app_target
 from percore.errors import LoadError
 from percore.handlers import custom
 
@@ -16,25 +17,26 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[Any]]
 
 
 def load(target: str) -> Application:
-    """Import the app ``target``, as ``module:app``, or make it, as ``module:factory()``.
+    """Import the app that ``target`` names, or call the factory that makes it; see ``percore.app_target``.
 
     Raises LoadError with one sentence that says what is missing, or what raised.
     """
-    module, _, name = target.partition(":")
+    named = app_target.parse(target)
     wanted_by = f"app {target}"
-    attribute = name.removesuffix("()")
-    found = getattr(custom.import_module(wanted_by, module), attribute, _MISSING)
+    found = getattr(custom.import_module(wanted_by, named.module), named.name, _MISSING)
     if found is _MISSING:
-        raise LoadError(f"{wanted_by}: module {module!r} has no {attribute!r}")
+        raise LoadError(f"{wanted_by}: module {named.module!r} has no {named.name!r}")
     if not callable(found):
-        raise LoadError(f"{wanted_by}: {attribute!r} is not callable; it is {_article(found)}")
-    if attribute != name:
+        raise LoadError(f"{wanted_by}: {named.name!r} is not callable; it is {_article(found)}")
+    if named.arguments is not None:
+        call = target.partition(":")[2]
+        given, given_by_name = named.arguments
         try:
-            found = found()
+            found = found(*given, **given_by_name)
         except (Exception, SystemExit) as error:
-            raise LoadError(f"{wanted_by}: {name} raised {custom.told(error)}") from error
+            raise LoadError(f"{wanted_by}: {call} raised {custom.told(error)}") from error
         if not callable(found):
-            raise LoadError(f"{wanted_by}: {name} must return a WSGI app, which is callable; it returned {_article(found)}")
+            raise LoadError(f"{wanted_by}: {call} must return a WSGI app, which is callable; it returned {_article(found)}")
     app: Application = found
     return app
 

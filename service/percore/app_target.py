@@ -1,0 +1,60 @@
+"""How a WSGI app is named, as Gunicorn has it: ``module``, ``module:app``, ``module:factory()``, ``module:factory("a", b=1)``.
+
+Source: https://docs.gunicorn.org/en/stable/run.html. The settings check a name with it, and the worker loads by it. It imports
+nothing of percore, so anyone may import it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT = "application"
+"""What is loaded from a module that is named alone."""
+MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class AppTarget:
+    """A module, a name in it, and the arguments to call it with; without arguments it is the app itself."""
+
+    module: str
+    name: str
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None
+
+
+def parse(text: str) -> AppTarget:
+    """Read the name of an app. Raises ValueError if it is none."""
+    module, colon, rest = text.partition(":")
+    if not MODULE.fullmatch(module):
+        raise ValueError(f"{module!r} is no name of a module")
+    if not colon:
+        return AppTarget(module, DEFAULT, None)
+    try:
+        found = ast.parse(rest, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{rest!r} is neither a name nor the call of one") from error
+    try:
+        return _read(module, found)
+    except (TypeError, ValueError) as error:  # such as a variable, or a list as a key
+        raise ValueError(f"{rest!r} is neither a name nor the call of one with literals") from error
+
+
+def _read(module: str, found: ast.expr) -> AppTarget:
+    match found:
+        case ast.Name(name):
+            return AppTarget(module, name, None)
+        case ast.Call(ast.Name(name), args, keywords):
+            return AppTarget(module, name, (tuple(map(ast.literal_eval, args)), _named_values(keywords)))
+    raise ValueError(f"{ast.dump(found)} is neither")
+
+
+def _named_values(keywords: list[ast.keyword]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for each in keywords:
+        if each.arg is None:
+            raise ValueError("** is no literal")
+        found[each.arg] = ast.literal_eval(each.value)
+    return found
