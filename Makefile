@@ -57,7 +57,7 @@ run-app: $(MODELS)/digits.keras ## Serve the demo's Flask app on this machine, o
 test: lint drift unit service-test gateway-test chart-test rules-test ## Everything that must pass on one machine, without a cluster
 
 .PHONY: lint
-lint: .venv/installed ## Ruff, mypy, import contracts, shell scripts, YAML, workflows, spelling
+lint: .venv/installed ## Ruff, mypy, import contracts, shell scripts, YAML, workflows, spelling, links of the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -71,6 +71,11 @@ lint: .venv/installed ## Ruff, mypy, import contracts, shell scripts, YAML, work
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/zizmor --offline --quiet --min-severity medium .github
 	$(BIN)/codespell
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.PHONY: docs
+docs: .venv/installed ## Build the documentation as a site, build/site, and show it on port 8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 .PHONY: format
 format: .venv/installed ## Rewrite the code as ruff wants it

@@ -41,16 +41,20 @@ Begin with the [README](../README.md), then with the first page for you.
 
 def index() -> str:
     """Return docs/README.md."""
+    return HEAD + "".join(section for reader in READERS for section in _section(reader))
+
+
+def of(reader: str) -> list[str]:
+    """Return the pages of a reader, the first one first, but for single decisions."""
     pages = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
     chosen = [name for name in pages if name != "README.md" and not re.search(r"/\d{4}-", name)]
     chosen += [*ELSEWHERE, "../CONTRIBUTING.md"]
-    return HEAD + "".join(section for reader in READERS for section in _section(reader, chosen))
+    return [name for _, name in sorted((place, name) for name in chosen for whose, place in [_place(name)] if whose == reader)]
 
 
-def _section(reader: str, pages: list[str]) -> Iterator[str]:
+def _section(reader: str) -> Iterator[str]:
     yield f"\n## {reader}\n\n| page | what it says |\n|---|---|\n"
-    mine = [(place, name) for name in pages for of, place in [_place(name)] if of == reader]
-    yield from (_row(name) for _, name in sorted(mine))
+    yield from (_row(name) for name in of(reader))
 
 
 def _place(name: str) -> tuple[str, int]:
