@@ -1,9 +1,16 @@
 """The Dockerfile and what goes into the images. That they run is what the e2e tests show."""
 
+import http.server
+import importlib.util
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any, Self
 
 from tests.chart.harness import ROOT
 
@@ -53,3 +60,79 @@ def test_the_three_lines_of_the_readme_are_those_that_are_tried() -> None:
     script = (ROOT / "tests/e2e/images").read_text()
     assert "ENV PERCORE_HANDLER=fortune:Fortune" in readme
     assert "ENV PERCORE_HANDLER=fortune:Fortune" in script
+
+
+def test_the_gateway_reaches_the_api_server_with_what_its_image_keeps_of_the_client(tmp_path: Path) -> None:
+    """The stage removes most of the client of Kubernetes. The rest lists slices, over HTTP, with the credentials of a file."""
+    removed = re.findall(r"site-packages/(kubernetes/\S+)", stages()["gateway-libraries"])
+    assert sorted(removed) == ["kubernetes/aio", "kubernetes/client/api", "kubernetes/client/models"]
+    installed = Path(str(importlib.util.find_spec("kubernetes").submodule_search_locations[0]))  # type: ignore[union-attr,index]
+
+    def drop(folder: str, names: list[str]) -> set[str]:
+        where = (Path("kubernetes") / Path(folder).relative_to(installed)).as_posix()
+        if where.startswith(removed[0]):
+            return set(names)
+        return {name for name in names if where.startswith(tuple(removed)) and not name.startswith("__init__")}
+
+    shutil.copytree(installed, tmp_path / "kubernetes", ignore=drop)
+    with ApiServer() as server:
+        (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig(server.server_address[1])))
+        environ = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'service'}", "KUBECONFIG": str(tmp_path / "kubeconfig")}
+        done = subprocess.run(
+            [sys.executable, "-c", LISTS], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "kubernetes/__init__.py"), "('10.0.0.7',)", "Bearer-secret"]
+
+
+LISTS = """
+import kubernetes
+from percore.gateway import cluster, gateway_settings
+of = cluster.Cluster(gateway_settings.load({"PERCORE_GATEWAY_SERVICE": "inference"}).gateway)
+found = []
+try:
+    of.follow_once(found.append)
+except OSError as error:
+    said = str(error)
+print(kubernetes.__file__, tuple(each.address for each in found[0]), said.rpartition("said ")[2])
+"""
+
+
+def kubeconfig(port: int) -> dict[str, Any]:
+    return {
+        "clusters": [{"name": "a", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "a", "user": {"token": "secret"}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "current-context": "a",
+    }
+
+
+class ApiServer(http.server.HTTPServer):
+    """Lists one slice, and answers a watch with the credentials that came with it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        endpoints = [{"addresses": ["10.0.0.7"], "targetRef": {"kind": "Pod", "name": "a"}}]
+        listed = {"addressType": "IPv4", "metadata": {"name": "s", "resourceVersion": "1"}, "endpoints": endpoints}
+        watched = {"type": "ERROR", "object": {"message": "said " + self.headers["Authorization"].replace(" ", "-")}}
+        document = watched if "watch=true" in self.path else {"metadata": {"resourceVersion": "1"}, "items": [listed]}
+        body = json.dumps(document).encode() + b"\n"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 (the name of http.server)
+        pass

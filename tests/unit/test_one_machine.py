@@ -1,6 +1,9 @@
 """The files that serve on one machine fit percore's own settings and metrics: the systemd unit, compose.yaml, Prometheus."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/prometheus.yaml").read_text())
 SERVED: dict[str, Any] = COMPOSE["services"]["percore"]
 UNITS = {"h": 3600, "m": 60, "s": 1}
+EXPOSURE = 20
+"""Ten times what `systemd-analyze security` may say at most. It says 17: the unit may use the network, and compile code."""
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 
 
 def unit(key: str) -> str:
@@ -101,3 +107,14 @@ def test_every_port_of_compose_is_this_machine_s_own() -> None:
     ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
     assert len(ports) == 4
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+@needs_systemd
+def test_systemd_takes_the_unit_and_finds_it_little_exposed(tmp_path: Path) -> None:
+    unit_file = tmp_path / "percore.service"
+    program = re.search(r"^ExecStart=(\S+)", UNIT, re.MULTILINE)
+    assert program
+    unit_file.write_text(UNIT.replace(program[1], sys.executable))  # what it starts must be there
+    for command in (["verify"], ["security", "--offline=true", f"--threshold={EXPOSURE}"]):
+        done = subprocess.run(["systemd-analyze", *command, unit_file], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout[-300:]
