@@ -12,8 +12,12 @@
         ├── NotFound              404 not-found
         ├── MethodNotAllowed      405 method-not-allowed
         ├── BodyTimeout           408 body-timeout
+        ├── NotFinished           409 not-finished: a stored call has no result yet, or none
+        ├── Gone                  410 gone: a stored call that was erased
         ├── BodyTooLarge          413 body-too-large
         ├── UnsupportedMediaType  415 unsupported-media-type
+        ├── RangeNotSatisfiable   416 range-not-satisfiable
+        ├── IdempotencyKeyReused  422 idempotency-key-reused
         ├── QueueFull             429 queue-full: never ran
         ├── HandlerFailed         500 handler-failed
         ├── GatewayFailed         500 gateway-failed: a fault of percore
@@ -101,6 +105,34 @@ class BodyTimeout(CallError):
 
     status = 408
     code = "body-timeout"
+
+
+class NotFinished(CallError):
+    """A stored call that has not ended, or that ended without a result, does not have what was asked for."""
+
+    status = 409
+    code = "not-finished"
+
+
+class Gone(CallError):
+    """A stored call was erased, because its retention was over or because somebody asked for it."""
+
+    status = 410
+    code = "gone"
+
+
+class RangeNotSatisfiable(CallError):
+    """A range of a result begins after its end."""
+
+    status = 416
+    code = "range-not-satisfiable"
+
+
+class IdempotencyKeyReused(CallError):
+    """An idempotency key came again with another request."""
+
+    status = 422
+    code = "idempotency-key-reused"
 
 
 class BodyTooLarge(CallError):

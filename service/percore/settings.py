@@ -27,6 +27,8 @@ class Rule:
 
     text: str
     parse: Parser
+    is_secret: bool = False
+    """Whether a value is not to be shown."""
 
 
 NAME_PATTERN = r"(?=[^:=]*[^.:=])[\w.-]{1,128}"
@@ -244,7 +246,8 @@ def _read(environ: Mapping[str, str], declared: Field[Any]) -> Any:
     try:
         return rule.parse(text)
     except (ValueError, OverflowError):
-        raise SettingsError(f"{key}={text!r}: must be {rule.text}") from None
+        shown = f"{key}: the value" if rule.is_secret else f"{key}={text!r}:"
+        raise SettingsError(f"{shown} must be {rule.text}") from None
 
 
 def read_groups(
@@ -260,7 +263,7 @@ def read_groups(
     known = {each.metadata["key"] for group in declared.values() for each in group}
     for key in environ:
         if key.startswith("PERCORE_") and key not in known and not others(key):
-            raise SettingsError(f"{key}={environ[key]!r}: no such setting; known: {', '.join(sorted(known))}")
+            raise SettingsError(f"{key}={environ[key][:100]!r}: no such setting; known: {', '.join(sorted(known))}")
     return {name: groups[name](**{each.name: _read(environ, each) for each in group}) for name, group in declared.items()}
 
 

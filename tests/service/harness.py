@@ -69,6 +69,7 @@ class Service:
             "PERCORE_PORT": str(self.port),
             "PERCORE_STATUS_PORT": str(self.status_port),
             "PERCORE_STATE_DIR": str(Path(self.folder.name) / "run"),
+            "XDG_STATE_HOME": str(Path(self.folder.name) / "state"),
             "HARNESS": str(self.mark),
             **given,
         }

@@ -14,6 +14,18 @@ from percore.gateway.queue import CallQueue
 class Waiting:
     number: int
     priority: int = 0
+    caller: bytes | None = None
+    round: int = -1
+    is_stored: bool = False
+
+
+NOW = 10**6
+"""A number after all others."""
+
+
+def ahead_of(queue: CallQueue[Waiting], *priorities: int) -> list[int]:
+    """Return how many calls are ahead of one that arrives now, for each priority."""
+    return [queue.ahead(Waiting(NOW, priority, round=0)) for priority in priorities]
 
 
 def drained(queue: CallQueue[Waiting]) -> list[int]:
@@ -27,7 +39,7 @@ def test_calls_run_by_priority_and_then_by_arrival() -> None:
     queue: CallQueue[Waiting] = CallQueue()
     for call in (Waiting(1), Waiting(2, 5), Waiting(3), Waiting(4, 9), Waiting(5, 5)):
         queue.push(call)
-    assert [queue.ahead(priority) for priority in (0, 5, 9)] == [5, 3, 1]
+    assert ahead_of(queue, 0, 5, 9) == [5, 3, 1]
     assert drained(queue) == [4, 2, 5, 1, 3]
     assert len(queue) == 0
 
@@ -54,12 +66,12 @@ def test_a_call_is_queued_once() -> None:
 
 def test_as_many_calls_are_ahead_as_run_before_one_that_arrives_now() -> None:
     queue: CallQueue[Waiting] = CallQueue()
-    assert queue.ahead(0) == 0
+    assert ahead_of(queue, 0) == [0]
     calls = [Waiting(number, priority) for number, priority in enumerate((0, 9, 5, 5, 0, 7, 5))]
     for call in calls:
         queue.push(call)
     # Calls of one's own priority are ahead, lower ones are not; a priority that nobody has counts as well.
-    assert {priority: queue.ahead(priority) for priority in range(11)} == {
+    assert dict(enumerate(ahead_of(queue, *range(11)))) == {
         **dict.fromkeys([0], 7),
         **dict.fromkeys([1, 2, 3, 4, 5], 5),
         **dict.fromkeys([6, 7], 2),
@@ -75,7 +87,7 @@ def test_a_call_that_runs_or_is_removed_is_ahead_of_nobody_and_one_that_comes_ba
         queue.push(call)
 
     def ahead() -> list[int]:
-        return [queue.ahead(priority) for priority in (0, 5, 9)]
+        return ahead_of(queue, 0, 5, 9)
 
     assert ahead() == [4, 3, 1]
     first = queue.pop()
@@ -100,7 +112,7 @@ def test_callers_that_leave_do_not_make_the_queue_grow() -> None:
         queue.push(call)
         assert queue.remove(call)
         assert not queue.remove(call)
-    assert len(queue._heap) < 200
+    assert len(queue._keys) == 1
     assert kept in queue
     assert drained(queue) == [0]
 
@@ -129,4 +141,54 @@ def test_it_does_what_a_sorted_list_does(steps: list[tuple[str, int, int]]) -> N
             model.append(call)
         assert len(queue) == len(model)
         for each in range(11):
-            assert queue.ahead(each) == sum(call.priority >= each for call in model)
+            assert ahead_of(queue, each) == [sum(call.priority >= each for call in model)]
+        for call in model:
+            key = (-call.priority, call.number)
+            assert queue.ahead(call) == sum((-each.priority, each.number) < key for each in model)
+
+
+def test_callers_take_turns_within_a_priority() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    many = [Waiting(number, caller=b"many") for number in range(4)]
+    one, urgent = Waiting(10, caller=b"one"), Waiting(11, 9, b"many")
+    for call in (*many, one, urgent):
+        queue.push(call)
+    assert [queue.ahead(call) for call in (*many, one, urgent)] == [1, 3, 4, 5, 2, 0]
+    assert drained(queue) == [11, 0, 10, 1, 2, 3]
+
+
+def test_a_caller_that_sends_one_call_after_the_other_keeps_no_other_out() -> None:
+    """Its next call comes each time when its last has just been taken, so that it never has two in the queue."""
+    queue: CallQueue[Waiting] = CallQueue()
+    for number in range(3):
+        queue.push(Waiting(number, caller=b"batch"))
+    taken = []
+    queue.push(Waiting(10, caller=b"loop"))
+    for number in range(11, 17):
+        call = queue.pop()
+        assert call is not None
+        taken.append(call.caller)
+        if call.caller == b"loop":
+            queue.push(Waiting(number, caller=b"loop"))
+    assert taken == [b"batch", b"loop", b"batch", b"loop", b"batch", b"loop"]
+
+
+def test_callers_of_past_rounds_are_forgotten() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    for number in range(10_000):
+        queue.push(Waiting(number, caller=b"%d" % number))
+        queue.push(Waiting(10_000 + number, caller=b"%d" % number))
+        queue.pop(), queue.pop()
+    assert len(queue._last) < 3000
+
+
+def test_stored_calls_are_counted() -> None:
+    queue: CallQueue[Waiting] = CallQueue()
+    calls = [Waiting(number, is_stored=number % 2 == 0) for number in range(5)]
+    for call in calls:
+        queue.push(call)
+    assert queue.stored == 3
+    queue.pop()
+    queue.remove(calls[1])
+    queue.remove(calls[2])
+    assert queue.stored == 1

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from percore.errors import CallError
-from percore.gateway.spool import Backlog, Body
-from percore.http.request import Disconnected, Request
+from percore.gateway.spool import Backlog
+from percore.http.request import Disconnected
 
 if TYPE_CHECKING:
     from percore.gateway.upstream import WorkerConnection
@@ -34,8 +35,41 @@ class CallState(StrEnum):
     ENDED = "ended"
 
 
+class CallHead(Protocol):
+    """What a worker gets of a request, beside its body."""
+
+    method: bytes
+    target: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    client: str
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the value of the first header of that name (in lower case)."""
+
+
+class CallBody(Protocol):
+    """The body of a call: it can be read as often as the call is sent."""
+
+    size: int
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a piece may take longer than a reserved worker waits for the first byte."""
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the whole body, piece by piece."""
+
+    def discard(self) -> None:
+        """Give its room back: it is not sent again."""
+
+
 class Call:
     """One call. ``done`` is resolved when no worker has to do with it any more."""
+
+    is_stored = False
+    """Whether it outlives its connection: see ``store``."""
+    is_stopped = False
+    """Whether its run is being cancelled, so that its worker ends."""
 
     __slots__ = (
         "_loop",
@@ -44,6 +78,7 @@ class Call:
         "begun",
         "body",
         "broken_sends",
+        "caller",
         "connection",
         "delivery",
         "done",
@@ -56,18 +91,24 @@ class Call:
         "request",
         "request_id",
         "requeues",
+        "round",
         "run_seconds",
         "sent_all",
         "state",
         "status",
     )
 
-    def __init__(self, request: Request, body: Body, number: int, priority: int, request_id: str) -> None:
+    def __init__(
+        self, request: Any, body: CallBody, number: int, priority: int, request_id: str, caller: bytes | None = None
+    ) -> None:
+        """``request`` is the client's ``Request``; of a stored call it is only a ``CallHead``."""
         self._loop = asyncio.get_running_loop()
         self.request = request
         self.body = body
         self.number = number
         self.priority = priority
+        self.caller = caller
+        self.round = -1
         self.request_id = request_id
         self.state = CallState.QUEUED
         self.arrived = time.monotonic()
@@ -104,6 +145,20 @@ class Call:
     def ended(self) -> bool:
         """Whether its caller left or has an answer: nothing is to be sent or queued any more."""
         return self.state is CallState.ENDED
+
+    def extra_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return headers of ours for the worker."""
+        return []
+
+    async def begin(self) -> None:
+        """Prepare the run: called when all but the last byte is on its way to a worker. Raises ConnectionError to stop it."""
+
+    def put_back(self) -> None:
+        """Take note that its worker was lost before the last byte: it is in the queue again."""
+
+    async def take(self, worker: WorkerConnection, relay: Callable[[], Awaitable[None]]) -> None:
+        """Take the worker's answer: ``relay`` passes it on to the client."""
+        await relay()
 
     def finish(self) -> None:
         """Say that no worker has to do with it any more."""

@@ -221,7 +221,7 @@ class Dispatcher:
         pod.failures = 0
         backstop = self._loop.call_later(self._run_seconds, self._overrun, call, worker)
         try:
-            await relay(call, worker, self._spool, self._answer_seconds)
+            await call.take(worker, partial(relay, call, worker, self._spool, self._answer_seconds))
             call.finish()
         except Disconnected as error:
             worker.abort()
@@ -245,7 +245,8 @@ class Dispatcher:
     def _lost(self, call: Call, error: BaseException) -> CallError:
         if call.overrun:
             return RunTimeout(f"the call had no answer after {self._run_seconds:g} s, and was ended")
-        log.warning("call %s: pod %s was lost while it ran: %s", call.request_id, call.pod, error)
+        if not call.is_stopped:
+            log.warning("call %s: pod %s was lost while it ran: %s", call.request_id, call.pod, error)
         return PodLost("the pod went away while it computed the call; whether to send it again is yours to decide")
 
     def _not_begun(self, pod: Pod, call: Call, worker: WorkerConnection, error: BaseException) -> float:
@@ -268,6 +269,7 @@ class Dispatcher:
             call.state, call.pod = CallState.QUEUED, ""
             self._requeued()
             self._queue.push(call)
+            call.put_back()
         return delay
 
     async def _send(self, worker: WorkerConnection, call: Call) -> None:
@@ -286,6 +288,11 @@ class Dispatcher:
                 waiting = piece
             else:
                 waiting += piece
+        if call.is_stored:
+            if not await worker.send(waiting[:-1]):
+                return
+            waiting = waiting[-1:]
+            await call.begin()
         await worker.send_last(waiting)
 
     @staticmethod
@@ -301,6 +308,7 @@ class Dispatcher:
             lines.append(b"Host: worker")
         lines.append(b"X-Request-ID: " + call.request_id.encode("latin-1"))
         lines.append(b"Percore-Client: " + request.client.encode("latin-1"))
+        lines += [b"%s: %s" % header for header in call.extra_headers()]
         if call.body.size:
             return b"\r\n".join(lines) + b"\r\nContent-Length: %d\r\n\r\n" % call.body.size
         return b"\r\n".join(lines) + b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"

@@ -19,6 +19,7 @@ from percore.settings import (
     PORT,
     SECONDS,
     TEXT,
+    YES_OR_NO,
     AppSettings,
     LimitSettings,
     Rule,
@@ -41,6 +42,13 @@ LABEL = r"[A-Za-z0-9]([A-Za-z0-9_./-]*[A-Za-z0-9])?=([A-Za-z0-9]([A-Za-z0-9_.-]*
 SELECTOR = Rule(
     "empty, or `LABEL=VALUE` entries with commas between them",
     checked(str, lambda text: re.fullmatch(rf"({LABEL}(,{LABEL})*)?", text) is not None),
+)
+
+
+DATABASE = Rule(
+    "empty, or a URL that begins with `postgresql://`",
+    checked(str, lambda text: re.fullmatch(r"(postgres(ql)?://\S+)?", text) is not None),
+    is_secret=True,
 )
 
 
@@ -95,6 +103,27 @@ class GatewaySettings:
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
     """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
     there is no such header."""
+    caller_header: str = setting("PERCORE_GATEWAY_CALLER_HEADER", "", HEADER)
+    """A request header that tells callers apart. Then they take turns: each has one call in each round of the queue. Something in
+    front must set it, because callers can write what they like. Empty: the order is that of arrival."""
+    calls: bool = setting("PERCORE_GATEWAY_CALLS", "yes", YES_OR_NO)
+    """Whether callers can [store calls](stored-calls.md) by `Prefer: respond-async`. A folder or a database is needed too."""
+    calls_dir: Path = setting("PERCORE_GATEWAY_CALLS_DIR", "", PATH)
+    """Folder, on a disk that is not lost, for stored calls (SQLite). One gateway at a time uses it. Empty: `percore serve` takes
+    `percore/calls-PORT` in `$XDG_STATE_HOME` or `~/.local/state`; on a cluster calls are not stored."""
+    calls_database: str = setting("PERCORE_GATEWAY_CALLS_DATABASE", "", DATABASE)
+    """URL of a PostgreSQL database for stored calls instead of a folder: `postgresql://USER:PASSWORD@HOST/NAME`. Several gateways
+    share it."""
+    calls_limit: int = setting("PERCORE_GATEWAY_CALLS_LIMIT", "10000", within(1, 10**7))
+    """Stored calls that may be unfinished; the next one gets 429."""
+    calls_bytes: int = setting("PERCORE_GATEWAY_CALLS_BYTES", "10737418240", within(1, 2**50))
+    """Bytes that bodies of stored calls and results may have; beyond it callers get 503."""
+    calls_free_bytes: int = setting("PERCORE_GATEWAY_CALLS_FREE_BYTES", "536870912", within(0, 2**50))
+    """Bytes that must stay free on the disk of the folder; otherwise callers get 503."""
+    calls_retention: float = setting("PERCORE_GATEWAY_CALLS_RETENTION", "86400", SECONDS)
+    """How long a stored call and its result are kept after its end. For a week after that they are answered 410, then 404."""
+    calls_max_runs: int = setting("PERCORE_GATEWAY_CALLS_MAX_RUNS", "2", within(1, 10))
+    """How many pods may be lost while they compute a stored call, before it has failed. A caller may set another number."""
     health_paths: frozenset[str] = setting("PERCORE_GATEWAY_HEALTH_PATHS", "", PATHS)
     """Paths that the gateway answers itself: 200 while it takes calls, 503 otherwise. Such a request is never a call, whatever
     its method. For load balancers that probe a fixed path, such as `/`. `/-/ready` needs no entry."""
@@ -132,6 +161,8 @@ def load(environ: Mapping[str, str] | None = None, *, on_machine: bool = False) 
     others = keys() if on_machine else frozenset[str]()
     settings = Settings(**read_groups(GROUPS, environ, others.__contains__))
     _check_source(settings.gateway)
+    if settings.gateway.calls_database and settings.gateway.calls_dir != Path():
+        raise SettingsError("PERCORE_GATEWAY_CALLS_DIR and PERCORE_GATEWAY_CALLS_DATABASE: set one of them")
     return settings
 
 

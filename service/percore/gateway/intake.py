@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from percore.gateway.uploads import Upload, Uploads
 from percore.http.request import Disconnected, Request
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+MOST_CALLER_BYTES = 256
 STATES = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUNNING: "executing"}
 
 
@@ -43,6 +44,16 @@ class IntakeLimits:
     uploads: int
     upload_bytes: int
     priority_header: bytes = b""
+    caller_header: bytes = b""
+
+    def priority(self, request: Request) -> int:
+        """Return the priority that the caller asks for: 1 to 9, or 0."""
+        value = (request.header(self.priority_header) or b"") if self.priority_header else b""
+        return int(value) if len(value) == 1 and b"1" <= value <= b"9" else 0
+
+    def caller(self, request: Request) -> bytes | None:
+        """Return who calls; None if callers are not told apart."""
+        return (request.header(self.caller_header) or b"")[:MOST_CALLER_BYTES] if self.caller_header else None
 
 
 class Intake:
@@ -56,6 +67,7 @@ class Intake:
         dispatcher: Dispatcher,
         metrics: GatewayMetrics,
         write_line: Callable[[dict[str, Any]], None],
+        numbers: Iterator[int],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
@@ -64,7 +76,7 @@ class Intake:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._write_line = write_line
-        self._number = 0
+        self._numbers = numbers
         self.uploads = Uploads(limits.uploads, limits.upload_bytes)
         self.open = 0
         """Calls that are received, queued, running or answered."""
@@ -73,13 +85,13 @@ class Intake:
     async def serve(self, request: Request) -> None:
         """Receive a call, queue it, wait until it has run, and see its answer delivered."""
         began = time.monotonic()
-        request_id = _request_id(request)
+        request_id = request_id_of(request)
         call: Call | None = None
         body: Body | None = None
         self.open += 1
         try:
-            self._admit(request)
-            body = await self._receive(request)
+            self.admit(request)
+            body = await self.receive(request)
             self._check_queue()
             call = self._enqueue(request, body, request_id)
             await self._run(call)
@@ -104,22 +116,46 @@ class Intake:
             if call is not None and call.backlog is not None:
                 call.backlog.discard()
 
+    async def serve_stored(self, request: Request, submit: Callable[[Request, str], Awaitable[int]]) -> None:
+        """Have a call stored: ``submit`` receives it, answers, and returns the status. It is a call of its own when it runs."""
+        began = time.monotonic()
+        request_id = request_id_of(request)
+        code = DISCONNECTED
+        self.open += 1
+        try:
+            self.admit(request, stored=True)
+            code = str(await submit(request, request_id))
+            await request.flushed()
+        except asyncio.CancelledError:
+            self._client_left(None)
+            raise
+        except Disconnected:
+            self._client_left(None)
+            request.interrupt()
+        except CallError as error:
+            self._refuse(request, request_id, None, error)
+            code = str(error.status)
+        finally:
+            self.open -= 1
+            self._end(request, request_id, began, None, code)
+
     # --- steps
 
-    def _admit(self, request: Request) -> None:
+    def admit(self, request: Request, *, stored: bool = False) -> None:
         """Decide by the head alone: what cannot be taken is rejected before its body is read."""
         if self.stopping:
             raise NotReady("the gateway is stopping; send the call again")
         length = request.content_length
         if length is not None and length > self._limits.body_bytes:
             raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and Content-Length is {length}")
-        self._check_queue()
+        if not stored:
+            self._check_queue()
 
     def _check_queue(self) -> None:
-        if len(self._queue) >= self._limits.queue_length:
+        if len(self._queue) - self._queue.stored >= self._limits.queue_length:
             raise QueueFull(f"{self._limits.queue_length} calls are queued, and no more may be; send the call again later")
 
-    async def _receive(self, request: Request) -> Body:
+    async def receive(self, request: Request) -> Body:
         """Return the whole body, spooled."""
         with self.uploads.admit(request.content_length) as upload:
             body = self._spool.body(request.content_length)
@@ -146,17 +182,12 @@ class Intake:
             await body.write(*pieces)
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
-        self._number += 1
-        call = Call(request, body, self._number, self._priority(request), request_id)
-        call.position = self._queue.ahead(call.priority)
+        limits = self._limits
+        call = Call(request, body, next(self._numbers), limits.priority(request), request_id, limits.caller(request))
         self._queue.push(call)
+        call.position = self._queue.ahead(call)
         self._dispatcher.match()
         return call
-
-    def _priority(self, request: Request) -> int:
-        name = self._limits.priority_header
-        value = (request.header(name) or b"") if name else b""
-        return int(value) if len(value) == 1 and b"1" <= value <= b"9" else 0
 
     async def _run(self, call: Call) -> None:
         """Wait until the call has run and the client has the answer."""
@@ -236,7 +267,8 @@ class Intake:
         self._end(request, secrets.token_hex(16), time.monotonic(), None, str(error.status))
 
 
-def _request_id(request: Request) -> str:
+def request_id_of(request: Request) -> str:
+    """Return the client's ``X-Request-ID``, or a new one."""
     given = request.header(b"x-request-id") or b""
     return given.decode("latin-1") if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 

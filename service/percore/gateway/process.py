@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import resource
@@ -14,14 +15,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 from prometheus_client import disable_created_metrics
 
 from percore import __version__, logs, state_dir
 from percore.api.reads import Reads
-from percore.errors import NotReady, StartError
+from percore.errors import START_FAILED, NotReady, StartError
 from percore.gateway.call import Call
 from percore.gateway.catalogs import Catalogs
 from percore.gateway.cost_writer import CostWriter, PodCosts
@@ -34,6 +37,7 @@ from percore.gateway.lag import LoopLag
 from percore.gateway.pods import PodState
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Spool, SpoolLimits
+from percore.gateway.store.documents import Preferences, preferences
 from percore.http import reserved
 from percore.http.front import Front, FrontLimits, bind
 from percore.http.request import Answer, Request
@@ -44,6 +48,9 @@ from percore.status.event_receiver import EventReceiver
 from percore.status.workers import Workers
 from percore.threads import start_vital
 from percore.worker_metrics import WorkerMetrics
+
+if TYPE_CHECKING:
+    from percore.gateway.store.store import Store
 
 log = logging.getLogger("percore.gateway")
 
@@ -82,11 +89,11 @@ class Gateway:
         folder = settings.server.state_dir if gateway.spool_dir == Path() else gateway.spool_dir
         self.spool = Spool(folder, SpoolLimits(memory=gateway.spool_memory_bytes, disk=gateway.spool_bytes))
         run_seconds = limits.body_timeout + limits.run_timeout + BACKSTOP_SECONDS
-        name = gateway.name or socket.gethostname()
+        self.name = name = gateway.name or socket.gethostname()
         self.dispatcher = Dispatcher(
             self.queue, self.spool, name, run_seconds, limits.answer_timeout, requeued=metrics.requeued.inc
         )
-        intake_limits = IntakeLimits(
+        self.intake_limits = intake_limits = IntakeLimits(
             queue_length=limits.queue_length,
             queue_seconds=limits.queue_timeout,
             body_seconds=limits.body_timeout,
@@ -94,8 +101,13 @@ class Gateway:
             uploads=gateway.uploads,
             upload_bytes=gateway.upload_bytes,
             priority_header=gateway.priority_header.lower().encode(),
+            caller_header=gateway.caller_header.lower().encode(),
         )
-        self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, metrics, writer.write_call)
+        self.numbers = itertools.count(1)
+        self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, metrics, writer.write_call, self.numbers)
+        self.write_line = writer.write_call
+        self.store: Store | None = None
+        """Where calls are stored; None if they are not."""
         self.connections = limits.queue_length + gateway.uploads + gateway.connections
         front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.answer_timeout)
         self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
@@ -117,10 +129,15 @@ class Gateway:
 
     async def serve(self, request: Request) -> None:
         """Answer a probe or a read here; every other request is a call. With an app there are no reads."""
-        if (answer := self._probe(request)) is not None:
+        store = self.store
+        if store is not None and store.routes.takes(request):
+            await store.routes.answer(request)
+        elif (answer := self._probe(request)) is not None:
             request.respond(*answer)
         elif request.method in (b"GET", b"HEAD") and not self.settings.app.target:
             request.respond(*self.reads.answer(request.path))
+        elif store is not None and (wanted := _to_be_stored(request)) is not None:
+            await self.intake.serve_stored(request, partial(store.routes.submit, wanted=wanted))
         else:
             await self.intake.serve(request)
 
@@ -175,16 +192,19 @@ class Gateway:
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
         self.lag.start()
-        follows: asyncio.Task[None] | None = None
-        if self._catalogs is not None:
-            follows = asyncio.get_running_loop().create_task(self._catalogs.follow())
-            follows.add_done_callback(_must_go_on)
+        tasks = [self._catalogs.follow()] if self._catalogs is not None else []
+        tasks += self.store.tasks() if self.store is not None else []
+        follows = [asyncio.get_running_loop().create_task(each) for each in tasks]
+        for task in follows:
+            task.add_done_callback(_must_go_on)
         await self.front.listen(listener)
         log.info("gateway listens on %s:%d", self.settings.server.host, self.settings.server.port)
         await stop.wait()
         await self._stop(stop)
-        if follows is not None:
-            follows.cancel()
+        for task in follows:
+            task.cancel()
+        if self.store is not None:
+            await self.store.close()
 
     async def _stop(self, stop: asyncio.Event) -> None:
         delay = self.settings.gateway.shutdown_delay
@@ -198,7 +218,9 @@ class Gateway:
             await asyncio.sleep(STEP_SECONDS)
         self.intake.stopping = True
         self.front.close_listener()
-        while (self.intake.open or self.front.busy) and not stop.is_set():
+        if self.store is not None:
+            self.store.stop()
+        while (self.intake.open or self.front.busy or (self.store is not None and self.store.busy)) and not stop.is_set():
             if self._workers_end():
                 self._reject_queued()
             await asyncio.sleep(STEP_SECONDS)
@@ -215,8 +237,27 @@ class Gateway:
 def _must_go_on(task: asyncio.Task[None]) -> None:
     """End the process if a task failed without which the gateway is none."""
     if not task.cancelled() and (error := task.exception()) is not None:
+        if isinstance(error, StartError):
+            log.critical("%s", error)
+            logs.end_process(START_FAILED)
         log.error("a task of the gateway failed; the gateway ends", exc_info=error)
         logs.end_process(1)
+
+
+def _to_be_stored(request: Request) -> Preferences | None:
+    """Return what a request that is to be stored asks for; None for every other one."""
+    if request.header(b"prefer") is None:
+        return None
+    found = preferences(request)
+    return found if found.respond_async else None
+
+
+def _open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:
+    if not gateway.settings.gateway.calls:
+        return None
+    from percore.gateway.store.store import open_store  # noqa: PLC0415 - SQLAlchemy takes 20 MB
+
+    return open_store(gateway, on_machine=on_machine)
 
 
 def _runs(state: PodState) -> bool:
@@ -282,6 +323,7 @@ async def _main(
         supervisor = os.getppid()
         # A supervisor that was killed ends both; one that stops ends the gateway first.
         gateway = Gateway(settings, metrics, writer, workers.catalog, lambda: os.getppid() != supervisor)
+    gateway.store = _open_store(gateway, on_machine=workers is not None)
     _status_server(gateway, workers).start(status_listener)
     start_vital("endpoints", sources.endpoints.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
     if sources.costs is not None:
@@ -300,15 +342,17 @@ def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
         return f"the event loop has not run for {STUCK_SECONDS:g} s" if stuck else ""
 
     registry = gateway.metrics.registry
+    store = gateway.store
+    lists = {store.base: store.routes.listing} if store is not None else {}
     if workers is None:
-        return StatusServer(registry, gateway.observe, {"/livez": livez, "/readyz": gateway.not_ready})
+        return StatusServer(registry, gateway.observe, {"/livez": livez, "/readyz": gateway.not_ready}, lists=lists)
 
     def observe() -> None:
         gateway.observe()
         app.observe(workers)
 
     probes = {"/livez": livez, "/readyz": lambda: gateway.not_ready() or app.no_worker(workers)}
-    return StatusServer(registry, observe, probes, app.documents(workers))
+    return StatusServer(registry, observe, probes, app.documents(workers), lists)
 
 
 @dataclass(frozen=True, slots=True)

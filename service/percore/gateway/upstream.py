@@ -293,6 +293,11 @@ class WorkerConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def half_close(self) -> None:
+        """Say that nothing more comes. The worker takes it for the client's leaving, ends its run, and closes too."""
+        if self._transport is not None:
+            self._transport.write_eof()
+
     def abort(self) -> None:
         """Close at once, and tell whoever waits."""
         if self._failure is None:

@@ -35,12 +35,17 @@ class StatusServer:
         observe: Callable[[], None],
         probes: Mapping[str, Probe],
         documents: Callable[[str], Answer] | None = None,
+        lists: Mapping[str, Callable[[str], Answer]] | None = None,
     ) -> None:
-        """``observe`` sets the gauges before they are rendered; ``documents`` answers every other path."""
+        """``observe`` sets the gauges before they are rendered; ``documents`` answers every other path.
+
+        ``lists`` answer the queries of their paths, in a thread, because they may take long.
+        """
         self._registry = registry
         self._observe = observe
         self._probes = probes
         self._documents = documents
+        self._lists = lists or {}
         self._rendered_at, self._rendered = -KEPT_SECONDS, b""
 
     def run(self, listener: socket.socket) -> None:
@@ -65,6 +70,10 @@ class StatusServer:
             request.respond(503 if trouble else 200, JSON, b'{"status":"%s"}' % (trouble or "ok").encode())
         elif path == "/metrics":
             request.respond(200, [(b"Content-Type", CONTENT_TYPE_LATEST.encode())], self._metrics())
+        elif path in self._lists:
+            query = request.target.partition(b"?")[2].decode("latin-1")
+            answer = asyncio.get_running_loop().run_in_executor(None, self._lists[path], query)
+            request.respond(*await answer)
         elif self._documents is not None:
             request.respond(*self._documents(path))
         else:

@@ -77,6 +77,8 @@ class Exchange:
         self._began = False
         self._gateway = ""
         self._request_id = ""
+        self._call_id = self._run_number = ""
+        """Of a stored call: its run ends with its connection, because it may be sent again."""
         self._request_bytes = 0
         self._client_left = False
         self._pid = os.getpid()
@@ -116,6 +118,9 @@ class Exchange:
     def _begin(self, head: receive.Head) -> None:
         given = dict(head.headers).get("X-REQUEST-ID", "")
         self._request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        if self._gateway:
+            headers = dict(head.headers)
+            self._call_id, self._run_number = headers.get("PERCORE-CALL", "")[:64], headers.get("PERCORE-RUN", "")[:8]
         self._began = True
         self._around.reporter.started()
 
@@ -284,6 +289,8 @@ class Exchange:
             "request_bytes": self._request_bytes,
             "response_bytes": response_bytes,
         }
+        if self._call_id:
+            fields |= {"call_id": self._call_id, "run": self._run_number}
         write_call({name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()})
 
     def _drop(self) -> None:
@@ -304,7 +311,9 @@ class Exchange:
         if not self._client_left:
             self._client_left = True
             self._around.reporter.counted("client-disconnect", state="executing")
-        if client_disconnect.should_end(self._around.limits.on_client_disconnect, left, self._around.load_seconds):
+        if self._call_id or client_disconnect.should_end(
+            self._around.limits.on_client_disconnect, left, self._around.load_seconds
+        ):
             self._run = self._around.limits.run_timeout - left
             self._end_process(CLIENT_DISCONNECT, 0, reason="client-disconnect")
         return True

@@ -1,0 +1,260 @@
+"""The database: its connections, and the threads that use them, so that the event loop never waits for a disk.
+
+One thread writes. It takes every write that waits into one transaction, so that one flush of the disk serves all of them. Others
+read. What a write returns is known only after its commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from percore.errors import Overloaded, StartError
+from percore.state_dir import Lock
+from percore.threads import start_vital
+
+log = logging.getLogger("percore.gateway.store")
+logging.getLogger("alembic").setLevel(logging.WARNING)
+T = TypeVar("T")
+Work = Callable[[sa.Connection], T]
+
+READERS = 4
+MOST_TOGETHER = 256
+"""Writes in one transaction."""
+PAGE_BYTES = 16384
+"""With this page size SQLite takes half as long for a body of megabytes as with its own 4,096."""
+LOCK_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+UNUSABLE = (sa.exc.DBAPIError, sa.exc.TimeoutError)
+MOST_FREED = 1000
+"""Pages that are given back at a time: 16 MB."""
+FILE = "calls.sqlite3"
+
+
+class StoreFailed(Overloaded):
+    """The database cannot be used now."""
+
+
+@dataclass(slots=True)
+class _Write:
+    work: Work[Any]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+
+class Database:
+    """SQLite in a folder, or PostgreSQL at a URL. ``open`` comes first, in a thread."""
+
+    def __init__(self, folder: Path | None, url: str = "") -> None:
+        self.folder = folder
+        self._lock = Lock(folder / "lock") if folder is not None else None
+        self._engine = _sqlite(folder / FILE) if folder is not None else _postgresql(url)
+        self._writes: queue.SimpleQueue[_Write] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
+        self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _their_clock
+        """Returns the time of the database's machine: gateways compare it."""
+
+    # --- opening
+
+    def open(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until no other gateway has the folder, and bring the schema up to date; return False if ``stopped`` comes first.
+
+        Raises StartError, which names the database, if that cannot be.
+        """
+        if self._lock is not None:
+            said = False
+            while not self._lock.take():
+                if not said:
+                    log.info("stored calls: another gateway has %s; this one waits until it has ended", self.folder)
+                said = True
+                if stopped():
+                    return False
+                time.sleep(LOCK_SECONDS)
+        said = False
+        while not self._prepare(quiet=said):
+            said = True
+            if stopped():
+                return False
+            time.sleep(RETRY_SECONDS)
+        start_vital("store-write", self._write_forever)
+        return True
+
+    def _prepare(self, *, quiet: bool) -> bool:
+        """Bring the schema up to date; return False if the database cannot be reached now."""
+        try:
+            with self._engine.begin() as connection:
+                if self._lock is None:
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7237662267)"))  # two may start at once
+                self._migrate(connection)
+        except sa.exc.OperationalError as error:
+            if not quiet:
+                log.error("stored calls: %s cannot be used: %s; calls are not stored until it can be", self, _reason(error))  # noqa: TRY400
+            return False
+        except sa.exc.SQLAlchemyError as error:
+            raise StartError(f"{self}: cannot be used: {_reason(error)}") from error
+        return True
+
+    def __str__(self) -> str:
+        """Return what the operator calls it; never its password."""
+        if self.folder is not None:
+            return f"PERCORE_GATEWAY_CALLS_DIR={str(self.folder)!r}"
+        return f"PERCORE_GATEWAY_CALLS_DATABASE={self._engine.url.render_as_string(hide_password=True)!r}"
+
+    def _migrate(self, connection: sa.Connection) -> None:
+        # Here, in a thread: its import takes 0.2 s, and calls that are not stored need not wait for it.
+        from alembic import command  # noqa: PLC0415
+        from alembic.config import Config  # noqa: PLC0415
+        from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+        from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        known = {each.revision for each in ScriptDirectory.from_config(config).walk_revisions()}
+        found = MigrationContext.configure(connection).get_current_revision()
+        if found is not None and found not in known:
+            raise StartError(
+                f"{self}: its schema is {found!r}, of a newer percore; this one knows {', '.join(sorted(known))}. "
+                "Install the newer percore again, or give this one another database"
+            )
+        command.upgrade(config, "head")
+
+    # --- writing
+
+    async def write(self, work: Work[T]) -> T:
+        """Run ``work`` in a transaction and return what it returns once that is on disk.
+
+        Raises StoreFailed if the database cannot be used. ``work`` may run twice: in a transaction that fails because of another
+        write, and again alone. Whoever stops waiting does not stop it.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._writes.put(_Write(work, loop, future))
+        return await future
+
+    def _write_forever(self) -> None:
+        while True:
+            batch = [self._writes.get()]
+            while len(batch) < MOST_TOGETHER:
+                try:
+                    batch.append(self._writes.get_nowait())
+                except queue.Empty:
+                    break
+            outcomes = self._together(batch)
+            for loop in {each.loop for each in batch}:
+                loop.call_soon_threadsafe(_deliver, [pair for pair in outcomes if pair[0].loop is loop])
+
+    def _together(self, batch: list[_Write]) -> list[tuple[_Write, Any]]:
+        try:
+            with self._engine.begin() as connection:
+                found = [(each, each.work(connection)) for each in batch]
+        except Exception as error:  # noqa: BLE001 - each is delivered to whoever waits for it
+            if len(batch) == 1:
+                return [(batch[0], self._explained(error))]
+        else:
+            return found
+        return [outcome for each in batch for outcome in self._together([each])]
+
+    def _explained(self, error: Exception) -> Exception:
+        if isinstance(error, UNUSABLE) and not isinstance(error, sa.exc.IntegrityError):
+            log.error("stored calls: %s", _reason(error))
+            failed = StoreFailed("the store of calls cannot be used now; send the request again later")
+            failed.__cause__ = error
+            return failed
+        return error
+
+    # --- reading
+
+    async def read(self, work: Work[T]) -> T:
+        """Run ``work`` on a connection and return what it returns. Raises StoreFailed if the database cannot be used."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    def _read(self, work: Work[T]) -> T:
+        try:
+            with self._engine.connect() as connection:
+                return work(connection)
+        except UNUSABLE as error:
+            raise self._explained(error) from error
+
+    def read_here(self, work: Work[T]) -> T:
+        """Do as ``read`` does, in the thread that calls."""
+        return self._read(work)
+
+    async def shrink(self) -> None:
+        """Give some pages that are not used any more back to the file system."""
+        if self.folder is not None:
+            await self.write(_vacuum)
+
+    def close(self) -> None:
+        """Give the folder to another gateway."""
+        self._engine.dispose()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _deliver(outcomes: list[tuple[_Write, Any]]) -> None:
+    for write, outcome in outcomes:
+        if write.future.done():  # nobody waits any more
+            continue
+        if isinstance(outcome, Exception):
+            write.future.set_exception(outcome)
+        else:
+            write.future.set_result(outcome)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the database's own words, without the statement and its values."""
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+
+
+def _sqlite(path: Path) -> sa.Engine:
+    engine = sa.create_engine(f"sqlite:///{path}", pool_size=READERS + 1, max_overflow=0, pool_timeout=60)
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transaction of its own
+        for pragma in (
+            f"page_size={PAGE_BYTES}",
+            "auto_vacuum=incremental",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=10000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def _postgresql(url: str) -> sa.Engine:
+    """Return the engine; a connection that breaks is noticed before it is used."""
+    found = sa.make_url(url).set(drivername="postgresql+psycopg")
+    return sa.create_engine(
+        found, pool_size=READERS + 1, max_overflow=0, pool_timeout=60, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+    )
+
+
+def _vacuum(connection: sa.Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    driver.execute(f"PRAGMA incremental_vacuum({MOST_FREED})").fetchall()
+
+
+def _own_clock(_connection: sa.Connection) -> float:
+    return time.time()
+
+
+def _their_clock(connection: sa.Connection) -> float:
+    return float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())

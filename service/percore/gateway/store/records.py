@@ -1,0 +1,471 @@
+"""Every statement on stored calls. Each function runs in a transaction of ``database`` and knows nothing of HTTP or pods.
+
+A gateway changes only calls that it owns. A run has a number, and only the last run of a call may write its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from percore.errors import CallError, GatewayFailed, PodLost
+from percore.gateway.store.documents import rfc3339
+from percore.gateway.store.schema import (
+    FINAL,
+    OPEN,
+    REQUEST,
+    RESULT,
+    RunEnd,
+    State,
+    calls,
+    gateways,
+    parts,
+    runs,
+    webhooks,
+)
+
+MOST_GATEWAYS_LOST = 5
+"""Runs of a call that may end because their gateway ended."""
+TOMBSTONE_SECONDS = 7 * 24 * 3600.0
+"""How long an id is known after its call was erased: it is answered 410, and not 404."""
+CLAIM_SECONDS = 300.0
+"""How long a message is one gateway's to deliver."""
+MOST_CLAIMED = 1000
+
+Row = sa.Row[Any]
+QUEUED_COLUMNS = (
+    *(calls.c.sequence, calls.c.id, calls.c.priority, calls.c.caller, calls.c.request_id, calls.c.client, calls.c.head),
+    *(calls.c.request_bytes, calls.c.start_by, calls.c.run, calls.c.created_at),
+)
+"""What a gateway keeps in memory of a queued call."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCall:
+    """A call as it comes in."""
+
+    id: str
+    priority: int
+    caller: bytes | None
+    request_id: str
+    client: str
+    head: bytes
+    model: str
+    request_bytes: int
+    webhook: str | None
+    max_runs: int
+    start_by: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An answer, without its body."""
+
+    status: int
+    phrase: bytes
+    headers: bytes
+    size: int
+
+    @classmethod
+    def of_error(cls, error: CallError) -> tuple[Result, bytes]:
+        """Return what a caller gets for an error of ours: the result and its body."""
+        body = orjson.dumps(error.document())
+        return cls(error.status, b"", orjson.dumps([["Content-Type", "application/json"]]), len(body)), body
+
+
+class KeyReused(Exception):
+    """An idempotency key that another request has."""
+
+
+# --- gateways
+
+
+def sign_on(to: sa.Connection, gateway: str, name: str, machine: str, now: float) -> None:
+    """Begin a gateway's lease."""
+    to.execute(gateways.insert().values(id=gateway, name=name, machine=machine, seen_at=now))
+
+
+def renew(to: sa.Connection, gateway: str, now: float) -> bool:
+    """Renew a gateway's lease; return False if another gateway has taken over from it."""
+    return to.execute(gateways.update().where(gateways.c.id == gateway).values(seen_at=now)).rowcount == 1
+
+
+def sign_off(to: sa.Connection, gateway: str) -> None:
+    """Give up what a gateway still owns: no run is left, and any gateway may take the queued calls."""
+    to.execute(calls.update().where(calls.c.owner == gateway, calls.c.state == State.QUEUED).values(owner=None))
+    if not to.execute(sa.select(calls.c.id).where(calls.c.owner == gateway, calls.c.state.in_(OPEN)).limit(1)).first():
+        to.execute(gateways.delete().where(gateways.c.id == gateway))
+
+
+def ended_gateways(to: sa.Connection, gateway: str, machine: str, now: float, lease_seconds: float) -> list[str]:
+    """Return gateways that have ended: their lease is over, or this one has their address."""
+    ended = sa.or_(gateways.c.seen_at < now - lease_seconds, gateways.c.machine == machine)
+    return list(to.execute(sa.select(gateways.c.id).where(gateways.c.id != gateway, ended)).scalars())
+
+
+def take_over(to: sa.Connection, gateway: str, ended: Sequence[str], now: float, retention: float) -> list[Row]:
+    """Take over what gateways owned that have ended; return the calls whose state changed."""
+    mine = calls.c.owner.in_(ended)
+    begun = sa.select(calls).where(mine, calls.c.state.in_((State.RECEIVING, State.RUNNING, State.CANCELLING)))
+    changed = []
+    for row in to.execute(begun.with_for_update(skip_locked=True)).all():
+        if row.state == State.RECEIVING:
+            _erase(to, [row.sequence])
+            to.execute(calls.delete().where(calls.c.sequence == row.sequence))
+        elif row.state == State.RUNNING:
+            changed.append(_run_lost(to, row, now, retention, RunEnd.GATEWAY_LOST))
+        elif row.state == State.CANCELLING:
+            _end_run(to, row, now, RunEnd.CANCELLED)
+            changed.append(_end(to, row, now, retention, State.CANCELLED))
+    to.execute(calls.update().where(mine, calls.c.state == State.QUEUED).values(owner=gateway))
+    if not to.execute(sa.select(calls.c.id).where(mine, calls.c.state.in_(OPEN)).limit(1)).first():
+        to.execute(calls.update().where(mine).values(owner=None))
+        to.execute(gateways.delete().where(gateways.c.id.in_(ended)))
+    return changed
+
+
+def any_free(to: sa.Connection) -> bool:
+    """Tell whether there is a queued call that no gateway owns."""
+    which = sa.select(calls.c.sequence).where(calls.c.owner.is_(None), calls.c.state == State.QUEUED).limit(1)
+    return to.execute(which).first() is not None
+
+
+def claim(to: sa.Connection, gateway: str) -> list[Row]:
+    """Take queued calls that no gateway owns, the oldest first; return them."""
+    free = (
+        sa.select(calls.c.sequence)
+        .where(calls.c.owner.is_(None), calls.c.state == State.QUEUED)
+        .order_by(calls.c.sequence)
+        .limit(MOST_CLAIMED)
+        .with_for_update(skip_locked=True)
+    )
+    taken = list(to.execute(free).scalars())
+    if taken:
+        to.execute(calls.update().where(calls.c.sequence.in_(taken)).values(owner=gateway))
+    return queued(to, gateway, taken)
+
+
+def queued(to: sa.Connection, gateway: str, sequences: Sequence[int] | None = None) -> list[Row]:
+    """Return queued calls of a gateway, in order of arrival: all, or some."""
+    which = sa.select(*QUEUED_COLUMNS).where(calls.c.owner == gateway, calls.c.state == State.QUEUED)
+    if sequences is not None:
+        which = which.where(calls.c.sequence.in_(sequences))
+    return list(to.execute(which.order_by(calls.c.sequence)))
+
+
+def cancelling(to: sa.Connection, gateway: str) -> list[int]:
+    """Return the calls of a gateway that are to be cancelled."""
+    which = sa.select(calls.c.sequence).where(calls.c.owner == gateway, calls.c.state == State.CANCELLING)
+    return list(to.execute(which).scalars())
+
+
+# --- intake
+
+
+def insert(to: sa.Connection, new: NewCall, gateway: str, now: float, *, state: State = State.RECEIVING) -> int:
+    """Add a call, and return its sequence number."""
+    values = {name: getattr(new, name) for name in NewCall.__slots__}
+    made = calls.insert().values(
+        **values,
+        state=state, owner=gateway, created_at=now, erased=False, run=0, pods_lost=0, gateways_lost=0,
+        result_bytes=0,
+    )
+    return int(to.execute(made.returning(calls.c.sequence)).scalar_one())
+
+
+def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int, data: bytes) -> None:
+    """Add a piece of a body."""
+    to.execute(parts.insert().values(call=sequence, kind=kind, run=run, number=number, data=data))
+
+
+def known_by_key(to: sa.Connection, key: bytes, digest: bytes) -> str | None:
+    """Return the id of the call that has an idempotency key; None if there is none. Raises KeyReused for another request."""
+    row = to.execute(sa.select(calls.c.id, calls.c.digest).where(calls.c.idempotency_key == key)).first()
+    if row is None:
+        return None
+    if row.digest != digest:
+        raise KeyReused
+    return str(row.id)
+
+
+def accept(to: sa.Connection, sequence: int, key: bytes | None, digest: bytes | None) -> Row:
+    """Have a call queued and return it: from here on it is not lost."""
+    return _set(to, sequence, state=State.QUEUED, idempotency_key=key, digest=digest)
+
+
+def drop(to: sa.Connection, sequence: int) -> None:
+    """Forget a call that was not received whole."""
+    _erase(to, [sequence])
+    to.execute(calls.delete().where(calls.c.sequence == sequence, calls.c.state == State.RECEIVING))
+
+
+# --- runs
+
+
+def begin_run(to: sa.Connection, sequence: int, gateway: str, pod: str, name: str, now: float) -> int | None:
+    """Begin a run and return its number; None if the call is not this gateway's to run any more."""
+    begun = (
+        calls.update()
+        .where(calls.c.sequence == sequence, calls.c.owner == gateway, calls.c.state == State.QUEUED)
+        .values(state=State.RUNNING, run=calls.c.run + 1, started_at=sa.func.coalesce(calls.c.started_at, now))
+    )
+    number = to.execute(begun.returning(calls.c.run)).scalar_one_or_none()
+    if number is not None:
+        to.execute(runs.insert().values(call=sequence, number=number, pod=pod, gateway=name, began_at=now))
+    return number
+
+
+def end_unbegun(to: sa.Connection, *, sequence: int, gateway: str, run: int, now: float, retention: float) -> Row | None:
+    """Put a call back whose worker was lost before the last byte; return it if its state changed and None if it is not ours."""
+    row = _mine(to, sequence, gateway, run)
+    if row is None:
+        return None
+    _end_run(to, row, now, RunEnd.NOT_BEGUN)
+    if row.state == State.CANCELLING:
+        return _end(to, row, now, retention, State.CANCELLED)
+    return _set(to, sequence, state=State.QUEUED)
+
+
+def end_lost(
+    to: sa.Connection, *, sequence: int, gateway: str, run: int, now: float, retention: float, end: RunEnd
+) -> Row | None:
+    """End a run whose pod or gateway was lost: the call is queued again, or has failed. None if it is not ours."""
+    row = _mine(to, sequence, gateway, run)
+    if row is None:
+        return None
+    if row.state == State.CANCELLING:
+        _end_run(to, row, now, RunEnd.CANCELLED)
+        return _end(to, row, now, retention, State.CANCELLED)
+    return _run_lost(to, row, now, retention, end)
+
+
+def end_answered(
+    to: sa.Connection,
+    *,
+    sequence: int,
+    gateway: str,
+    run: int,
+    now: float,
+    retention: float,
+    result: Result,
+    last: tuple[int, bytes],
+    end: RunEnd = RunEnd.ANSWERED,
+) -> Row | None:
+    """End a call with its answer; ``last`` is the number and the data of the last piece. None if it is not ours."""
+    row = _mine(to, sequence, gateway, run)
+    if row is None:
+        return None
+    if row.state == State.CANCELLING:
+        _end_run(to, row, now, RunEnd.CANCELLED)
+        return _end(to, row, now, retention, State.CANCELLED)
+    _end_run(to, row, now, end, keep=True)
+    return _answer(to, row, now, retention, result, last)
+
+
+def end_failed(to: sa.Connection, *, sequence: int, gateway: str, now: float, retention: float, error: CallError) -> Row | None:
+    """End a queued call with an error of ours. None if it is not ours, or not queued any more."""
+    which = calls.c.sequence == sequence, calls.c.owner == gateway, calls.c.state == State.QUEUED
+    row = to.execute(sa.select(calls).where(*which).with_for_update()).first()
+    if row is None:
+        return None
+    result, body = Result.of_error(error)
+    return _answer(to, row, now, retention, result, (0, body))
+
+
+def expire(to: sa.Connection, *, sequence: int, gateway: str, now: float, retention: float) -> Row | None:
+    """End a queued call because it did not start in time."""
+    which = calls.c.sequence == sequence, calls.c.owner == gateway, calls.c.state == State.QUEUED
+    row = to.execute(sa.select(calls).where(*which).with_for_update()).first()
+    return None if row is None else _end(to, row, now, retention, State.EXPIRED)
+
+
+def cancel(to: sa.Connection, call_id: str, now: float, retention: float) -> Row | None:
+    """Cancel a call at once if it is queued, and ask its gateway to if it runs; return it, or None if there is none."""
+    row = to.execute(sa.select(calls).where(calls.c.id == call_id).with_for_update()).first()
+    if row is None or row.state == State.RECEIVING:
+        return None
+    if row.state == State.QUEUED:
+        return _end(to, row, now, retention, State.CANCELLED)
+    if row.state == State.RUNNING:
+        return _set(to, row.sequence, state=State.CANCELLING)
+    return row
+
+
+# --- the end
+
+
+def _mine(to: sa.Connection, sequence: int, gateway: str, run: int) -> Row | None:
+    """Return a call whose run ends, if it is still this gateway's, and the run its last one."""
+    which = sa.select(calls).where(
+        calls.c.sequence == sequence,
+        calls.c.owner == gateway,
+        calls.c.run == run,
+        calls.c.state.in_((State.RUNNING, State.CANCELLING)),
+    )
+    return to.execute(which.with_for_update()).first()
+
+
+def _set(to: sa.Connection, sequence: int, **values: Any) -> Row:
+    return to.execute(calls.update().where(calls.c.sequence == sequence).values(**values).returning(calls)).one()
+
+
+def _end_run(to: sa.Connection, row: Row, now: float, end: RunEnd, *, keep: bool = False) -> None:
+    which = runs.c.call == row.sequence, runs.c.number == row.run
+    to.execute(runs.update().where(*which).values(ended_at=now, end=end))
+    if not keep:
+        to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == RESULT))
+
+
+def _run_lost(to: sa.Connection, row: Row, now: float, retention: float, end: RunEnd) -> Row:
+    _end_run(to, row, now, end)
+    pods, gateways_ = row.pods_lost + (end is RunEnd.POD_LOST), row.gateways_lost + (end is RunEnd.GATEWAY_LOST)
+    counted = {"pods_lost": pods, "gateways_lost": gateways_}
+    if pods < row.max_runs and gateways_ < MOST_GATEWAYS_LOST:
+        return _set(to, row.sequence, state=State.QUEUED, **counted)
+    error: CallError
+    if pods >= row.max_runs:
+        error = PodLost(f"each pod that computed the call was lost, {pods} of them; the call may be what ends them")
+    else:
+        error = GatewayFailed(f"{gateways_} gateways ended while the call ran; the call may be what ends them")
+    _set(to, row.sequence, **counted)
+    result, body = Result.of_error(error)
+    return _answer(to, row, now, retention, result, (0, body))
+
+
+def _answer(to: sa.Connection, row: Row, now: float, retention: float, result: Result, last: tuple[int, bytes]) -> Row:
+    if last[1]:
+        add_part(to, row.sequence, RESULT, row.run, *last)
+    state = State.SUCCEEDED if result.status < 400 else State.FAILED
+    values = {"status": result.status, "phrase": result.phrase, "headers": result.headers, "result_bytes": result.size}
+    return _end(to, row, now, retention, state, **values)
+
+
+def _end(to: sa.Connection, row: Row, now: float, retention: float, state: State, **values: Any) -> Row:
+    """Write a final state, and with it the message about it."""
+    to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == REQUEST))
+    ended = _set(to, row.sequence, state=state, finished_at=now, expires_at=now + retention, **values)
+    if ended.webhook:
+        data = {"id": ended.id, "state": state, "status": ended.status}
+        payload = orjson.dumps({"type": f"call.{state}", "timestamp": rfc3339(now), "data": data})
+        message = {"id": f"msg_{ended.id}", "url": ended.webhook, "payload": payload}
+        to.execute(webhooks.insert().values(**message, attempts=0, created_at=now, next_at=now))
+    return ended
+
+
+# --- what callers and operators see
+
+
+def find(to: sa.Connection, call_id: str) -> Row | None:
+    """Return a call; None if there is none, or if its receipt is not given yet."""
+    which = sa.select(calls).where(calls.c.id == call_id, calls.c.state != State.RECEIVING)
+    return to.execute(which).first()
+
+
+def runs_of(to: sa.Connection, sequence: int) -> list[Row]:
+    """Return the runs of a call, the first one first."""
+    return list(to.execute(sa.select(runs).where(runs.c.call == sequence).order_by(runs.c.number)))
+
+
+def ahead(to: sa.Connection, row: Row) -> int:
+    """Return how many queued calls of all gateways are before one, by priority and arrival."""
+    before = sa.or_(calls.c.priority > row.priority, sa.and_(calls.c.priority == row.priority, calls.c.sequence < row.sequence))
+    return int(to.execute(sa.select(sa.func.count()).where(calls.c.state == State.QUEUED, before)).scalar_one())
+
+
+def part(to: sa.Connection, sequence: int, kind: int, run: int, number: int) -> bytes | None:
+    """Return a piece of a body; None after the last one."""
+    which = parts.c.call == sequence, parts.c.kind == kind, parts.c.run == run, parts.c.number == number
+    found = to.execute(sa.select(parts.c.data).where(*which)).scalar_one_or_none()
+    return None if found is None else bytes(found)
+
+
+def listing(to: sa.Connection, states: Iterable[str], model: str, after: int, limit: int) -> list[Row]:
+    """Return calls that are not erased, the newest first, from below the sequence number ``after`` on."""
+    which = sa.select(calls).where(calls.c.erased.is_(False), calls.c.state != State.RECEIVING)
+    if states:
+        which = which.where(calls.c.state.in_(list(states)))
+    if model:
+        which = which.where(calls.c.model == model)
+    if after:
+        which = which.where(calls.c.sequence < after)
+    return list(to.execute(which.order_by(calls.c.sequence.desc()).limit(limit)))
+
+
+def totals(to: sa.Connection) -> tuple[Mapping[str, tuple[int, float]], int]:
+    """Return the number of calls and the oldest arrival of each state, and the bytes of all bodies."""
+    which = calls.c.erased.is_(False)
+    rows = to.execute(
+        sa.select(calls.c.state, sa.func.count(), sa.func.min(calls.c.created_at)).where(which).group_by(calls.c.state)
+    )
+    by_state = {state: (int(count), float(oldest)) for state, count, oldest in rows}
+    held = sa.case((calls.c.state.in_(FINAL), 0), else_=calls.c.request_bytes) + calls.c.result_bytes
+    size = to.execute(sa.select(sa.func.coalesce(sa.func.sum(held), 0)).where(which)).scalar_one()
+    return by_state, int(size)
+
+
+# --- keeping house
+
+
+def erase(to: sa.Connection, call_id: str, now: float) -> bool:
+    """Erase a call that has ended; return False if it has not."""
+    which = calls.c.id == call_id, calls.c.state.in_(FINAL), calls.c.erased.is_(False)
+    sequence = to.execute(sa.select(calls.c.sequence).where(*which)).scalar_one_or_none()
+    if sequence is None:
+        return False
+    _bury(to, [sequence], now)
+    return True
+
+
+def erase_expired(to: sa.Connection, now: float, most: int = 100) -> int:
+    """Erase some calls whose retention is over, and forget old tombstones; return how many were erased."""
+    over = calls.c.state.in_(FINAL), calls.c.expires_at < now
+    old = sa.select(calls.c.sequence).where(*over, calls.c.erased.is_(False)).limit(most).with_for_update(skip_locked=True)
+    found = list(to.execute(old).scalars())
+    if found:
+        _bury(to, found, now)
+    to.execute(calls.delete().where(*over, calls.c.erased.is_(True)))
+    return len(found)
+
+
+def _bury(to: sa.Connection, sequences: Sequence[int], now: float) -> None:
+    _erase(to, sequences)
+    to.execute(
+        calls.update()
+        .where(calls.c.sequence.in_(sequences))
+        .values(
+            erased=True, expires_at=now + TOMBSTONE_SECONDS, head=b"", headers=b"", caller=None,
+            idempotency_key=None, digest=None, webhook=None, owner=None, result_bytes=0, client="",
+        )
+    )
+
+
+def _erase(to: sa.Connection, sequences: Sequence[int]) -> None:
+    for table in (parts, runs):
+        to.execute(table.delete().where(table.c.call.in_(sequences)))
+
+
+# --- messages
+
+
+def due(to: sa.Connection, now: float, most: int) -> list[Row]:
+    """Return messages to send now. For some minutes they are this gateway's alone."""
+    which = sa.select(webhooks).where(webhooks.c.next_at <= now).order_by(webhooks.c.next_at).limit(most)
+    found = list(to.execute(which.with_for_update(skip_locked=True)))
+    if found:
+        mine = webhooks.c.id.in_([row.id for row in found])
+        to.execute(webhooks.update().where(mine).values(next_at=now + CLAIM_SECONDS, attempts=webhooks.c.attempts + 1))
+    return found
+
+
+def delivered(to: sa.Connection, message: str) -> None:
+    """Forget a message."""
+    to.execute(webhooks.delete().where(webhooks.c.id == message))
+
+
+def postponed(to: sa.Connection, message: str, next_at: float) -> None:
+    """Have a message sent again."""
+    to.execute(webhooks.update().where(webhooks.c.id == message).values(next_at=next_at))

@@ -1,0 +1,210 @@
+"""The HTTP of stored calls: ``Prefer: respond-async`` on the usual routes, and what is asked about a call afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+
+from percore.errors import BadInput, Gone, MethodNotAllowed, NotFinished, NotFound, RangeNotSatisfiable
+from percore.gateway.store import records
+from percore.gateway.store.documents import (
+    Preferences,
+    byte_range,
+    decoded_headers,
+    listed,
+    preferences,
+    status_document,
+)
+from percore.gateway.store.records import Row
+from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, RESULT, State
+from percore.gateway.store.stored_calls import StoredCalls
+from percore.http.request import JSON, Answer, Header, Request
+from percore.http.reserved import decoded
+
+ROUTE = re.compile(r"/([0-9a-f]{32})(/result|/cancel)?")
+POLL_SECONDS = 1
+"""``Retry-After`` of a call that has not ended. Long polling is better: ``Prefer: wait=60``."""
+MOST_LISTED = 1000
+
+
+class Routes:
+    """Answers requests about stored calls, and those that are to be stored."""
+
+    def __init__(self, stored: StoredCalls, base: str, answer_seconds: float, check_webhook: Callable[[str], None]) -> None:
+        """``base`` is the path of all stored calls: ``/v1/calls``, or ``/-/calls`` beside an app."""
+        self._stored = stored
+        self._base = base
+        self._answer_seconds = answer_seconds
+        self._check_webhook = check_webhook
+
+    def takes(self, request: Request) -> bool:
+        """Tell whether a request is about a stored call."""
+        path = request.path
+        if "%" in path:
+            path = decoded(path)
+        return path == self._base or path.startswith(self._base + "/")
+
+    async def submit(self, request: Request, request_id: str, wanted: Preferences) -> int:
+        """Store a call and answer with its receipt, or with its result if it comes in time; return the status."""
+        webhook = request.header(b"percore-webhook")
+        if webhook is not None:
+            self._check_webhook(webhook.decode("latin-1"))
+        call_id = await self._stored.accept(request, request_id)
+        headers: list[Header] = [
+            (b"Location", f"{self._base}/{call_id}".encode()),
+            (b"Preference-Applied", wanted.applied()),
+            (b"X-Request-ID", request_id.encode("latin-1")),
+        ]
+        row = (
+            await self._stored.ended(call_id, wanted.wait_seconds) if wanted.wait_seconds else await self._stored.find(call_id)
+        )
+        if row is not None and wanted.wait_seconds and row.status is not None:
+            await self._send_result(request, row, headers)
+            return int(row.status)
+        await self._send_status(request, self._known(row), 202, headers)
+        return 202
+
+    async def answer(self, request: Request) -> None:
+        """Answer a request about a stored call."""
+        await self._stored.wait_until_ready()
+        found = ROUTE.fullmatch(decoded(request.path)[len(self._base) :])
+        if found is None:
+            raise NotFound(f"no route {request.path[:100]!r}; there are {self._base}/ID, its /result and its /cancel")
+        call_id, rest = found[1], found[2] or ""
+        method = request.method.decode("latin-1")
+        allowed = {"": "GET, HEAD, DELETE", "/result": "GET, HEAD", "/cancel": "POST"}[rest]
+        if method not in allowed.split(", "):
+            raise MethodNotAllowed(f"{method} is not allowed on {self._base}/ID{rest}; allowed: {allowed}")
+        if rest == "/cancel":
+            await self._send_status(request, self._known(await self._stored.cancel(call_id)), 200, [])
+        elif method == "DELETE":
+            await self._erase(request, call_id)
+        elif rest == "/result":
+            await self._result(request, call_id)
+        else:
+            await self._status(request, call_id)
+
+    @staticmethod
+    def _known(row: Row | None) -> Row:
+        if row is None:
+            raise NotFound("no such call: it never existed, or it was erased long ago")
+        if row.erased:
+            raise Gone("the call was erased: its retention was over, or it was deleted")
+        return row
+
+    async def _ended(self, request: Request, call_id: str) -> tuple[Row, list[Header]]:
+        """Return a call, and the header that says that the caller's wish to wait was followed."""
+        wait = preferences(request).wait_seconds
+        row = self._known(await self._stored.ended(call_id, wait or 0.0))
+        return row, [] if wait is None else [(b"Preference-Applied", b"wait=%d" % wait)]
+
+    async def _status(self, request: Request, call_id: str) -> None:
+        row, headers = await self._ended(request, call_id)
+        await self._send_status(request, row, 200, headers)
+
+    async def _send_status(self, request: Request, row: Row, status: int, headers: list[Header]) -> None:
+        runs = await self._stored.database.read(partial(records.runs_of, sequence=row.sequence))
+        position = self._stored.position(row) if row.state == State.QUEUED else None
+        if position is None and row.state == State.QUEUED:
+            position = await self._stored.database.read(partial(records.ahead, row=row))
+        if row.state in OPEN:
+            headers = [*headers, (b"Retry-After", b"%d" % POLL_SECONDS)]
+        document = status_document(row, runs, position)
+        document["links"] = {"self": f"{self._base}/{row.id}", "result": f"{self._base}/{row.id}/result"}
+        request.respond(status, [*JSON, (b"Cache-Control", b"no-store"), *headers], orjson.dumps(document))
+
+    async def _result(self, request: Request, call_id: str) -> None:
+        row, headers = await self._ended(request, call_id)
+        if row.state in OPEN:
+            raise NotFinished(f"the call is {row.state}: it has no result yet")
+        if row.status is None:
+            raise NotFinished(f"the call was {row.state}: it has no result")
+        await self._send_result(request, row, headers)
+
+    async def _send_result(self, request: Request, row: Row, more: list[Header]) -> None:
+        """Send the worker's answer as it was, or a part of its body."""
+        size = row.result_bytes
+        headers = [*decoded_headers(orjson.loads(row.headers)), *more]
+        names = {name.lower() for name, _ in headers}
+        if b"x-request-id" not in names:
+            headers.append((b"X-Request-ID", row.request_id.encode("latin-1")))
+        status, begin, end = row.status, 0, size
+        if status == 200:
+            headers.append((b"Accept-Ranges", b"bytes"))
+            try:
+                part = byte_range(request.header(b"range"), size)
+            except ValueError:
+                request.reject(
+                    RangeNotSatisfiable(f"Range: the result has {size} bytes"), [(b"Content-Range", b"bytes */%d" % size)]
+                )
+                return
+            if part is not None:
+                begin, end = part
+                status = 206
+                headers.append((b"Content-Range", b"bytes %d-%d/%d" % (begin, end - 1, size)))
+        head = request.head(status, headers, end - begin, b"" if status == 206 else row.phrase or b"")
+        if request.bodyless(status) or begin == end:
+            request.write(head)
+            request.finish()
+            await request.flushed()
+            return
+        while begin < end:
+            number, offset = divmod(begin, PIECE_BYTES)
+            data = await self._stored.database.read(
+                partial(records.part, sequence=row.sequence, kind=RESULT, run=row.run, number=number)
+            )
+            piece = (data or b"")[offset : offset + end - begin]
+            if not piece:  # it was erased meanwhile
+                if head:
+                    raise Gone("the call was erased")
+                request.interrupt()
+                return
+            request.write(head + piece)
+            head = b""
+            begin += len(piece)
+            if begin < end:
+                await request.drained(self._answer_seconds)
+        request.finish()
+        await request.flushed()
+
+    async def _erase(self, request: Request, call_id: str) -> None:
+        row = self._known(await self._stored.find(call_id))
+        if row.state not in FINAL:
+            raise NotFinished(f"the call is {row.state}: cancel it first")
+        await self._stored.erase(call_id)
+        request.respond(204, [], b"")
+
+    def listing(self, query: str) -> Answer:
+        """Answer the operators' list of calls; from any thread."""
+        try:
+            given = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=10)
+        except ValueError:
+            raise BadInput("query: must be of the form name=value&name=value") from None
+        unknown = given.keys() - {"state", "model", "limit", "after"}
+        if unknown:
+            raise BadInput(f"query: {sorted(unknown)[0][:40]!r} is not known; there are state, model, limit and after")
+        states = [state for value in given.get("state", []) for state in value.split(",") if state]
+        known = [state.value for state in (*OPEN, *FINAL)]
+        for state in states:
+            if state not in known:
+                raise BadInput(f"state: must be one of {', '.join(known)}, got {state[:40]!r}")
+        limit = _whole(given, "limit", 100, 1, MOST_LISTED)
+        after = _whole(given, "after", 0, 0, 2**62)
+        self._stored.check_ready()
+        work = partial(records.listing, states=states, model=given.get("model", [""])[0], after=after, limit=limit)
+        rows = self._stored.database.read_here(work)
+        document: dict[str, Any] = {"calls": [listed(row) for row in rows]}
+        document["next"] = rows[-1].sequence if len(rows) == limit else None
+        return 200, JSON, orjson.dumps(document)
+
+
+def _whole(given: dict[str, list[str]], name: str, default: int, low: int, high: int) -> int:
+    text = given.get(name, [str(default)])[0]
+    if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
+        raise BadInput(f"{name}: must be a whole number from {low} to {high}, got {text[:40]!r}")
+    return int(text)

@@ -1,0 +1,139 @@
+"""The tables, the same for SQLite and PostgreSQL.
+
+Times are Unix seconds. Bodies are rows of ``parts``, so that a call and its body, or a result and its body, become visible in one
+transaction. Nothing is kept outside of the database: docs/decisions/0023.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+REQUEST, RESULT = 0, 1
+"""``parts.kind``"""
+
+
+class State(StrEnum):
+    """Where a stored call is.
+
+    ``receiving`` is seen by its gateway alone: the receipt is not given yet.
+    """
+
+    RECEIVING = "receiving"
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+OPEN = (State.QUEUED, State.RUNNING, State.CANCELLING)
+FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED)
+
+
+class RunEnd(StrEnum):
+    """How a run ended."""
+
+    ANSWERED = "answered"
+    POD_LOST = "pod-lost"
+    GATEWAY_LOST = "gateway-lost"
+    RUN_TIMEOUT = "run-timeout"
+    CANCELLED = "cancelled"
+    NOT_BEGUN = "not-begun"
+    """The worker was lost before the last byte of the call."""
+
+
+metadata = sa.MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s", "fk": "fk_%(table_name)s"}
+)
+NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+TIME = sa.Double
+PIECE_BYTES = 512 * 1024
+"""Of a body, in one row of ``parts``."""
+
+gateways = sa.Table(
+    "gateways",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("machine", sa.String(128), nullable=False),
+    sa.Column("seen_at", TIME, nullable=False),
+)
+"""Gateways that own calls: a lease. ``machine`` is the host name and the boot id: by it a gateway knows that it was restarted."""
+
+calls = sa.Table(
+    "calls",
+    metadata,
+    sa.Column("sequence", NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(32), nullable=False, unique=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("owner", sa.String(32)),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("caller", sa.LargeBinary),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("client", sa.String(64), nullable=False),
+    sa.Column("head", sa.LargeBinary, nullable=False),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("request_bytes", NUMBER, nullable=False),
+    sa.Column("idempotency_key", sa.LargeBinary, unique=True),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("webhook", sa.Text),
+    sa.Column("max_runs", sa.SmallInteger, nullable=False),
+    sa.Column("start_by", TIME),
+    sa.Column("created_at", TIME, nullable=False),
+    sa.Column("started_at", TIME),
+    sa.Column("finished_at", TIME),
+    sa.Column("expires_at", TIME),
+    sa.Column("erased", sa.Boolean, nullable=False, default=False),
+    sa.Column("run", sa.SmallInteger, nullable=False, default=0),
+    sa.Column("pods_lost", sa.SmallInteger, nullable=False, default=0),
+    sa.Column("gateways_lost", sa.SmallInteger, nullable=False, default=0),
+    sa.Column("status", sa.SmallInteger),
+    sa.Column("phrase", sa.LargeBinary),
+    sa.Column("headers", sa.LargeBinary),
+    sa.Column("result_bytes", NUMBER, nullable=False, default=0),
+    sa.Index(None, "state", "priority", "sequence"),
+    sa.Index(None, "owner", "state"),
+    sa.Index(None, "expires_at"),
+    sqlite_autoincrement=True,
+)
+"""One row a call. ``run`` is the number of its last run; only that one may write the final state."""
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("call", NUMBER, sa.ForeignKey("calls.sequence", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.SmallInteger, primary_key=True),
+    sa.Column("pod", sa.String(253), nullable=False),
+    sa.Column("gateway", sa.String(128), nullable=False),
+    sa.Column("began_at", TIME, nullable=False),
+    sa.Column("ended_at", TIME),
+    sa.Column("end", sa.String(16)),
+)
+
+parts = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("call", NUMBER, sa.ForeignKey("calls.sequence", ondelete="CASCADE"), primary_key=True),
+    sa.Column("kind", sa.SmallInteger, primary_key=True),
+    sa.Column("run", sa.SmallInteger, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+"""Bodies, in pieces. ``run`` is 0 for a request."""
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("created_at", TIME, nullable=False),
+    sa.Column("next_at", TIME, nullable=False),
+    sa.Index(None, "next_at"),
+)
+"""The outbox: messages that are not delivered yet."""

@@ -1,0 +1,764 @@
+"""The life of a stored call: from its receipt through its runs to its end. Start reading here.
+
+The database knows everything that was promised. In memory are the calls that this gateway owns and may run: they wait in the
+queue of all calls, and the dispatcher gives them to pods as any other. The connection to the pod is the fence: a run ends when it
+closes, so a call never runs twice at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+import sqlalchemy as sa
+
+from percore.errors import (
+    CallError,
+    GatewayFailed,
+    IdempotencyKeyReused,
+    NotReady,
+    Overloaded,
+    PodLost,
+    QueueFull,
+    QueueTimeout,
+    RunTimeout,
+)
+from percore.gateway.call import Call, CallState
+from percore.gateway.dispatch import Dispatcher
+from percore.gateway.intake import Intake, IntakeLimits
+from percore.gateway.queue import CallQueue
+from percore.gateway.spool import Body
+from percore.gateway.store import records
+from percore.gateway.store.database import Database, StoreFailed, Work
+from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
+from percore.gateway.store.records import KeyReused, NewCall, Result, Row
+from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RESULT, RunEnd, State
+from percore.gateway.store.store_metrics import StoreMetrics
+from percore.http.request import HOP_BY_HOP, NO_BODY_STATUSES, Request, connection_tokens
+
+if TYPE_CHECKING:
+    from percore.gateway.upstream import WorkerConnection
+
+log = logging.getLogger("percore.gateway.store")
+
+T = TypeVar("T")
+
+RENEW_SECONDS = 5.0
+LEASE_SECONDS = 120.0
+"""A gateway that has not renewed its lease for so long has ended: longer than a worker takes to notice that it is gone (60 s)."""
+OWN_LEASE_SECONDS = 60.0
+"""A gateway that could not renew its lease for so long ends its own runs: before another may take them over."""
+FENCE_SECONDS = 2.0
+"""How long a gateway that was restarted waits before it takes over: its kernel has closed the old connections, and a worker notices
+that within 0.1 s, and then ends."""
+TEND_SECONDS = 1.0
+HOUSE_SECONDS = 10.0
+STOP_SECONDS = 5.0
+"""How long a worker may take to end a cancelled run."""
+RETRY_SECONDS = 1.0
+OPEN_SECONDS = 3.0
+"""How long a request waits for the store: a gateway that starts has it open sooner."""
+NOT_KEPT = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Bounds of stored calls."""
+
+    retention_seconds: float
+    most_calls: int
+    most_bytes: int
+    free_bytes: int
+    max_runs: int
+
+
+class StoredBody:
+    """The body of a stored call, read from the database piece by piece."""
+
+    __slots__ = ("_database", "_sequence", "size")
+
+    def __init__(self, database: Database, sequence: int, size: int) -> None:
+        self._database = database
+        self._sequence = sequence
+        self.size = size
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a piece may take longer than a reserved worker waits for the first byte."""
+        return self.size > 0
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the whole body, piece by piece."""
+        number, left = 0, self.size
+        while left:
+            piece = await self._database.read(partial(_part, sequence=self._sequence, number=number))
+            if piece is None:
+                raise StoreFailed("the body of the call cannot be read")
+            yield piece
+            number, left = number + 1, left - len(piece)
+
+    def discard(self) -> None:
+        """Do nothing: the body is kept until the call has ended, because it may run again."""
+
+
+def _part(connection: sa.Connection, *, sequence: int, number: int) -> bytes | None:
+    return records.part(connection, sequence, REQUEST, 0, number)
+
+
+class StoredCall(Call):
+    """A stored call that this gateway owns."""
+
+    is_stored = True
+    __slots__ = ("_stored", "id", "recorded", "run", "sequence", "stopped", "timer")
+
+    def __init__(self, stored: StoredCalls, row: Row, number: int) -> None:
+        head = StoredHead.decoded(row.head, row.client)
+        body = StoredBody(stored.database, row.sequence, row.request_bytes)
+        super().__init__(head, body, number, row.priority, row.request_id, row.caller if stored.has_turns else None)
+        self._stored = stored
+        self.id: str = row.id
+        self.sequence: int = row.sequence
+        self.run: int = row.run
+        """The number of its last run."""
+        self.recorded = False
+        """Whether its present run is in the database."""
+        self.stopped = False
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends it if it does not start in time."""
+
+    @property
+    def is_stopped(self) -> bool:  # type: ignore[override]
+        """Whether its run is being cancelled, so that its worker ends."""
+        return self.stopped
+
+    def extra_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return headers of ours for the worker: by them it knows that the run ends with its connection."""
+        return [(b"Percore-Call", self.id.encode()), (b"Percore-Run", b"%d" % (self.run + 1))]
+
+    async def begin(self) -> None:
+        """Record that a run begins, before its last byte is sent."""
+        await self._stored.begin(self)
+
+    def put_back(self) -> None:
+        """Record that the run did not begin."""
+        self._stored.put_back(self)
+
+    async def take(self, worker: WorkerConnection, relay: Callable[[], Awaitable[None]]) -> None:  # noqa: ARG002
+        """Store the worker's answer."""
+        await self._stored.record(self, worker)
+
+
+class StoredCalls:
+    """The stored calls of a gateway. Used from the event loop alone."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        database: Database,
+        queue: CallQueue[Call],
+        dispatcher: Dispatcher,
+        intake: Intake,
+        limits: IntakeLimits,
+        metrics: StoreMetrics,
+        numbers: Iterator[int],
+        name: str,
+        port: int,
+        write_line: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.metrics = metrics
+        self.has_turns = bool(limits.caller_header)
+        self._loop = asyncio.get_running_loop()
+        self._queue = queue
+        self._dispatcher = dispatcher
+        self._intake = intake
+        self._limits = limits
+        self._numbers = numbers
+        self._name = name
+        self._machine = _machine(port)
+        self._write_line = write_line
+        self._gateway = ""
+        """The id of this gateway's lease; empty while it has none."""
+        self._signed_on = asyncio.Event()
+        self._renewed = 0.0
+        self._mine: dict[int, StoredCall] = {}
+        """Calls that this gateway may run, or runs, by their sequence numbers."""
+        self._by_id: dict[str, StoredCall] = {}
+        self._running: set[StoredCall] = set()
+        """Calls with a run that has begun and is not recorded as ended."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._changes: dict[str, set[asyncio.Future[None]]] = {}
+        self._held_bytes = 0
+        self._open_calls = 0
+        self._must_look = True
+        """Whether the database may have queued calls of this gateway that it does not know of."""
+        self.stopping = False
+
+    # --- the gateway's lease
+
+    async def run(self) -> None:
+        """Open the database, and tend what this gateway owns until it is cancelled."""
+        if not await asyncio.to_thread(self.database.open, lambda: self.stopping):
+            return
+        began = self._loop.time()
+        house = 0.0
+        while True:
+            try:
+                await self._renew()
+                if not self.stopping:
+                    await self._take_over(restarted=self._loop.time() - began >= FENCE_SECONDS)
+                    await self._claim()
+                    await self._stop_cancelled()
+                if self._loop.time() >= house:
+                    await self._keep_house()
+                    house = self._loop.time() + HOUSE_SECONDS
+                self.metrics.up.set(1)
+            except StoreFailed:  # it is logged already
+                self.metrics.up.set(0)
+                self._must_look = True
+            self._check_lease()
+            await asyncio.sleep(TEND_SECONDS)
+
+    @property
+    def ready(self) -> bool:
+        """Whether calls are stored."""
+        return bool(self._gateway) and not self.stopping
+
+    async def _renew(self) -> None:
+        now = self._loop.time()
+        if self._gateway and now - self._renewed < RENEW_SECONDS:
+            return
+        if self._gateway and not await self._write(lambda to: records.renew(to, self._gateway, self._now(to))):
+            self._let_go("another gateway has taken over its calls")
+        if not self._gateway:
+            gateway = secrets.token_hex(16)
+            await self._write(lambda to: records.sign_on(to, gateway, self._name, self._machine, self._now(to)))
+            self._gateway = gateway
+            self._signed_on.set()
+            log.info("stored calls: gateway %s uses %s", self._name, self.database)
+        self._renewed = now
+
+    def _check_lease(self) -> None:
+        if self._gateway and self._loop.time() - self._renewed > OWN_LEASE_SECONDS:
+            self._let_go(f"its lease could not be renewed for {OWN_LEASE_SECONDS:g} s")
+
+    def _let_go(self, why: str) -> None:
+        """End all runs and forget all calls: another gateway may have them."""
+        log.error("stored calls: %s: its runs end", why)
+        self._gateway = ""
+        self._signed_on.clear()
+        self._must_look = True
+        for call in list(self._mine.values()):
+            self._forget(call)
+            call.leave()
+        self._running.clear()
+
+    async def _take_over(self, *, restarted: bool) -> None:
+        """Take over from gateways that have ended."""
+        machine = self._machine if restarted else ""
+        ended = await self.database.read(
+            lambda of: records.ended_gateways(of, self._gateway, machine, self._now(of), LEASE_SECONDS)
+        )
+        if not ended:
+            return
+        retention = self.settings.retention_seconds
+        log.info("stored calls: taking over from %d gateways that have ended", len(ended))
+        for row in await self._write(lambda to: records.take_over(to, self._gateway, ended, self._now(to), retention)):
+            self._report(row)
+        self._must_look = True
+
+    async def _claim(self) -> None:
+        """Queue the calls that no gateway owns, and those of this one that it does not know of."""
+        gateway = self._gateway
+        rows = await self._write(lambda to: records.claim(to, gateway)) if await self._any_free() else []
+        if self._must_look:
+            self._must_look = False
+            rows = await self.database.read(lambda of: records.queued(of, gateway))
+        for row in rows:
+            if row.sequence not in self._mine and gateway == self._gateway:
+                self._enqueue(row)
+
+    async def _any_free(self) -> bool:
+        return await self.database.read(records.any_free)
+
+    async def _stop_cancelled(self) -> None:
+        """Stop runs that were cancelled by way of another gateway."""
+        if not self._running:
+            return
+        for sequence in await self.database.read(lambda of: records.cancelling(of, self._gateway)):
+            call = self._mine.get(sequence)
+            if call is not None:
+                self._stop(call)
+
+    # --- in
+
+    async def accept(self, request: Request, request_id: str) -> str:
+        """Receive a call and store it; return its id. From then on it is not lost."""
+        wanted = options(request, self.settings.max_runs)
+        await self.wait_until_ready()
+        self._check_room(request.content_length or 0)
+        body = await self._intake.receive(request)
+        # A caller that leaves now does not stop it: the call may be stored already.
+        return await asyncio.shield(self._spawn(self._store(request, body, wanted, request_id)))
+
+    async def wait_until_ready(self) -> None:
+        """Wait a moment for the store to be opened; raise NotReady if it is not."""
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await self._signed_on.wait()
+        except TimeoutError:
+            pass
+        self.check_ready()
+
+    def check_ready(self) -> None:
+        """Raise NotReady if there is no store now."""
+        if not self.ready:
+            raise NotReady("the store of calls cannot be used yet: it is not open, or another gateway has it")
+
+    def _check_room(self, size: int) -> None:
+        if self._open_calls >= self.settings.most_calls:
+            raise QueueFull(
+                f"{self.settings.most_calls} stored calls are not finished, and no more may be; send it again later"
+            )
+        if self._held_bytes + size > self.settings.most_bytes:
+            raise Overloaded(f"stored calls have {self._held_bytes} bytes, and may have {self.settings.most_bytes}")
+        folder = self.database.folder
+        if folder is not None and self.settings.free_bytes and _free_bytes(folder) < self.settings.free_bytes + size:
+            raise Overloaded(f"the disk of the stored calls has less than {self.settings.free_bytes} bytes free")
+
+    async def _store(self, request: Request, body: Body, wanted: Any, request_id: str) -> str:
+        try:
+            key = digest = None
+            caller = self._limits.caller(request)
+            if wanted.key is not None:
+                key = hashlib.sha256(b"%d:%s%s" % (len(caller or b""), caller or b"", wanted.key)).digest()
+                digest = await _digest(request, body)
+            new = NewCall(
+                id=secrets.token_hex(16),
+                priority=self._limits.priority(request),
+                caller=caller,
+                request_id=request_id,
+                client=request.client[:64],
+                head=encoded_head(request),
+                model=model_of(request.path),
+                request_bytes=body.size,
+                webhook=wanted.webhook,
+                max_runs=wanted.max_runs,
+                start_by=None if wanted.start_within is None else time.time() + wanted.start_within,
+            )
+            try:
+                row = await self._insert(new, body, key, digest)
+            except sa.exc.IntegrityError:  # the same key came to another gateway at the same moment
+                row = await self._insert(new, body, key, digest)
+            except KeyReused:
+                raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key") from None
+        except StoreFailed:
+            self._must_look = True  # perhaps it is stored all the same
+            raise
+        finally:
+            body.discard()
+        if isinstance(row, str):
+            return row
+        self._open_calls += 1
+        self._held_bytes += body.size
+        if row.sequence not in self._mine and row.owner == self._gateway and not self.stopping:
+            self._enqueue(row)
+        return str(row.id)
+
+    async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
+        """Store a call with its body; return it, or the id of the one that has the key already."""
+        gateway = self._gateway
+        sequence: int | None = None
+        number = 0
+        last = b""
+        async for piece in body.pieces():
+            if last and len(last) + len(piece) > PIECE_BYTES:
+                if sequence is None:
+                    sequence = await self._write(lambda to: records.insert(to, new, gateway, self._now(to)))
+                await self._write(partial(records.add_part, sequence=sequence, kind=REQUEST, run=0, number=number, data=last))
+                number, last = number + 1, piece
+            else:
+                last += piece
+
+        def finish(to: sa.Connection) -> Row | str:
+            known = records.known_by_key(to, key, digest or b"") if key is not None else None
+            if known is not None:
+                return known
+            found = records.insert(to, new, gateway, self._now(to)) if sequence is None else sequence
+            if last:
+                records.add_part(to, found, REQUEST, 0, number, last)
+            return records.accept(to, found, key, digest)
+
+        try:
+            found = await self._write(finish)
+        except BaseException:
+            self._drop(sequence)
+            raise
+        if isinstance(found, str):
+            self._drop(sequence)
+        return found
+
+    def _drop(self, sequence: int | None) -> None:
+        if sequence is not None:
+            self._spawn(self._written(lambda to: records.drop(to, sequence)))
+
+    # --- in the queue
+
+    def _enqueue(self, row: Row, number: int | None = None) -> None:
+        """Queue a call; one that comes back has its old ``number``, and so its old place."""
+        call = StoredCall(self, row, next(self._numbers) if number is None else number)
+        self._mine[call.sequence] = self._by_id[call.id] = call
+        call.done.add_done_callback(partial(self._ended, call))
+        if row.start_by is not None:
+            call.timer = self._loop.call_later(max(0.0, row.start_by - time.time()), self._overdue, call)
+        self._queue.push(call)
+        self._dispatcher.match()
+
+    def _overdue(self, call: StoredCall) -> None:
+        call.overdue = True
+        if self._queue.remove(call):
+            self._dispatcher.queue_shrank()
+            self._expire(call)
+
+    def _expire(self, call: StoredCall) -> None:
+        self._forget(call)
+        work = partial(records.expire, sequence=call.sequence, gateway=self._gateway)
+        self._spawn(self._final(work))
+
+    def _forget(self, call: StoredCall) -> None:
+        self._mine.pop(call.sequence, None)
+        self._by_id.pop(call.id, None)
+        self._running.discard(call)
+        if call.timer is not None:
+            call.timer.cancel()
+        if self._queue.remove(call):
+            self._dispatcher.queue_shrank()
+
+    def position(self, row: Row) -> int | None:
+        """Return how many calls are ahead in this gateway's queue; None if the call is not in it."""
+        call = self._by_id.get(row.id)
+        return self._queue.ahead(call) if call is not None and call in self._queue else None
+
+    # --- a run
+
+    async def begin(self, call: StoredCall) -> None:
+        """Record that a run begins; raise ConnectionAbortedError if the call is not to run, or not now."""
+        gateway, pod = self._gateway, call.pod
+        try:
+            number = await self._write(lambda to: records.begin_run(to, call.sequence, gateway, pod, self._name, self._now(to)))
+        except StoreFailed:
+            self._retry(call)
+            raise ConnectionAbortedError("the begin of the run cannot be stored") from None
+        if number is None or gateway != self._gateway:
+            self._retry(call)
+            raise ConnectionAbortedError("the call was cancelled, or is another gateway's")
+        call.run, call.recorded = number, True
+        self._running.add(call)
+        self._changed(call.id)
+        if call.timer is not None:
+            call.timer.cancel()
+
+    def _retry(self, call: StoredCall) -> None:
+        """Have a call looked up and queued again later."""
+        self._forget(call)
+        call.state = CallState.ENDED
+        self._must_look = True
+
+    def put_back(self, call: StoredCall) -> None:
+        """Record that the run did not begin after all: the call is queued again."""
+        if self.stopping:
+            self._queue.remove(call)
+        if not call.recorded:
+            return
+        call.recorded = False
+        self._running.discard(call)
+        self._spawn(self._unbegun(call))
+
+    async def _unbegun(self, call: StoredCall) -> None:
+        row = await self._final(
+            partial(records.end_unbegun, sequence=call.sequence, gateway=self._gateway, run=call.run), counted=False
+        )
+        if row is None or row.state != State.QUEUED:
+            self._forget(call)
+        elif call.sequence not in self._mine:  # it was to begin again meanwhile
+            self._must_look = True
+
+    async def record(self, call: StoredCall, worker: WorkerConnection) -> None:
+        """Store the worker's answer. The end of the call is stored when the worker is free again."""
+        await worker.answer()
+        if not call.recorded:  # it answered before it had the whole call
+            await self.begin(call)
+        call.status = worker.status
+        dropped = NOT_KEPT | connection_tokens(worker.headers)
+        headers = [each for each in worker.headers if each[0].lower() not in dropped]
+        last, number, size = bytearray(), 0, 0
+        bodyless = call.request.method == b"HEAD" or worker.status in NO_BODY_STATUSES
+        while not bodyless and (not worker.complete or worker.buffered):
+            piece = await worker.piece()
+            last += piece
+            size += len(piece)
+            while len(last) > PIECE_BYTES:
+                data = bytes(last[:PIECE_BYTES])
+                del last[:PIECE_BYTES]
+                part = partial(records.add_part, sequence=call.sequence, kind=RESULT, run=call.run, number=number, data=data)
+                await self._write(part)
+                number += 1
+        result = Result(worker.status, worker.phrase, orjson.dumps(encoded_headers(headers)), size)
+        self._conclude(call, result, (number, bytes(last)), RunEnd.ANSWERED)
+
+    def _conclude(self, call: StoredCall, result: Result, last: tuple[int, bytes], end: RunEnd) -> None:
+        work = partial(
+            records.end_answered,
+            sequence=call.sequence, gateway=self._gateway, run=call.run, result=result, last=last, end=end,
+        )
+        self._spawn(self._end_run(call, work, end))
+
+    async def _end_run(self, call: StoredCall, work: Callable[..., Row | None], end: RunEnd) -> None:
+        """Record the end of a run, and queue the call again if it has not ended."""
+        row = await self._final(work)
+        self._forget(call)
+        if row is None:
+            log.warning("call %s: run %d is not recorded: another gateway has the call", call.id, call.run)
+            return
+        self.metrics.runs.labels(end.value if row.state != State.CANCELLED else RunEnd.CANCELLED.value).inc()
+        if row.state == State.QUEUED and row.owner == self._gateway and not self.stopping:
+            self._enqueue(row, call.number)
+
+    def _ended(self, call: StoredCall, done: asyncio.Future[None]) -> None:
+        """Deal with a call that the dispatcher is done with. An answer is recorded already."""
+        error = None if done.cancelled() else done.exception()
+        if error is None or not self._gateway:
+            return
+        if isinstance(error, RunTimeout) and call.recorded:
+            result, body = Result.of_error(error)
+            self._conclude(call, result, (0, body), RunEnd.RUN_TIMEOUT)
+        elif call.recorded:
+            lost = partial(records.end_lost, sequence=call.sequence, gateway=self._gateway)
+            end = RunEnd.POD_LOST if isinstance(error, PodLost) else RunEnd.GATEWAY_LOST
+            self._spawn(self._end_run(call, partial(lost, run=call.run, end=end), end))
+        elif isinstance(error, QueueTimeout):
+            self._expire(call)
+        elif isinstance(error, PodLost):
+            self._forget(call)
+            failed = partial(records.end_failed, sequence=call.sequence, gateway=self._gateway, error=error)
+            self._spawn(self._final(failed))
+        else:
+            if not isinstance(error, (StoreFailed, NotReady, GatewayFailed)):
+                log.error("call %s: %s", call.id, error)
+            self._retry(call)
+
+    # --- the end
+
+    async def cancel(self, call_id: str) -> Row | None:
+        """Cancel a call; return it as it is then, or None if there is none."""
+        row = await self._write(lambda to: records.cancel(to, call_id, self._now(to), self.settings.retention_seconds))
+        if row is None:
+            return None
+        call = self._by_id.get(call_id)
+        if call is not None and row.state == State.CANCELLED:
+            self._forget(call)
+            if call.state is CallState.SENDING:
+                call.leave()
+        elif call is not None and row.state == State.CANCELLING:
+            self._stop(call)
+        if row.state == State.CANCELLED:
+            self._report(row)
+        else:
+            self._changed(call_id)
+        return row
+
+    def _stop(self, call: StoredCall) -> None:
+        """End a run. Its worker sees that nothing more comes, and ends; then its end of the connection closes."""
+        if not call.stopped and call.connection is not None:
+            call.stopped = True
+            connection = call.connection
+            connection.half_close()
+            self._loop.call_later(STOP_SECONDS, connection.abort)
+
+    async def erase(self, call_id: str) -> bool:
+        """Erase a call that has ended; return False if it has not."""
+        erased = await self._write(lambda to: records.erase(to, call_id, self._now(to)))
+        self._changed(call_id)
+        return erased
+
+    async def _final(self, work: Callable[..., Row | None], *, counted: bool = True) -> Row | None:
+        """Write the end of a run or a call, however long the database cannot be used; return the call."""
+
+        def ending(to: sa.Connection) -> Row | None:
+            return work(to, now=self._now(to), retention=self.settings.retention_seconds)
+
+        row = await self._written(ending)
+        if row is not None and counted:
+            self._report(row)
+        return row
+
+    async def _written(self, work: Work[T]) -> T:
+        """Write, again and again while the database cannot be used."""
+        while True:
+            try:
+                return await self._write(work)
+            except StoreFailed:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _report(self, row: Row) -> None:
+        """Count, log and tell those who wait that a call has changed."""
+        self._changed(row.id)
+        if row.state not in FINAL:
+            return
+        self._open_calls = max(0, self._open_calls - 1)
+        self._held_bytes = max(0, self._held_bytes - row.request_bytes) + row.result_bytes
+        self.metrics.ended.labels(row.state).inc()
+        self._write_line(
+            {
+                "logger": "percore.gateway.stored_call",
+                "call_id": row.id,
+                "request_id": row.request_id,
+                "state": row.state,
+                "status": row.status,
+                "runs": row.run,
+                "queue_seconds": None if row.started_at is None else round(row.started_at - row.created_at, 6),
+                "total_seconds": round(row.finished_at - row.created_at, 6),
+                "request_bytes": row.request_bytes,
+                "response_bytes": row.result_bytes,
+            }
+        )
+        if row.webhook:
+            self.on_message()
+
+    def on_message(self) -> None:
+        """Be told that a message waits; whoever sends them replaces this."""
+
+    # --- waiting for a change
+
+    def _changed(self, call_id: str) -> None:
+        for future in self._changes.pop(call_id, ()):
+            if not future.done():
+                future.set_result(None)
+
+    async def ended(self, call_id: str, seconds: float) -> Row | None:
+        """Wait until a call has ended, but not longer than ``seconds``; return it, or None if there is none."""
+        until = self._loop.time() + seconds
+        while True:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._changes.setdefault(call_id, set()).add(future)
+            try:
+                row = await self.find(call_id)
+                left = until - self._loop.time()
+                if row is None or row.state in FINAL or left <= 0:
+                    return row
+                # The call may be another gateway's, and then nothing here says that it changed.
+                mine = call_id in self._by_id
+                await asyncio.wait((future,), timeout=left if mine else min(left, TEND_SECONDS))
+            finally:
+                waiting = self._changes.get(call_id)
+                if waiting is not None:
+                    waiting.discard(future)
+                    if not waiting:
+                        del self._changes[call_id]
+
+    async def find(self, call_id: str) -> Row | None:
+        """Return a call, or None if there is none."""
+        return await self.database.read(lambda of: records.find(of, call_id))
+
+    # --- keeping house
+
+    async def _keep_house(self) -> None:
+        by_state, self._held_bytes = await self.database.read(records.totals)
+        self._open_calls = sum(count for state, (count, _) in by_state.items() if state in OPEN)
+        now = time.time()
+        for state in (*OPEN, *FINAL):
+            count, oldest = by_state.get(state, (0, now))
+            self.metrics.calls.labels(state.value).set(count)
+            if state in OPEN:
+                self.metrics.oldest.labels(state.value).set(max(0.0, now - oldest) if count else 0.0)
+        self.metrics.bytes.set(self._held_bytes)
+        while await self._write(lambda to: records.erase_expired(to, self._now(to))):
+            await asyncio.sleep(0)
+        await self.database.shrink()
+
+    @property
+    def busy(self) -> int:
+        """How many runs have not ended."""
+        return len(self._running)
+
+    def stop(self) -> None:
+        """Take no calls from now on, and give no more to pods. Runs go on to their end."""
+        self.stopping = True
+        for call in list(self._mine.values()):
+            if self._queue.remove(call):
+                self._forget(call)
+        self._dispatcher.queue_shrank()
+
+    async def close(self) -> None:
+        """Leave what is queued to the next gateway."""
+        if self._gateway:
+            gateway = self._gateway
+            try:
+                await self._write(lambda to: records.sign_off(to, gateway))
+            except StoreFailed:
+                log.warning("stored calls: the lease of this gateway stays until it is over")
+        self.database.close()
+
+    # --- helpers
+
+    def _now(self, connection: sa.Connection) -> float:
+        return self.database.now(connection)
+
+    async def _write(self, work: Work[T]) -> T:
+        return await self.database.write(work)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, CallError):
+            log.error("stored calls: a step failed", exc_info=error)
+            self._must_look = True
+
+
+async def _digest(request: Request, body: Body) -> bytes:
+    """Return what tells two requests with the same key apart."""
+    found = hashlib.sha256()
+    for each in (
+        request.method,
+        request.target,
+        *(request.header(name) or b"" for name in (b"content-type", b"content-encoding")),
+    ):
+        found.update(b"%d:%s" % (len(each), each))
+    async for piece in body.pieces():
+        if len(piece) > 65536:
+            await asyncio.get_running_loop().run_in_executor(None, found.update, piece)
+        else:
+            found.update(piece)
+    return found.digest()
+
+
+def _machine(port: int) -> str:
+    """Return what only this gateway and one that has its place after it have in common."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()[:64]} {boot} {port}"
+
+
+def _free_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
