@@ -122,3 +122,30 @@ class SaysItNeverRan:
     def predict(self, inputs: Tensors) -> Tensors:
         name = inputs["error"].item().decode()
         raise getattr(self if name == "Mine" else errors, name)("as asked")
+
+
+class Journal:
+    """Writes down when which call begins and ends, and whether another run of it computes at the same time.
+
+    Inputs: ``n``, the call's number; ``sleep``, seconds; ``fill``, bytes to answer with.
+    """
+
+    def load(self) -> None:
+        self.path = Path(os.environ["JOURNAL"])
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        number = int(inputs["n"].item())
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            what, of, pid = line.split()[:3]
+            if what == "begin" and int(of) == number and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists():
+                self.write(f"overlap {number} {pid}")
+        self.write(f"begin {number} {os.getpid()}")
+        time.sleep(inputs["sleep"].item() if "sleep" in inputs else 0)
+        self.write(f"end {number} {os.getpid()}")
+        fill = int(inputs["fill"].item()) if "fill" in inputs else 0
+        return {"n": np.array(number), "fill": np.full(fill, number % 256, np.uint8)}
+
+    def write(self, line: str) -> None:
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(fd, f"{line}\n".encode())
+        os.close(fd)

@@ -17,7 +17,7 @@ from percore.gateway.dispatch import Dispatcher
 from percore.gateway.endpoints import Endpoint
 from percore.gateway.pods import Pod, key_of
 from percore.gateway.queue import CallQueue
-from percore.gateway.spool import Spool, SpoolLimits
+from percore.gateway.spool import Body, Spool, SpoolLimits
 from percore.gateway.upstream import WorkerConnection
 from percore.http.connection import Connection
 from percore.http.request import Request
@@ -525,7 +525,7 @@ def test_a_client_that_leaves_while_its_call_is_sent_costs_the_pod_nothing(on_be
         bench.spool = Spool(bench.spool.folder, SpoolLimits(memory=1 << 30, disk=0))
         (pod,) = bench.know(1)
         call = bench.prepare()
-        await call.body.write(bytes(16 << 20))  # more than the kernel takes at once
+        await cast("Body", call.body).write(bytes(16 << 20))  # more than the kernel takes at once
         bench.push(call)
         await asyncio.sleep(LONG)
         bench.free(1)

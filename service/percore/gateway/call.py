@@ -68,8 +68,6 @@ class Call:
 
     is_stored = False
     """Whether it outlives its connection: see ``store``."""
-    is_stopped = False
-    """Whether its run is being cancelled, so that its worker ends."""
 
     __slots__ = (
         "_loop",
@@ -82,6 +80,7 @@ class Call:
         "connection",
         "delivery",
         "done",
+        "is_stopped",
         "number",
         "overdue",
         "overrun",
@@ -98,16 +97,15 @@ class Call:
         "status",
     )
 
-    def __init__(
-        self, request: Any, body: CallBody, number: int, priority: int, request_id: str, caller: bytes | None = None
-    ) -> None:
+    def __init__(self, request: Any, body: CallBody, number: int, priority: int, request_id: str) -> None:
         """``request`` is the client's ``Request``; of a stored call it is only a ``CallHead``."""
         self._loop = asyncio.get_running_loop()
         self.request = request
         self.body = body
         self.number = number
         self.priority = priority
-        self.caller = caller
+        self.caller: bytes | None = None
+        """Whose turn it is; None if callers are not told apart."""
         self.round = -1
         self.request_id = request_id
         self.state = CallState.QUEUED
@@ -122,6 +120,8 @@ class Call:
         """How many calls were ahead when it was queued."""
         self.overrun = False
         """Whether it ran for longer than the gateway waits for any call."""
+        self.is_stopped = False
+        """Whether its run is being cancelled, so that its worker ends."""
         self.requeues = 0
         self.broken_sends = 0
         """How often a worker ended after its reservation and before this call's last byte."""
@@ -156,7 +156,7 @@ class Call:
     def put_back(self) -> None:
         """Take note that its worker was lost before the last byte: it is in the queue again."""
 
-    async def take(self, worker: WorkerConnection, relay: Callable[[], Awaitable[None]]) -> None:
+    async def take(self, _worker: WorkerConnection, relay: Callable[[], Awaitable[None]]) -> None:
         """Take the worker's answer: ``relay`` passes it on to the client."""
         await relay()
 

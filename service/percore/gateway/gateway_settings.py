@@ -104,16 +104,16 @@ class GatewaySettings:
     """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
     there is no such header."""
     caller_header: str = setting("PERCORE_GATEWAY_CALLER_HEADER", "", HEADER)
-    """A request header that tells callers apart. Then they take turns: each has one call in each round of the queue. Something in
-    front must set it, because callers can write what they like. Empty: the order is that of arrival."""
+    """A request header that tells callers apart. Then they take turns: each has one call in each round of the queue. Something
+    in front must set it, because callers can write what they like. Empty: the order is that of arrival."""
     calls: bool = setting("PERCORE_GATEWAY_CALLS", "yes", YES_OR_NO)
     """Whether callers can [store calls](stored-calls.md) by `Prefer: respond-async`. A folder or a database is needed too."""
     calls_dir: Path = setting("PERCORE_GATEWAY_CALLS_DIR", "", PATH)
-    """Folder, on a disk that is not lost, for stored calls (SQLite). One gateway at a time uses it. Empty: `percore serve` takes
-    `percore/calls-PORT` in `$XDG_STATE_HOME` or `~/.local/state`; on a cluster calls are not stored."""
+    """Folder, on a disk that is not lost, for stored calls (SQLite). One gateway at a time uses it. Empty: `percore serve`
+    takes `percore/calls-PORT` in `$XDG_STATE_HOME` or `~/.local/state`; on a cluster calls are not stored."""
     calls_database: str = setting("PERCORE_GATEWAY_CALLS_DATABASE", "", DATABASE)
-    """URL of a PostgreSQL database for stored calls instead of a folder: `postgresql://USER:PASSWORD@HOST/NAME`. Several gateways
-    share it."""
+    """URL of a PostgreSQL database for stored calls instead of a folder: `postgresql://USER:PASSWORD@HOST/NAME`. Several
+    gateways share it."""
     calls_limit: int = setting("PERCORE_GATEWAY_CALLS_LIMIT", "10000", within(1, 10**7))
     """Stored calls that may be unfinished; the next one gets 429."""
     calls_bytes: int = setting("PERCORE_GATEWAY_CALLS_BYTES", "10737418240", within(1, 2**50))

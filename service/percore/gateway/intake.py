@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,6 @@ class Intake:
         dispatcher: Dispatcher,
         metrics: GatewayMetrics,
         write_line: Callable[[dict[str, Any]], None],
-        numbers: Iterator[int],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
@@ -76,7 +75,6 @@ class Intake:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._write_line = write_line
-        self._numbers = numbers
         self.uploads = Uploads(limits.uploads, limits.upload_bytes)
         self.open = 0
         """Calls that are received, queued, running or answered."""
@@ -183,7 +181,8 @@ class Intake:
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
         limits = self._limits
-        call = Call(request, body, next(self._numbers), limits.priority(request), request_id, limits.caller(request))
+        call = Call(request, body, self._queue.number(), limits.priority(request), request_id)
+        call.caller = limits.caller(request)
         self._queue.push(call)
         call.position = self._queue.ahead(call)
         self._dispatcher.match()

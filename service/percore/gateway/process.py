@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import logging
 import os
 import resource
@@ -103,8 +102,7 @@ class Gateway:
             priority_header=gateway.priority_header.lower().encode(),
             caller_header=gateway.caller_header.lower().encode(),
         )
-        self.numbers = itertools.count(1)
-        self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, metrics, writer.write_call, self.numbers)
+        self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, metrics, writer.write_call)
         self.write_line = writer.write_call
         self.store: Store | None = None
         """Where calls are stored; None if they are not."""

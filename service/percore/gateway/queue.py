@@ -10,6 +10,7 @@ all calls are in one round, and the order is that of arrival.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, insort
 from collections import defaultdict
 from typing import Generic, Protocol, TypeVar
@@ -48,6 +49,7 @@ class CallQueue(Generic[T]):
         """The present round of each priority."""
         self._last: dict[tuple[int, bytes], int] = {}
         """The last round in which a caller has, or had, a call."""
+        self._numbers = itertools.count(1)
         self.stored = 0
         """How many of the calls are stored ones."""
 
@@ -56,6 +58,10 @@ class CallQueue(Generic[T]):
 
     def __contains__(self, call: T) -> bool:
         return _key(call) in self._calls
+
+    def number(self) -> int:
+        """Return the number of a call that arrives now."""
+        return next(self._numbers)
 
     def push(self, call: T) -> None:
         """Add a call, or put one back into its place."""

@@ -1,5 +1,5 @@
 """Stored calls: calls that outlive their connections. The only door to SQLAlchemy.
 
-``schema`` has the tables, ``database`` the connections and their threads, ``records`` every statement, ``stored_calls`` the life
-of a stored call, ``routes`` its HTTP, ``webhooks`` the messages about its end.
+``schema`` has the tables, ``database`` the connections and their threads, ``records`` every statement, ``stored_calls`` the
+life of a stored call, ``routes`` its HTTP, ``webhooks`` the messages about its end.
 """

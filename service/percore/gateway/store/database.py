@@ -1,7 +1,7 @@
 """The database: its connections, and the threads that use them, so that the event loop never waits for a disk.
 
-One thread writes. It takes every write that waits into one transaction, so that one flush of the disk serves all of them. Others
-read. What a write returns is known only after its commit.
+One thread writes. It takes every write that waits into one transaction, so that one flush of the disk serves all of them.
+Other threads read. What a write returns is known only after its commit.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Database:
         self.folder = folder
         self._lock = Lock(folder / "lock") if folder is not None else None
         self._engine = _sqlite(folder / FILE) if folder is not None else _postgresql(url)
+        self._writing = self._engine.execution_options(writes=True)
         self._writes: queue.SimpleQueue[_Write] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _their_clock
@@ -91,13 +92,13 @@ class Database:
     def _prepare(self, *, quiet: bool) -> bool:
         """Bring the schema up to date; return False if the database cannot be reached now."""
         try:
-            with self._engine.begin() as connection:
+            with self._writing.begin() as connection:
                 if self._lock is None:
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(7237662267)"))  # two may start at once
                 self._migrate(connection)
         except sa.exc.OperationalError as error:
             if not quiet:
-                log.error("stored calls: %s cannot be used: %s; calls are not stored until it can be", self, _reason(error))  # noqa: TRY400
+                log.error("stored calls: %s cannot be used, and is tried again: %s", self, _reason(error))  # noqa: TRY400
             return False
         except sa.exc.SQLAlchemyError as error:
             raise StartError(f"{self}: cannot be used: {_reason(error)}") from error
@@ -133,8 +134,8 @@ class Database:
     async def write(self, work: Work[T]) -> T:
         """Run ``work`` in a transaction and return what it returns once that is on disk.
 
-        Raises StoreFailed if the database cannot be used. ``work`` may run twice: in a transaction that fails because of another
-        write, and again alone. Whoever stops waiting does not stop it.
+        Raises StoreFailed if the database cannot be used. ``work`` may run twice: in a transaction that fails because of
+        another write, and again alone. A caller that stops waiting does not stop it.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -155,7 +156,7 @@ class Database:
 
     def _together(self, batch: list[_Write]) -> list[tuple[_Write, Any]]:
         try:
-            with self._engine.begin() as connection:
+            with self._writing.begin() as connection:
                 found = [(each, each.work(connection)) for each in batch]
         except Exception as error:  # noqa: BLE001 - each is delivered to whoever waits for it
             if len(batch) == 1:
@@ -222,19 +223,18 @@ def _sqlite(path: Path) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transaction of its own
-        for pragma in (
-            f"page_size={PAGE_BYTES}",
-            "auto_vacuum=incremental",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "busy_timeout=10000",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA busy_timeout=10000")
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:  # a new file: later these would be writes
+            connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum=incremental")
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
 
     @sa.event.listens_for(engine, "begin")
     def begun(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        # A transaction that reads first and then writes would fail if another connection wrote in between.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
     return engine
 

@@ -198,8 +198,8 @@ def listed(row: Any) -> dict[str, Any]:
 def byte_range(value: bytes | None, size: int) -> tuple[int, int] | None:
     """Return the first byte and the byte after the last of a ``Range``; None if all of it is to be sent.
 
-    Raises ValueError for a range that begins after the end. Several ranges, and what is not well-formed, mean all of it. Source:
-    https://www.rfc-editor.org/rfc/rfc9110#section-14.2
+    Raises ValueError for a range that begins after the end. Several ranges, and what is not well-formed, mean all of it.
+    Source: https://www.rfc-editor.org/rfc/rfc9110#section-14.2
     """
     found = re.fullmatch(rb"bytes=([0-9]{0,18})-([0-9]{0,18})", value.strip()) if value else None
     if found is None or found.group() == b"bytes=-":

@@ -77,6 +77,23 @@ class Result:
         return cls(error.status, b"", orjson.dumps([["Content-Type", "application/json"]]), len(body)), body
 
 
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A call that a gateway owns, and the number of its last run."""
+
+    sequence: int
+    gateway: str
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """When something ends, and how many seconds it is kept after that."""
+
+    now: float
+    retention: float
+
+
 class KeyReused(Exception):
     """An idempotency key that another request has."""
 
@@ -107,7 +124,7 @@ def ended_gateways(to: sa.Connection, gateway: str, machine: str, now: float, le
     return list(to.execute(sa.select(gateways.c.id).where(gateways.c.id != gateway, ended)).scalars())
 
 
-def take_over(to: sa.Connection, gateway: str, ended: Sequence[str], now: float, retention: float) -> list[Row]:
+def take_over(to: sa.Connection, at: At, gateway: str, ended: Sequence[str]) -> list[Row]:
     """Take over what gateways owned that have ended; return the calls whose state changed."""
     mine = calls.c.owner.in_(ended)
     begun = sa.select(calls).where(mine, calls.c.state.in_((State.RECEIVING, State.RUNNING, State.CANCELLING)))
@@ -117,10 +134,10 @@ def take_over(to: sa.Connection, gateway: str, ended: Sequence[str], now: float,
             _erase(to, [row.sequence])
             to.execute(calls.delete().where(calls.c.sequence == row.sequence))
         elif row.state == State.RUNNING:
-            changed.append(_run_lost(to, row, now, retention, RunEnd.GATEWAY_LOST))
+            changed.append(_run_lost(to, row, at, RunEnd.GATEWAY_LOST))
         elif row.state == State.CANCELLING:
-            _end_run(to, row, now, RunEnd.CANCELLED)
-            changed.append(_end(to, row, now, retention, State.CANCELLED))
+            _end_run(to, row, at.now, RunEnd.CANCELLED)
+            changed.append(_end(to, row, at, State.CANCELLED))
     to.execute(calls.update().where(mine, calls.c.state == State.QUEUED).values(owner=gateway))
     if not to.execute(sa.select(calls.c.id).where(mine, calls.c.state.in_(OPEN)).limit(1)).first():
         to.execute(calls.update().where(mine).values(owner=None))
@@ -171,7 +188,13 @@ def insert(to: sa.Connection, new: NewCall, gateway: str, now: float, *, state: 
     values = {name: getattr(new, name) for name in NewCall.__slots__}
     made = calls.insert().values(
         **values,
-        state=state, owner=gateway, created_at=now, erased=False, run=0, pods_lost=0, gateways_lost=0,
+        state=state,
+        owner=gateway,
+        created_at=now,
+        erased=False,
+        run=0,
+        pods_lost=0,
+        gateways_lost=0,
         result_bytes=0,
     )
     return int(to.execute(made.returning(calls.c.sequence)).scalar_one())
@@ -219,77 +242,64 @@ def begin_run(to: sa.Connection, sequence: int, gateway: str, pod: str, name: st
     return number
 
 
-def end_unbegun(to: sa.Connection, *, sequence: int, gateway: str, run: int, now: float, retention: float) -> Row | None:
-    """Put a call back whose worker was lost before the last byte; return it if its state changed and None if it is not ours."""
-    row = _mine(to, sequence, gateway, run)
+def end_unbegun(to: sa.Connection, at: At, owned: Owned) -> Row | None:
+    """Put a call back whose worker was lost before the last byte; return it, or None if it is not ours."""
+    row = _mine(to, owned)
     if row is None:
         return None
-    _end_run(to, row, now, RunEnd.NOT_BEGUN)
+    _end_run(to, row, at.now, RunEnd.NOT_BEGUN)
     if row.state == State.CANCELLING:
-        return _end(to, row, now, retention, State.CANCELLED)
-    return _set(to, sequence, state=State.QUEUED)
+        return _end(to, row, at, State.CANCELLED)
+    return _set(to, row.sequence, state=State.QUEUED)
 
 
-def end_lost(
-    to: sa.Connection, *, sequence: int, gateway: str, run: int, now: float, retention: float, end: RunEnd
-) -> Row | None:
+def end_lost(to: sa.Connection, at: At, owned: Owned, end: RunEnd) -> Row | None:
     """End a run whose pod or gateway was lost: the call is queued again, or has failed. None if it is not ours."""
-    row = _mine(to, sequence, gateway, run)
+    row = _mine(to, owned)
     if row is None:
         return None
     if row.state == State.CANCELLING:
-        _end_run(to, row, now, RunEnd.CANCELLED)
-        return _end(to, row, now, retention, State.CANCELLED)
-    return _run_lost(to, row, now, retention, end)
+        _end_run(to, row, at.now, RunEnd.CANCELLED)
+        return _end(to, row, at, State.CANCELLED)
+    return _run_lost(to, row, at, end)
 
 
 def end_answered(
-    to: sa.Connection,
-    *,
-    sequence: int,
-    gateway: str,
-    run: int,
-    now: float,
-    retention: float,
-    result: Result,
-    last: tuple[int, bytes],
-    end: RunEnd = RunEnd.ANSWERED,
+    to: sa.Connection, at: At, owned: Owned, result: Result, last: tuple[int, bytes], end: RunEnd = RunEnd.ANSWERED
 ) -> Row | None:
     """End a call with its answer; ``last`` is the number and the data of the last piece. None if it is not ours."""
-    row = _mine(to, sequence, gateway, run)
+    row = _mine(to, owned)
     if row is None:
         return None
     if row.state == State.CANCELLING:
-        _end_run(to, row, now, RunEnd.CANCELLED)
-        return _end(to, row, now, retention, State.CANCELLED)
-    _end_run(to, row, now, end, keep=True)
-    return _answer(to, row, now, retention, result, last)
+        _end_run(to, row, at.now, RunEnd.CANCELLED)
+        return _end(to, row, at, State.CANCELLED)
+    _end_run(to, row, at.now, end, keep=True)
+    return _answer(to, row, at, result, last)
 
 
-def end_failed(to: sa.Connection, *, sequence: int, gateway: str, now: float, retention: float, error: CallError) -> Row | None:
+def end_failed(to: sa.Connection, at: At, owned: Owned, error: CallError) -> Row | None:
     """End a queued call with an error of ours. None if it is not ours, or not queued any more."""
-    which = calls.c.sequence == sequence, calls.c.owner == gateway, calls.c.state == State.QUEUED
-    row = to.execute(sa.select(calls).where(*which).with_for_update()).first()
+    row = _mine_queued(to, owned)
     if row is None:
         return None
     result, body = Result.of_error(error)
-    return _answer(to, row, now, retention, result, (0, body))
+    return _answer(to, row, at, result, (0, body))
 
 
-def expire(to: sa.Connection, *, sequence: int, gateway: str, now: float, retention: float) -> Row | None:
-    """End a queued call because it did not start in time."""
-    which = calls.c.sequence == sequence, calls.c.owner == gateway, calls.c.state == State.QUEUED
-    row = to.execute(sa.select(calls).where(*which).with_for_update()).first()
-    return None if row is None else _end(to, row, now, retention, State.EXPIRED)
+def expire(to: sa.Connection, at: At, owned: Owned) -> Row | None:
+    """End a queued call because it did not start in time. None if it is not ours, or not queued any more."""
+    row = _mine_queued(to, owned)
+    return None if row is None else _end(to, row, at, State.EXPIRED)
 
 
-def cancel(to: sa.Connection, call_id: str, now: float, retention: float) -> Row | None:
+def cancel(to: sa.Connection, at: At, call_id: str) -> Row | None:
     """Cancel a call at once if it is queued, and ask its gateway to if it runs; return it, or None if there is none."""
     row = to.execute(sa.select(calls).where(calls.c.id == call_id).with_for_update()).first()
     if row is None or row.state == State.RECEIVING:
         return None
     if row.state == State.QUEUED:
-        return _end(to, row, now, retention, State.CANCELLED)
+        return _end(to, row, at, State.CANCELLED)
     if row.state == State.RUNNING:
         return _set(to, row.sequence, state=State.CANCELLING)
     return row
@@ -298,15 +308,20 @@ def cancel(to: sa.Connection, call_id: str, now: float, retention: float) -> Row
 # --- the end
 
 
-def _mine(to: sa.Connection, sequence: int, gateway: str, run: int) -> Row | None:
+def _mine(to: sa.Connection, owned: Owned) -> Row | None:
     """Return a call whose run ends, if it is still this gateway's, and the run its last one."""
     which = sa.select(calls).where(
-        calls.c.sequence == sequence,
-        calls.c.owner == gateway,
-        calls.c.run == run,
+        calls.c.sequence == owned.sequence,
+        calls.c.owner == owned.gateway,
+        calls.c.run == owned.run,
         calls.c.state.in_((State.RUNNING, State.CANCELLING)),
     )
     return to.execute(which.with_for_update()).first()
+
+
+def _mine_queued(to: sa.Connection, owned: Owned) -> Row | None:
+    which = calls.c.sequence == owned.sequence, calls.c.owner == owned.gateway, calls.c.state == State.QUEUED
+    return to.execute(sa.select(calls).where(*which).with_for_update()).first()
 
 
 def _set(to: sa.Connection, sequence: int, **values: Any) -> Row:
@@ -320,8 +335,8 @@ def _end_run(to: sa.Connection, row: Row, now: float, end: RunEnd, *, keep: bool
         to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == RESULT))
 
 
-def _run_lost(to: sa.Connection, row: Row, now: float, retention: float, end: RunEnd) -> Row:
-    _end_run(to, row, now, end)
+def _run_lost(to: sa.Connection, row: Row, at: At, end: RunEnd) -> Row:
+    _end_run(to, row, at.now, end)
     pods, gateways_ = row.pods_lost + (end is RunEnd.POD_LOST), row.gateways_lost + (end is RunEnd.GATEWAY_LOST)
     counted = {"pods_lost": pods, "gateways_lost": gateways_}
     if pods < row.max_runs and gateways_ < MOST_GATEWAYS_LOST:
@@ -333,26 +348,26 @@ def _run_lost(to: sa.Connection, row: Row, now: float, retention: float, end: Ru
         error = GatewayFailed(f"{gateways_} gateways ended while the call ran; the call may be what ends them")
     _set(to, row.sequence, **counted)
     result, body = Result.of_error(error)
-    return _answer(to, row, now, retention, result, (0, body))
+    return _answer(to, row, at, result, (0, body))
 
 
-def _answer(to: sa.Connection, row: Row, now: float, retention: float, result: Result, last: tuple[int, bytes]) -> Row:
+def _answer(to: sa.Connection, row: Row, at: At, result: Result, last: tuple[int, bytes]) -> Row:
     if last[1]:
         add_part(to, row.sequence, RESULT, row.run, *last)
     state = State.SUCCEEDED if result.status < 400 else State.FAILED
     values = {"status": result.status, "phrase": result.phrase, "headers": result.headers, "result_bytes": result.size}
-    return _end(to, row, now, retention, state, **values)
+    return _end(to, row, at, state, **values)
 
 
-def _end(to: sa.Connection, row: Row, now: float, retention: float, state: State, **values: Any) -> Row:
+def _end(to: sa.Connection, row: Row, at: At, state: State, **values: Any) -> Row:
     """Write a final state, and with it the message about it."""
     to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == REQUEST))
-    ended = _set(to, row.sequence, state=state, finished_at=now, expires_at=now + retention, **values)
+    ended = _set(to, row.sequence, state=state, finished_at=at.now, expires_at=at.now + at.retention, **values)
     if ended.webhook:
         data = {"id": ended.id, "state": state, "status": ended.status}
-        payload = orjson.dumps({"type": f"call.{state}", "timestamp": rfc3339(now), "data": data})
+        payload = orjson.dumps({"type": f"call.{state}", "timestamp": rfc3339(at.now), "data": data})
         message = {"id": f"msg_{ended.id}", "url": ended.webhook, "payload": payload}
-        to.execute(webhooks.insert().values(**message, attempts=0, created_at=now, next_at=now))
+        to.execute(webhooks.insert().values(**message, attempts=0, created_at=at.now, next_at=at.now))
     return ended
 
 
@@ -437,8 +452,17 @@ def _bury(to: sa.Connection, sequences: Sequence[int], now: float) -> None:
         calls.update()
         .where(calls.c.sequence.in_(sequences))
         .values(
-            erased=True, expires_at=now + TOMBSTONE_SECONDS, head=b"", headers=b"", caller=None,
-            idempotency_key=None, digest=None, webhook=None, owner=None, result_bytes=0, client="",
+            erased=True,
+            expires_at=now + TOMBSTONE_SECONDS,
+            head=b"",
+            headers=b"",
+            caller=None,
+            idempotency_key=None,
+            digest=None,
+            webhook=None,
+            owner=None,
+            result_bytes=0,
+            client="",
         )
     )
 

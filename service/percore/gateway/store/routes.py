@@ -36,7 +36,7 @@ class Routes:
     """Answers requests about stored calls, and those that are to be stored."""
 
     def __init__(self, stored: StoredCalls, base: str, answer_seconds: float, check_webhook: Callable[[str], None]) -> None:
-        """``base`` is the path of all stored calls: ``/v1/calls``, or ``/-/calls`` beside an app."""
+        """Take ``base``, the path of all stored calls: ``/v1/calls``, or ``/-/calls`` beside an app."""
         self._stored = stored
         self._base = base
         self._answer_seconds = answer_seconds
@@ -130,47 +130,39 @@ class Routes:
         """Send the worker's answer as it was, or a part of its body."""
         size = row.result_bytes
         headers = [*decoded_headers(orjson.loads(row.headers)), *more]
-        names = {name.lower() for name, _ in headers}
-        if b"x-request-id" not in names:
+        if b"x-request-id" not in {name.lower() for name, _ in headers}:
             headers.append((b"X-Request-ID", row.request_id.encode("latin-1")))
-        status, begin, end = row.status, 0, size
-        if status == 200:
-            headers.append((b"Accept-Ranges", b"bytes"))
-            try:
-                part = byte_range(request.header(b"range"), size)
-            except ValueError:
-                request.reject(
-                    RangeNotSatisfiable(f"Range: the result has {size} bytes"), [(b"Content-Range", b"bytes */%d" % size)]
-                )
-                return
-            if part is not None:
-                begin, end = part
-                status = 206
-                headers.append((b"Content-Range", b"bytes %d-%d/%d" % (begin, end - 1, size)))
-        head = request.head(status, headers, end - begin, b"" if status == 206 else row.phrase or b"")
-        if request.bodyless(status) or begin == end:
-            request.write(head)
-            request.finish()
-            await request.flushed()
+        try:
+            part = byte_range(request.header(b"range"), size) if row.status == 200 else None
+        except ValueError:
+            error = RangeNotSatisfiable(f"Range: the result has {size} bytes")
+            request.reject(error, [(b"Content-Range", b"bytes */%d" % size)])
             return
+        if row.status == 200:
+            headers.append((b"Accept-Ranges", b"bytes"))
+        if part is None:
+            head = request.head(row.status, headers, size, row.phrase or b"")
+        else:
+            headers.append((b"Content-Range", b"bytes %d-%d/%d" % (part[0], part[1] - 1, size)))
+            head = request.head(206, headers, part[1] - part[0])
+        request.write(head)
+        if not request.bodyless(row.status):
+            await self._send_body(request, row, *(part or (0, size)))
+        request.finish()
+        await request.flushed()
+
+    async def _send_body(self, request: Request, row: Row, begin: int, end: int) -> None:
         while begin < end:
             number, offset = divmod(begin, PIECE_BYTES)
-            data = await self._stored.database.read(
-                partial(records.part, sequence=row.sequence, kind=RESULT, run=row.run, number=number)
-            )
-            piece = (data or b"")[offset : offset + end - begin]
-            if not piece:  # it was erased meanwhile
-                if head:
-                    raise Gone("the call was erased")
-                request.interrupt()
-                return
-            request.write(head + piece)
-            head = b""
+            which = partial(records.part, sequence=row.sequence, kind=RESULT, run=row.run, number=number)
+            data = await self._stored.database.read(which)
+            if not data:  # it was erased meanwhile: the client sees that the answer is cut
+                raise Gone("the call was erased")
+            piece = data[offset : offset + end - begin]
+            request.write(piece)
             begin += len(piece)
             if begin < end:
                 await request.drained(self._answer_seconds)
-        request.finish()
-        await request.flushed()
 
     async def _erase(self, request: Request, call_id: str) -> None:
         row = self._known(await self._stored.find(call_id))
@@ -187,7 +179,7 @@ class Routes:
             raise BadInput("query: must be of the form name=value&name=value") from None
         unknown = given.keys() - {"state", "model", "limit", "after"}
         if unknown:
-            raise BadInput(f"query: {sorted(unknown)[0][:40]!r} is not known; there are state, model, limit and after")
+            raise BadInput(f"query: {min(unknown)[:40]!r} is not known; there are state, model, limit and after")
         states = [state for value in given.get("state", []) for state in value.split(",") if state]
         known = [state.value for state in (*OPEN, *FINAL)]
         for state in states:

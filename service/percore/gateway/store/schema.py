@@ -1,7 +1,7 @@
 """The tables, the same for SQLite and PostgreSQL.
 
-Times are Unix seconds. Bodies are rows of ``parts``, so that a call and its body, or a result and its body, become visible in one
-transaction. Nothing is kept outside of the database: docs/decisions/0023.
+Times are Unix seconds. Bodies are rows of ``parts``, so that a call and its body, or a result and its body, become visible in
+one transaction. Nothing is kept outside of the database: docs/decisions/0023.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ gateways = sa.Table(
     sa.Column("machine", sa.String(128), nullable=False),
     sa.Column("seen_at", TIME, nullable=False),
 )
-"""Gateways that own calls: a lease. ``machine`` is the host name and the boot id: by it a gateway knows that it was restarted."""
+"""Gateways that own calls. ``machine`` is host name, boot id and port: by it a gateway knows the one that had its place."""
 
 calls = sa.Table(
     "calls",

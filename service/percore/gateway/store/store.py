@@ -13,7 +13,7 @@ from percore.errors import BadInput, StartError
 from percore.gateway.store.database import Database
 from percore.gateway.store.routes import Routes
 from percore.gateway.store.store_metrics import StoreMetrics
-from percore.gateway.store.stored_calls import StoredCalls, StoreSettings
+from percore.gateway.store.stored_calls import StoredCalls, StoreSettings, Surroundings
 
 if TYPE_CHECKING:
     from percore.gateway.process import Gateway
@@ -39,19 +39,16 @@ class Store:
         )
         metrics = StoreMetrics(gateway.metrics.registry)
         metrics.bytes_limit.set(wanted.calls_bytes)
-        self._stored = StoredCalls(
-            bounds,
-            Database(folder, wanted.calls_database),
-            gateway.queue,
-            gateway.dispatcher,
-            gateway.intake,
-            gateway.intake_limits,
-            metrics,
-            gateway.numbers,
-            gateway.name,
-            settings.server.port,
-            gateway.write_line,
+        around = Surroundings(
+            queue=gateway.queue,
+            dispatcher=gateway.dispatcher,
+            intake=gateway.intake,
+            limits=gateway.intake_limits,
+            name=gateway.name,
+            port=settings.server.port,
+            write_line=gateway.write_line,
         )
+        self._stored = StoredCalls(bounds, Database(folder, wanted.calls_database), around, metrics)
         self.base = BASE_BESIDE_AN_APP if settings.app.target else BASE
         self.routes = Routes(self._stored, self.base, settings.limits.answer_timeout, _no_webhooks)
 
@@ -99,7 +96,10 @@ def open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:
 
 
 def default_folder(port: int) -> Path:
-    """Return the folder of one machine; raise RuntimeError if the user has no home. Source: the XDG Base Directory Specification."""
+    """Return the folder of one machine; raise RuntimeError if the user has no home.
+
+    Source: the XDG Base Directory Specification.
+    """
     given = os.environ.get("XDG_STATE_HOME", "")
     state = Path(given) if given.startswith("/") else Path.home() / ".local/state"
     return state / "percore" / f"calls-{port}"

@@ -1,8 +1,8 @@
 """The life of a stored call: from its receipt through its runs to its end. Start reading here.
 
 The database knows everything that was promised. In memory are the calls that this gateway owns and may run: they wait in the
-queue of all calls, and the dispatcher gives them to pods as any other. The connection to the pod is the fence: a run ends when it
-closes, so a call never runs twice at once.
+queue of all calls, and the dispatcher gives them to pods as any other. The connection to the pod is the fence: a run ends when
+it closes, so a call never runs twice at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from percore.gateway.spool import Body
 from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
 from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
-from percore.gateway.store.records import KeyReused, NewCall, Result, Row
+from percore.gateway.store.records import At, KeyReused, NewCall, Owned, Result, Row
 from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RESULT, RunEnd, State
 from percore.gateway.store.store_metrics import StoreMetrics
 from percore.http.request import HOP_BY_HOP, NO_BODY_STATUSES, Request, connection_tokens
@@ -56,18 +56,18 @@ T = TypeVar("T")
 
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 120.0
-"""A gateway that has not renewed its lease for so long has ended: longer than a worker takes to notice that it is gone (60 s)."""
+"""A gateway that has not renewed its lease for so long has ended. A worker notices within 60 s that its gateway is gone."""
 OWN_LEASE_SECONDS = 60.0
 """A gateway that could not renew its lease for so long ends its own runs: before another may take them over."""
 FENCE_SECONDS = 2.0
-"""How long a gateway that was restarted waits before it takes over: its kernel has closed the old connections, and a worker notices
-that within 0.1 s, and then ends."""
+"""How long a gateway that was restarted waits before it takes over. The kernel has closed the old connections, a worker notices
+that within 0.1 s, and then it ends."""
 TEND_SECONDS = 1.0
 HOUSE_SECONDS = 10.0
 STOP_SECONDS = 5.0
 """How long a worker may take to end a cancelled run."""
 RETRY_SECONDS = 1.0
-OPEN_SECONDS = 3.0
+OPEN_SECONDS = 10.0
 """How long a request waits for the store: a gateway that starts has it open sooner."""
 NOT_KEPT = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
@@ -81,6 +81,19 @@ class StoreSettings:
     most_bytes: int
     free_bytes: int
     max_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The parts of the gateway that stored calls share with all others."""
+
+    queue: CallQueue[Call]
+    dispatcher: Dispatcher
+    intake: Intake
+    limits: IntakeLimits
+    name: str
+    port: int
+    write_line: Callable[[dict[str, Any]], None]
 
 
 class StoredBody:
@@ -120,12 +133,14 @@ class StoredCall(Call):
     """A stored call that this gateway owns."""
 
     is_stored = True
-    __slots__ = ("_stored", "id", "recorded", "run", "sequence", "stopped", "timer")
+    __slots__ = ("_stored", "id", "recorded", "run", "sequence", "timer")
 
     def __init__(self, stored: StoredCalls, row: Row, number: int) -> None:
         head = StoredHead.decoded(row.head, row.client)
         body = StoredBody(stored.database, row.sequence, row.request_bytes)
-        super().__init__(head, body, number, row.priority, row.request_id, row.caller if stored.has_turns else None)
+        super().__init__(head, body, number, row.priority, row.request_id)
+        if stored.has_turns:
+            self.caller = row.caller or b""
         self._stored = stored
         self.id: str = row.id
         self.sequence: int = row.sequence
@@ -133,14 +148,8 @@ class StoredCall(Call):
         """The number of its last run."""
         self.recorded = False
         """Whether its present run is in the database."""
-        self.stopped = False
         self.timer: asyncio.TimerHandle | None = None
         """Ends it if it does not start in time."""
-
-    @property
-    def is_stopped(self) -> bool:  # type: ignore[override]
-        """Whether its run is being cancelled, so that its worker ends."""
-        return self.stopped
 
     def extra_headers(self) -> list[tuple[bytes, bytes]]:
         """Return headers of ours for the worker: by them it knows that the run ends with its connection."""
@@ -154,7 +163,7 @@ class StoredCall(Call):
         """Record that the run did not begin."""
         self._stored.put_back(self)
 
-    async def take(self, worker: WorkerConnection, relay: Callable[[], Awaitable[None]]) -> None:  # noqa: ARG002
+    async def take(self, worker: WorkerConnection, _relay: Callable[[], Awaitable[None]]) -> None:
         """Store the worker's answer."""
         await self._stored.record(self, worker)
 
@@ -162,33 +171,18 @@ class StoredCall(Call):
 class StoredCalls:
     """The stored calls of a gateway. Used from the event loop alone."""
 
-    def __init__(
-        self,
-        settings: StoreSettings,
-        database: Database,
-        queue: CallQueue[Call],
-        dispatcher: Dispatcher,
-        intake: Intake,
-        limits: IntakeLimits,
-        metrics: StoreMetrics,
-        numbers: Iterator[int],
-        name: str,
-        port: int,
-        write_line: Callable[[dict[str, Any]], None],
-    ) -> None:
+    def __init__(self, settings: StoreSettings, database: Database, around: Surroundings, metrics: StoreMetrics) -> None:
         self.settings = settings
         self.database = database
         self.metrics = metrics
-        self.has_turns = bool(limits.caller_header)
+        self.has_turns = bool(around.limits.caller_header)
+        self._around = around
         self._loop = asyncio.get_running_loop()
-        self._queue = queue
-        self._dispatcher = dispatcher
-        self._intake = intake
-        self._limits = limits
-        self._numbers = numbers
-        self._name = name
-        self._machine = _machine(port)
-        self._write_line = write_line
+        self._queue = around.queue
+        self._dispatcher = around.dispatcher
+        self._limits = around.limits
+        self._name = around.name
+        self._machine = _machine(around.port)
         self._gateway = ""
         """The id of this gateway's lease; empty while it has none."""
         self._signed_on = asyncio.Event()
@@ -273,9 +267,8 @@ class StoredCalls:
         )
         if not ended:
             return
-        retention = self.settings.retention_seconds
         log.info("stored calls: taking over from %d gateways that have ended", len(ended))
-        for row in await self._write(lambda to: records.take_over(to, self._gateway, ended, self._now(to), retention)):
+        for row in await self._write(lambda to: records.take_over(to, self._at(to), self._gateway, ended)):
             self._report(row)
         self._must_look = True
 
@@ -309,7 +302,7 @@ class StoredCalls:
         wanted = options(request, self.settings.max_runs)
         await self.wait_until_ready()
         self._check_room(request.content_length or 0)
-        body = await self._intake.receive(request)
+        body = await self._around.intake.receive(request)
         # A caller that leaves now does not stop it: the call may be stored already.
         return await asyncio.shield(self._spawn(self._store(request, body, wanted, request_id)))
 
@@ -379,24 +372,13 @@ class StoredCalls:
 
     async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
         """Store a call with its body; return it, or the id of the one that has the key already."""
-        gateway = self._gateway
-        sequence: int | None = None
-        number = 0
-        last = b""
-        async for piece in body.pieces():
-            if last and len(last) + len(piece) > PIECE_BYTES:
-                if sequence is None:
-                    sequence = await self._write(lambda to: records.insert(to, new, gateway, self._now(to)))
-                await self._write(partial(records.add_part, sequence=sequence, kind=REQUEST, run=0, number=number, data=last))
-                number, last = number + 1, piece
-            else:
-                last += piece
+        sequence, number, last = await self._insert_all_but_last(new, body)
 
         def finish(to: sa.Connection) -> Row | str:
             known = records.known_by_key(to, key, digest or b"") if key is not None else None
             if known is not None:
                 return known
-            found = records.insert(to, new, gateway, self._now(to)) if sequence is None else sequence
+            found = records.insert(to, new, self._gateway, self._now(to)) if sequence is None else sequence
             if last:
                 records.add_part(to, found, REQUEST, 0, number, last)
             return records.accept(to, found, key, digest)
@@ -410,6 +392,23 @@ class StoredCalls:
             self._drop(sequence)
         return found
 
+    async def _insert_all_but_last(self, new: NewCall, body: Body) -> tuple[int | None, int, bytes]:
+        """Store all pieces of a body but the last one; return the call's sequence number, and the last piece with its number.
+
+        A small body has one piece only. Its call is stored together with it, and has no number yet.
+        """
+        sequence: int | None = None
+        number, last = 0, b""
+        async for piece in body.pieces():
+            if not last or len(last) + len(piece) <= PIECE_BYTES:
+                last += piece
+                continue
+            if sequence is None:
+                sequence = await self._write(lambda to: records.insert(to, new, self._gateway, self._now(to)))
+            await self._write(partial(records.add_part, sequence=sequence, kind=REQUEST, run=0, number=number, data=last))
+            number, last = number + 1, piece
+        return sequence, number, last
+
     def _drop(self, sequence: int | None) -> None:
         if sequence is not None:
             self._spawn(self._written(lambda to: records.drop(to, sequence)))
@@ -418,7 +417,7 @@ class StoredCalls:
 
     def _enqueue(self, row: Row, number: int | None = None) -> None:
         """Queue a call; one that comes back has its old ``number``, and so its old place."""
-        call = StoredCall(self, row, next(self._numbers) if number is None else number)
+        call = StoredCall(self, row, self._queue.number() if number is None else number)
         self._mine[call.sequence] = self._by_id[call.id] = call
         call.done.add_done_callback(partial(self._ended, call))
         if row.start_by is not None:
@@ -434,7 +433,7 @@ class StoredCalls:
 
     def _expire(self, call: StoredCall) -> None:
         self._forget(call)
-        work = partial(records.expire, sequence=call.sequence, gateway=self._gateway)
+        work = partial(records.expire, owned=self._owned(call))
         self._spawn(self._final(work))
 
     def _forget(self, call: StoredCall) -> None:
@@ -487,9 +486,7 @@ class StoredCalls:
         self._spawn(self._unbegun(call))
 
     async def _unbegun(self, call: StoredCall) -> None:
-        row = await self._final(
-            partial(records.end_unbegun, sequence=call.sequence, gateway=self._gateway, run=call.run), counted=False
-        )
+        row = await self._final(partial(records.end_unbegun, owned=self._owned(call)), counted=False)
         if row is None or row.state != State.QUEUED:
             self._forget(call)
         elif call.sequence not in self._mine:  # it was to begin again meanwhile
@@ -519,10 +516,7 @@ class StoredCalls:
         self._conclude(call, result, (number, bytes(last)), RunEnd.ANSWERED)
 
     def _conclude(self, call: StoredCall, result: Result, last: tuple[int, bytes], end: RunEnd) -> None:
-        work = partial(
-            records.end_answered,
-            sequence=call.sequence, gateway=self._gateway, run=call.run, result=result, last=last, end=end,
-        )
+        work = partial(records.end_answered, owned=self._owned(call), result=result, last=last, end=end)
         self._spawn(self._end_run(call, work, end))
 
     async def _end_run(self, call: StoredCall, work: Callable[..., Row | None], end: RunEnd) -> None:
@@ -545,14 +539,13 @@ class StoredCalls:
             result, body = Result.of_error(error)
             self._conclude(call, result, (0, body), RunEnd.RUN_TIMEOUT)
         elif call.recorded:
-            lost = partial(records.end_lost, sequence=call.sequence, gateway=self._gateway)
             end = RunEnd.POD_LOST if isinstance(error, PodLost) else RunEnd.GATEWAY_LOST
-            self._spawn(self._end_run(call, partial(lost, run=call.run, end=end), end))
+            self._spawn(self._end_run(call, partial(records.end_lost, owned=self._owned(call), end=end), end))
         elif isinstance(error, QueueTimeout):
             self._expire(call)
         elif isinstance(error, PodLost):
             self._forget(call)
-            failed = partial(records.end_failed, sequence=call.sequence, gateway=self._gateway, error=error)
+            failed = partial(records.end_failed, owned=self._owned(call), error=error)
             self._spawn(self._final(failed))
         else:
             if not isinstance(error, (StoreFailed, NotReady, GatewayFailed)):
@@ -563,7 +556,7 @@ class StoredCalls:
 
     async def cancel(self, call_id: str) -> Row | None:
         """Cancel a call; return it as it is then, or None if there is none."""
-        row = await self._write(lambda to: records.cancel(to, call_id, self._now(to), self.settings.retention_seconds))
+        row = await self._write(lambda to: records.cancel(to, self._at(to), call_id))
         if row is None:
             return None
         call = self._by_id.get(call_id)
@@ -581,8 +574,8 @@ class StoredCalls:
 
     def _stop(self, call: StoredCall) -> None:
         """End a run. Its worker sees that nothing more comes, and ends; then its end of the connection closes."""
-        if not call.stopped and call.connection is not None:
-            call.stopped = True
+        if not call.is_stopped and call.connection is not None:
+            call.is_stopped = True
             connection = call.connection
             connection.half_close()
             self._loop.call_later(STOP_SECONDS, connection.abort)
@@ -597,7 +590,7 @@ class StoredCalls:
         """Write the end of a run or a call, however long the database cannot be used; return the call."""
 
         def ending(to: sa.Connection) -> Row | None:
-            return work(to, now=self._now(to), retention=self.settings.retention_seconds)
+            return work(to, self._at(to))
 
         row = await self._written(ending)
         if row is not None and counted:
@@ -620,7 +613,7 @@ class StoredCalls:
         self._open_calls = max(0, self._open_calls - 1)
         self._held_bytes = max(0, self._held_bytes - row.request_bytes) + row.result_bytes
         self.metrics.ended.labels(row.state).inc()
-        self._write_line(
+        self._around.write_line(
             {
                 "logger": "percore.gateway.stored_call",
                 "call_id": row.id,
@@ -712,6 +705,12 @@ class StoredCalls:
         self.database.close()
 
     # --- helpers
+
+    def _owned(self, call: StoredCall) -> Owned:
+        return Owned(call.sequence, self._gateway, call.run)
+
+    def _at(self, connection: sa.Connection) -> At:
+        return At(self._now(connection), self.settings.retention_seconds)
 
     def _now(self, connection: sa.Connection) -> float:
         return self.database.now(connection)
