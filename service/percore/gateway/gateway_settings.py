@@ -14,6 +14,8 @@ from typing import Any
 
 from percore.errors import SettingsError
 from percore.gateway.endpoints import Endpoint, parse
+from percore.gateway.store.webhook_hosts import Host
+from percore.gateway.store.webhooks import HOSTS_RULE, SECRETS_RULE, parse_hosts, parse_secrets
 from percore.settings import (
     PATH,
     PORT,
@@ -50,6 +52,10 @@ DATABASE = Rule(
     checked(str, lambda text: re.fullmatch(r"(postgres(ql)?://\S+)?", text) is not None),
     is_secret=True,
 )
+
+
+WEBHOOK_HOSTS = Rule(HOSTS_RULE, parse_hosts)
+WEBHOOK_SECRETS = Rule(SECRETS_RULE, parse_secrets, is_secret=True)
 
 
 def _paths(text: str) -> frozenset[str]:
@@ -124,6 +130,14 @@ class GatewaySettings:
     """How long a stored call and its result are kept after its end. For a week after that they are answered 410, then 404."""
     calls_max_runs: int = setting("PERCORE_GATEWAY_CALLS_MAX_RUNS", "2", within(1, 10))
     """How many pods may be lost while they compute a stored call, before it has failed. A caller may set another number."""
+    webhook_hosts: tuple[Host, ...] = setting("PERCORE_GATEWAY_WEBHOOK_HOSTS", "", WEBHOOK_HOSTS)
+    """Hosts that [webhooks](webhooks.md) may be sent to, as `receiver.example.com,*.example.org,10.0.0.0/8`. Private addresses
+    must be listed as addresses or networks. Empty: no webhooks are sent."""
+    webhook_secrets: tuple[str, ...] = setting("PERCORE_GATEWAY_WEBHOOK_SECRETS", "", WEBHOOK_SECRETS)
+    """One or two secrets that sign webhooks, as Standard Webhooks has them: `whsec_` and base64. Both sign: two while they are
+    rotated."""
+    webhook_timeout: float = setting("PERCORE_GATEWAY_WEBHOOK_TIMEOUT", "15", SECONDS)
+    """How long one attempt to send a webhook may take."""
     health_paths: frozenset[str] = setting("PERCORE_GATEWAY_HEALTH_PATHS", "", PATHS)
     """Paths that the gateway answers itself: 200 while it takes calls, 503 otherwise. Such a request is never a call, whatever
     its method. For load balancers that probe a fixed path, such as `/`. `/-/ready` needs no entry."""
@@ -161,6 +175,8 @@ def load(environ: Mapping[str, str] | None = None, *, on_machine: bool = False) 
     others = keys() if on_machine else frozenset[str]()
     settings = Settings(**read_groups(GROUPS, environ, others.__contains__))
     _check_source(settings.gateway)
+    if settings.gateway.webhook_hosts and not settings.gateway.webhook_secrets:
+        raise SettingsError("PERCORE_GATEWAY_WEBHOOK_HOSTS is set, so PERCORE_GATEWAY_WEBHOOK_SECRETS must be set too")
     if settings.gateway.calls_database and settings.gateway.calls_dir != Path():
         raise SettingsError("PERCORE_GATEWAY_CALLS_DIR and PERCORE_GATEWAY_CALLS_DATABASE: set one of them")
     return settings

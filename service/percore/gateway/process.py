@@ -201,6 +201,8 @@ class Gateway:
         await self._stop(stop)
         for task in follows:
             task.cancel()
+        if follows:  # a webhook that is being sent is sent to its end
+            await asyncio.wait(follows)
         if self.store is not None:
             await self.store.close()
 

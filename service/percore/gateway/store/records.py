@@ -5,7 +5,7 @@ A gateway changes only calls that it owns. A run has a number, and only the last
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,12 @@ from percore.gateway.store.schema import (
     runs,
     webhooks,
 )
+from percore.gateway.store.webhooks import host_of
 
 MOST_GATEWAYS_LOST = 5
 """Runs of a call that may end because their gateway ended."""
 TOMBSTONE_SECONDS = 7 * 24 * 3600.0
 """How long an id is known after its call was erased: it is answered 410, and not 404."""
-CLAIM_SECONDS = 300.0
-"""How long a message is one gateway's to deliver."""
 MOST_CLAIMED = 1000
 
 Row = sa.Row[Any]
@@ -366,7 +365,7 @@ def _end(to: sa.Connection, row: Row, at: At, state: State, **values: Any) -> Ro
     if ended.webhook:
         data = {"id": ended.id, "state": state, "status": ended.status}
         payload = orjson.dumps({"type": f"call.{state}", "timestamp": rfc3339(at.now), "data": data})
-        message = {"id": f"msg_{ended.id}", "url": ended.webhook, "payload": payload}
+        message = {"id": f"msg_{ended.id}", "url": ended.webhook, "host": host_of(ended.webhook), "payload": payload}
         to.execute(webhooks.insert().values(**message, attempts=0, created_at=at.now, next_at=at.now))
     return ended
 
@@ -475,14 +474,25 @@ def _erase(to: sa.Connection, sequences: Sequence[int]) -> None:
 # --- messages
 
 
-def due(to: sa.Connection, now: float, most: int) -> list[Row]:
-    """Return messages to send now. For some minutes they are this gateway's alone."""
-    which = sa.select(webhooks).where(webhooks.c.next_at <= now).order_by(webhooks.c.next_at).limit(most)
-    found = list(to.execute(which.with_for_update(skip_locked=True)))
-    if found:
-        mine = webhooks.c.id.in_([row.id for row in found])
-        to.execute(webhooks.update().where(mine).values(next_at=now + CLAIM_SECONDS, attempts=webhooks.c.attempts + 1))
-    return found
+def take_message(
+    to: sa.Connection, now: float, sending: Collection[str], full: Collection[str], lease_seconds: float
+) -> Row | None:
+    """Return the message that has been due for longest: none of ``sending``, none to the hosts ``full``.
+
+    Until the lease is over it is this gateway's alone.
+    """
+    which = sa.select(webhooks).where(
+        webhooks.c.next_at <= now, webhooks.c.id.not_in(list(sending)), webhooks.c.host.not_in(list(full))
+    )
+    row = to.execute(which.order_by(webhooks.c.next_at).limit(1).with_for_update(skip_locked=True)).first()
+    if row is not None:
+        to.execute(webhooks.update().where(webhooks.c.id == row.id).values(next_at=now + lease_seconds))
+    return row
+
+
+def any_message(to: sa.Connection, now: float) -> bool:
+    """Tell whether a message is due."""
+    return to.execute(sa.select(webhooks.c.id).where(webhooks.c.next_at <= now).limit(1)).first() is not None
 
 
 def delivered(to: sa.Connection, message: str) -> None:
@@ -491,5 +501,5 @@ def delivered(to: sa.Connection, message: str) -> None:
 
 
 def postponed(to: sa.Connection, message: str, next_at: float) -> None:
-    """Have a message sent again."""
-    to.execute(webhooks.update().where(webhooks.c.id == message).values(next_at=next_at))
+    """Count an attempt, and have a message sent again."""
+    to.execute(webhooks.update().where(webhooks.c.id == message).values(next_at=next_at, attempts=webhooks.c.attempts + 1))

@@ -130,6 +130,7 @@ webhooks = sa.Table(
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("url", sa.Text, nullable=False),
+    sa.Column("host", sa.String(320), nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("created_at", TIME, nullable=False),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from percore import state_dir
-from percore.errors import BadInput, StartError
+from percore.errors import StartError
+from percore.gateway.store import records
 from percore.gateway.store.database import Database
 from percore.gateway.store.routes import Routes
 from percore.gateway.store.store_metrics import StoreMetrics
 from percore.gateway.store.stored_calls import StoredCalls, StoreSettings, Surroundings
+from percore.gateway.store.webhook_sender import Sender
+from percore.gateway.store.webhooks import Delivery, WebhookSettings, check_url
 
 if TYPE_CHECKING:
     from percore.gateway.process import Gateway
@@ -48,13 +52,18 @@ class Store:
             port=settings.server.port,
             write_line=gateway.write_line,
         )
-        self._stored = StoredCalls(bounds, Database(folder, wanted.calls_database), around, metrics)
+        database = Database(folder, wanted.calls_database)
+        self._stored = StoredCalls(bounds, database, around, metrics)
+        webhooks = WebhookSettings(wanted.webhook_secrets, wanted.webhook_hosts, wanted.webhook_timeout)
+        outbox = StoredOutbox(database, lambda: self._stored.ready, webhooks.lease_seconds)
+        self._sender = Sender(outbox, webhooks, lambda outcome: metrics.webhooks.labels(outcome).inc())
+        self._stored.on_message = self._sender.wake
         self.base = BASE_BESIDE_AN_APP if settings.app.target else BASE
-        self.routes = Routes(self._stored, self.base, settings.limits.answer_timeout, _no_webhooks)
+        self.routes = Routes(self._stored, self.base, settings.limits.answer_timeout, partial(check_url, settings=webhooks))
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Return what runs as long as the gateway."""
-        return [self._stored.run()]
+        return [self._stored.run(), self._sender.run()]
 
     @property
     def busy(self) -> int:
@@ -70,8 +79,34 @@ class Store:
         await self._stored.close()
 
 
-def _no_webhooks(url: str) -> None:
-    raise BadInput(f"Percore-Webhook: this service sends no webhooks, got {url[:100]!r}")
+class StoredOutbox:
+    """The messages in the database, as the sender takes them."""
+
+    def __init__(self, database: Database, is_ready: Callable[[], bool], lease_seconds: float) -> None:
+        self._database = database
+        self._is_ready = is_ready
+        self._lease_seconds = lease_seconds
+
+    async def take(self, now: float, sending: Collection[str], full: Collection[str]) -> Delivery | None:
+        """Return the message that has been due for longest."""
+        if not self._is_ready() or not await self._database.read(partial(records.any_message, now=now)):
+            return None
+        take = partial(records.take_message, now=now, sending=sending, full=full, lease_seconds=self._lease_seconds)
+        row = await self._database.write(take)
+        if row is None:
+            return None
+        return Delivery(row.id, row.url, bytes(row.payload), row.attempts, row.created_at)
+
+    async def delivered(self, id: str) -> None:  # noqa: A002 - the webhook's `id`
+        """Remove a message."""
+        await self._database.write(partial(records.delivered, message=id))
+
+    async def failed(self, id: str, next_at: float | None, reason: str) -> None:  # noqa: A002, ARG002 - it is logged
+        """Have a message sent again, or remove it."""
+        if next_at is None:
+            await self.delivered(id)
+        else:
+            await self._database.write(partial(records.postponed, message=id, next_at=next_at))
 
 
 def open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:

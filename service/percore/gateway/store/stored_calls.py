@@ -199,6 +199,8 @@ class StoredCalls:
         self._must_look = True
         """Whether the database may have queued calls of this gateway that it does not know of."""
         self.stopping = False
+        self.on_message: Callable[[], None] = lambda: None
+        """Called when there is a message to send."""
 
     # --- the gateway's lease
 
@@ -629,9 +631,6 @@ class StoredCalls:
         )
         if row.webhook:
             self.on_message()
-
-    def on_message(self) -> None:
-        """Be told that a message waits; whoever sends them replaces this."""
 
     # --- waiting for a change
 

@@ -1,0 +1,148 @@
+"""One POST to a receiver that is not trusted: by the standard library's HTTP client, with bounds that the client has not.
+
+The time is bounded as a whole, not for each byte. The name is resolved once, so the address that was checked is the address
+that is connected to. The answer is read up to a bound. No redirect is followed, and no proxy is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import math
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+ANSWER_BYTES = 64 * 1024
+"""How much is read from a receiver: status, headers and body."""
+BODY_BYTES = 16 * 1024
+"""How much of the body is read, so that a receiver with a short one is not cut off while it sends."""
+
+Allows = Callable[[str, int], bool]
+"""Tells whether a connection may be made to an address and port."""
+
+
+class AddressRefused(OSError):
+    """Every address of the host is one that webhooks may not be sent to."""
+
+
+class AnswerTooLarge(http.client.HTTPException):
+    """The status and the headers of the answer are over the bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one webhook goes."""
+
+    tls: bool
+    host: str
+    port: int
+    path: str
+    """Path and query."""
+
+
+class _Socket(socket.socket):
+    """A socket whose operations all have to end at one time, and which receives a bounded number of bytes."""
+
+    ends = math.inf
+    room = ANSWER_BYTES
+
+    def arm(self, share: int = 1) -> None:
+        """Give the next operation the time that is left, or this part of it."""
+        left = (self.ends - time.monotonic()) / share
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+
+    def recv_into(self, *arguments: Any, **options: Any) -> int:
+        """Receive as a socket does."""
+        self.arm()
+        received = super().recv_into(*arguments, **options)
+        self.room -= received
+        if self.room < 0:
+            raise AnswerTooLarge
+        return received
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send as a socket does; TLS sends everything by it."""
+        self.arm()
+        return super().send(data, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send as a socket does: without TLS, its timeout is for all the bytes."""
+        self.arm()
+        super().sendall(data, flags)
+
+
+class _TLSSocket(_Socket, ssl.SSLSocket):
+    """The same over TLS."""
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the context of all connections: reading the system's certificates takes tens of milliseconds."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    context.sslsocket_class = _TLSSocket
+    return context
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, target: Target, allows: Allows, ends: float) -> None:
+        super().__init__(target.host, target.port)
+        # By it the client leaves the port out of the Host header.
+        self.default_port = http.client.HTTPS_PORT if target.tls else http.client.HTTP_PORT
+        self._target = target
+        self._allows = allows
+        self._ends = ends
+
+    def connect(self) -> None:
+        """Connect to the first address that may be connected to, and answers."""
+        connected = self._reach()
+        self.sock = connected
+        if self._target.tls:
+            # The handshake waits until the socket has its bounds.
+            wrapped = _tls().wrap_socket(connected, server_hostname=self._target.host, do_handshake_on_connect=False)
+            secured = cast("_TLSSocket", wrapped)
+            self.sock = secured
+            secured.ends = self._ends
+            secured.arm()
+            secured.do_handshake()
+
+    def _reach(self) -> _Socket:
+        found = socket.getaddrinfo(self._target.host, self._target.port, type=socket.SOCK_STREAM)
+        allowed = [(family, address) for family, _, _, _, address in found if self._allows(str(address[0]), self._target.port)]
+        failure: OSError = AddressRefused()
+        for tried, (family, address) in enumerate(allowed):
+            connection = _Socket(family, socket.SOCK_STREAM)
+            connection.ends = self._ends
+            try:
+                connection.arm(len(allowed) - tried)  # an address that does not answer leaves time for the next one
+                connection.connect(address)
+            except OSError as error:
+                connection.close()
+                failure = error
+            else:
+                return connection
+        raise failure
+
+
+def post(target: Target, allows: Allows, body: bytes, headers: Mapping[str, str], ends: float) -> tuple[int, str | None]:
+    """Send one POST, and return the status of the answer and its ``Retry-After``.
+
+    ``ends``: when it must have ended, by ``time.monotonic``. Only resolving the name has a bound of its own, the system's.
+    Raises OSError or HTTPException if there is no answer.
+    """
+    connection = _Connection(target, allows, ends)
+    try:
+        connection.request("POST", target.path, body, dict(headers))
+        answer = connection.getresponse()
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):  # the status says what the receiver did
+            answer.read(BODY_BYTES)
+        return answer.status, answer.headers.get("Retry-After")
+    finally:
+        connection.close()

@@ -1,0 +1,163 @@
+"""The loop that sends webhooks that are due: several at once, few to one host, each in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from percore.gateway.store.webhooks import Delivery, Outcome, WebhookSettings, next_attempt, send
+
+log = logging.getLogger("percore.gateway")
+DELIVERED, FAILED, GIVEN_UP = "delivered", "failed", "given-up"
+"""The outcomes that are counted. ``failed`` is sent again."""
+SENDS = 16
+"""Attempts at once."""
+SENDS_PER_HOST = 2
+POLL_SECONDS = 1.0
+"""How often it looks for deliveries that have become due: again, or by another gateway."""
+PAUSE_SECONDS = 5.0
+"""How long it does not use an outbox that failed."""
+FAULT = Outcome(False, None, "a fault of percore; the log has the reason")
+
+
+class Outbox(Protocol):
+    """The deliveries that are stored. Each one stays until it is ``delivered``, or ``failed`` without a next time."""
+
+    async def take(self, now: float, sending: Collection[str], full: Collection[str]) -> Delivery | None:
+        """Return the delivery that has been due at ``now`` for longest, or None.
+
+        It returns none of ``sending`` (ids), and none to ``full`` (hosts as in ``Delivery.host``). If several gateways share
+        the outbox, it keeps what it returned from the others for ``WebhookSettings.lease_seconds``.
+        """
+
+    async def delivered(self, id: str) -> None:  # noqa: A002 - the webhook's `id`
+        """Remove a delivery."""
+
+    async def failed(self, id: str, next_at: float | None, reason: str) -> None:  # noqa: A002
+        """Count an attempt; the delivery is due again at ``next_at``. None: remove it."""
+
+
+class Sender:
+    """Sends what an outbox has."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        settings: WebhookSettings,
+        count: Callable[[str], None],
+        attempt: Callable[[Delivery, WebhookSettings], Outcome] = send,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``count`` is called with each outcome: one of DELIVERED, FAILED and GIVEN_UP."""
+        self._outbox = outbox
+        self._settings = settings
+        self._count = count
+        self._attempt = attempt
+        self._clock = clock
+        self._news = asyncio.Event()
+        self._sends: dict[str, asyncio.Task[None]] = {}
+        self._hosts: Counter[str] = Counter()
+
+    def wake(self) -> None:
+        """Look for deliveries at once, because one was stored; call it on the loop's thread."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Send until cancelled. Then nothing more is taken, and it ends when the attempts that are being made are recorded.
+
+        This takes as long as one attempt may. A second cancellation ends it at once; the outbox then has those still.
+        """
+        threads = ThreadPoolExecutor(SENDS, "webhook")
+        try:
+            while True:
+                self._news.clear()
+                delivery = await self._take()
+                if delivery:
+                    self._begin(delivery, threads)
+                else:
+                    await self._wait()
+        finally:
+            try:
+                await self._finish()
+            finally:
+                for task in self._sends.values():
+                    task.cancel()
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _take(self) -> Delivery | None:
+        if len(self._sends) >= SENDS:
+            return None
+        full = [host for host, count in self._hosts.items() if count >= SENDS_PER_HOST]
+        try:
+            return await self._outbox.take(self._clock(), list(self._sends), full)
+        except Exception:
+            log.exception("webhooks that are due could not be read; the gateway tries again")
+            await asyncio.sleep(PAUSE_SECONDS)
+            return None
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+    async def _finish(self) -> None:
+        if self._sends:
+            await asyncio.wait(self._sends.values(), timeout=self._settings.lease_seconds)
+
+    def _begin(self, delivery: Delivery, threads: ThreadPoolExecutor) -> None:
+        host = delivery.host
+        self._hosts[host] += 1
+        task = asyncio.create_task(self._send(delivery, threads), name=f"webhook {delivery.id}")
+        self._sends[delivery.id] = task
+
+        def end(_task: asyncio.Task[None]) -> None:
+            del self._sends[delivery.id]
+            self._hosts[host] -= 1
+            self._hosts += Counter()  # forgets hosts without any
+            self._news.set()
+
+        task.add_done_callback(end)
+
+    async def _send(self, delivery: Delivery, threads: ThreadPoolExecutor) -> None:
+        try:
+            outcome = await asyncio.get_running_loop().run_in_executor(threads, self._attempt, delivery, self._settings)
+        except Exception:
+            log.exception("webhook %s: the attempt failed", delivery.id)
+            outcome = FAULT
+        attempts, now = delivery.attempts + 1, self._clock()
+        next_at = None if outcome.gone else next_attempt(attempts, delivery.created, now, outcome.retry_after)
+        self._count(DELIVERED if outcome.delivered else FAILED if next_at else GIVEN_UP)
+        self._log(delivery, outcome, next_at)
+        while not await self._record(delivery, outcome, next_at):
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _record(self, delivery: Delivery, outcome: Outcome, next_at: float | None) -> bool:
+        """Write what became of an attempt; return False if the outbox failed: without the record it would be sent again."""
+        try:
+            if outcome.delivered:
+                await self._outbox.delivered(delivery.id)
+            else:
+                await self._outbox.failed(delivery.id, next_at, outcome.reason)
+        except Exception:
+            log.exception("webhook %s: its outcome could not be written; the gateway tries again", delivery.id)
+            return False
+        return True
+
+    def _log(self, delivery: Delivery, outcome: Outcome, next_at: float | None) -> None:
+        last = not outcome.delivered and next_at is None
+        log.log(
+            logging.WARNING if last else logging.INFO,
+            "webhook %s: attempt %d to %s: %s%s",
+            delivery.id,
+            delivery.attempts + 1,
+            delivery.host,
+            outcome.reason,
+            "; it is not sent again" if last else "",
+        )
