@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import base64
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import pytest
 from percore.errors import SettingsError
 from percore.gateway.endpoints import Endpoint, State
 from percore.gateway.gateway_settings import GatewaySettings, load
+from percore.gateway.store.webhook_hosts import parse_hosts
+from percore.gateway.store.webhooks import HOSTS_RULE, SECRETS_RULE
 
 NAME_RULE = "empty, or up to 100 letters, digits, `.`, `_` or `-`"
 ENDPOINTS_RULE = "empty, or `ADDRESS:PORT/STATUS_PORT` entries with commas between them"
 HEADER_RULE = "empty, or a header's name"
 WEEK = 7 * 24 * 3600
+
+SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,10 @@ class Row:
     rule: str = ""
     invalid: tuple[str, ...] = ()
     """Empty: there is no text that the setting does not take."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """Other settings that it needs."""
+    is_secret: bool = False
+    """Whether an error does not show the value."""
 
     @property
     def key(self) -> str:
@@ -86,6 +95,44 @@ ROWS = [
         ("-0.1", "600.1", "nan", "inf", "soon"),
     ),
     Row("priority_header", "", {"X-Priority": "X-Priority"}, HEADER_RULE, ("X Priority", "X-Priority:", "X\r\nY")),
+    Row("caller_header", "", {"X-Tenant": "X-Tenant"}, HEADER_RULE, ("X Tenant",)),
+    Row("calls", True, {"yes": True, "no": False}, "`yes` or `no`", ("true", "on")),
+    Row("calls_dir", Path(), {"/var/lib/percore": Path("/var/lib/percore")}),
+    Row(
+        "calls_database",
+        "",
+        {"postgresql://u:p@h/d": "postgresql://u:p@h/d", "postgres://h/d?sslmode=require": "postgres://h/d?sslmode=require"},
+        "empty, or a URL that begins with `postgresql://`",
+        ("mysql://u:p@h/d", "h/d", "postgresql://u:p@h/d x"),
+        is_secret=True,
+    ),
+    Row("calls_limit", 10000, {"1": 1, "10000000": 10**7}, **whole(1, 10**7)),
+    Row("calls_bytes", 10 * 2**30, {"1": 1, str(2**50): 2**50}, **whole(1, 2**50)),
+    Row("calls_free_bytes", 2**29, {"0": 0, str(2**50): 2**50}, **whole(0, 2**50)),
+    Row(
+        "calls_retention",
+        86400.0,
+        {"0.5": 0.5, str(WEEK): float(WEEK)},
+        f"seconds, more than 0, at most {WEEK}",
+        ("0", "-1", str(WEEK + 1), "nan", "1d"),
+    ),
+    Row("calls_max_runs", 2, {"1": 1, "10": 10}, **whole(1, 10)),
+    Row(
+        "webhook_hosts",
+        (),
+        {"example.com": parse_hosts("example.com"), "*.example.com,10.0.0.0/8": parse_hosts("*.example.com,10.0.0.0/8")},
+        HOSTS_RULE,
+        ("http://example.com", "example.com,", "10.0.0.0/33"),
+        beside={"PERCORE_GATEWAY_WEBHOOK_SECRETS": SECRET},
+    ),
+    Row("webhook_secrets", (), {SECRET: (SECRET,)}, SECRETS_RULE, ("secret", "whsec_", f"{SECRET},"), is_secret=True),
+    Row(
+        "webhook_timeout",
+        15.0,
+        {"0.5": 0.5, str(WEEK): float(WEEK)},
+        f"seconds, more than 0, at most {WEEK}",
+        ("0", "-1", str(WEEK + 1), "nan", "15s"),
+    ),
     Row(
         "health_paths",
         frozenset(),
@@ -126,7 +173,7 @@ def test_a_setting_that_is_missing_or_empty_has_its_default(row: Row) -> None:
 
 @pytest.mark.parametrize(("row", "value"), cases(lambda row: row.valid))
 def test_a_value_that_keeps_the_rule_is_taken(row: Row, value: str) -> None:
-    found = read({row.key: value}, row.name)
+    found = read({row.key: value, **row.beside}, row.name)
     assert (found, type(found)) == (row.valid[value], type(row.default))
 
 
@@ -134,7 +181,8 @@ def test_a_value_that_keeps_the_rule_is_taken(row: Row, value: str) -> None:
 def test_a_value_that_breaks_the_rule_is_an_error_that_names_setting_rule_and_value(row: Row, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load({row.key: value})
-    assert str(caught.value) == f"{row.key}={value!r}: must be {row.rule}"
+    shown = f"{row.key}: the value" if row.is_secret else f"{row.key}={value!r}:"
+    assert str(caught.value) == f"{shown} must be {row.rule}"
 
 
 def test_a_setting_that_does_not_exist_is_an_error_that_names_it_and_those_that_do() -> None:
@@ -162,3 +210,13 @@ def test_two_sources_of_endpoints_are_an_error_that_names_all_three_and_how_many
 @pytest.mark.parametrize("key", SOURCES)
 def test_one_source_of_endpoints_is_enough(key: str) -> None:
     load({key: SOURCES[key]})
+
+
+def test_stored_calls_have_one_place() -> None:
+    with pytest.raises(SettingsError, match="PERCORE_GATEWAY_CALLS_DIR and PERCORE_GATEWAY_CALLS_DATABASE: set one of them"):
+        load({"PERCORE_GATEWAY_CALLS_DIR": "/a", "PERCORE_GATEWAY_CALLS_DATABASE": "postgresql://h/d"})
+
+
+def test_webhooks_need_a_secret() -> None:
+    with pytest.raises(SettingsError, match="PERCORE_GATEWAY_WEBHOOK_SECRETS must be set too"):
+        load({"PERCORE_GATEWAY_WEBHOOK_HOSTS": "example.com"})
