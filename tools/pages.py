@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 READERS: dict[str, tuple[str, ...]] = {
     "You choose a server": ("comparison.md", "bench/"),
-    "You call a model": ("calling.md", "webhooks.md"),
+    "You call a model": ("calling.md", "stored-calls.md", "webhooks.md"),
     "You bring a model": ("models.md", "handlers.md", "apps.md"),
     "You operate it": (
         "quickstart-kubernetes.md",
