@@ -336,6 +336,20 @@ def test_what_is_queued_outlives_a_stop_and_a_start() -> None:
         assert sorted(int(line[1]) for line in stored.lines() if line[0] == "begin") == list(range(8))
 
 
+def test_who_waits_for_a_call_does_not_hold_up_a_stop() -> None:
+    stored = journalled()
+    with stored.service.ready(2) as service, concurrent.futures.ThreadPoolExecutor(3) as pool:
+        paths = [stored.send(n=number, sleep=4.0) for number in range(3)]
+        eventually(lambda: service.in_flight("executing") == 2)
+        waits = [pool.submit(stored.status, path, 60) for path in paths]
+        time.sleep(0.3)
+        began = time.monotonic()
+        service.processes[0].send_signal(signal.SIGTERM)
+        assert [wait.result()["state"] for wait in waits] == ["running", "running", "queued"]
+        service.processes[0].wait(30)
+        assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(when: str) -> None:
     """It dies at the first write after the call was sent, then at the second, and so on until the call ends without a death."""

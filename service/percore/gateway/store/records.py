@@ -173,6 +173,18 @@ def queued(to: sa.Connection, gateway: str, sequences: Sequence[int] | None = No
     return list(to.execute(which.order_by(calls.c.sequence)))
 
 
+def begun(to: sa.Connection, gateway: str) -> list[Row]:
+    """Return sequence and run of the calls of a gateway that have a run."""
+    which = calls.c.owner == gateway, calls.c.state.in_((State.RUNNING, State.CANCELLING))
+    return list(to.execute(sa.select(calls.c.sequence, calls.c.run).where(*which)))
+
+
+def unknown_owners(to: sa.Connection) -> list[str]:
+    """Return owners of calls that have not ended which are no gateways any more."""
+    left = calls.c.state.in_((State.RECEIVING, *OPEN)), calls.c.owner.not_in(sa.select(gateways.c.id))
+    return list(to.execute(sa.select(calls.c.owner).where(*left).distinct()).scalars())
+
+
 def cancelling(to: sa.Connection, gateway: str) -> list[int]:
     """Return the calls of a gateway that are to be cancelled."""
     which = sa.select(calls.c.sequence).where(calls.c.owner == gateway, calls.c.state == State.CANCELLING)

@@ -64,6 +64,7 @@ FENCE_SECONDS = 2.0
 that within 0.1 s, and then it ends."""
 TEND_SECONDS = 1.0
 HOUSE_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
 STOP_SECONDS = 5.0
 """How long a worker may take to end a cancelled run."""
 RETRY_SECONDS = 1.0
@@ -267,6 +268,8 @@ class StoredCalls:
         ended = await self.database.read(
             lambda of: records.ended_gateways(of, self._gateway, machine, self._now(of), LEASE_SECONDS)
         )
+        if self._must_look:
+            ended += await self.database.read(records.unknown_owners)
         if not ended:
             return
         log.info("stored calls: taking over from %d gateways that have ended", len(ended))
@@ -280,10 +283,19 @@ class StoredCalls:
         rows = await self._write(lambda to: records.claim(to, gateway)) if await self._any_free() else []
         if self._must_look:
             self._must_look = False
+            await self._end_adrift()
             rows = await self.database.read(lambda of: records.queued(of, gateway))
         for row in rows:
             if row.sequence not in self._mine and gateway == self._gateway:
                 self._enqueue(row)
+
+    async def _end_adrift(self) -> None:
+        """End runs that the database has and this gateway does not: it did not learn that their begin was stored."""
+        gateway = self._gateway
+        for row in await self.database.read(lambda of: records.begun(of, gateway)):
+            if row.sequence not in self._mine:
+                owned = Owned(row.sequence, gateway, row.run)
+                await self._final(partial(records.end_lost, owned=owned, end=RunEnd.GATEWAY_LOST))
 
     async def _any_free(self) -> bool:
         return await self.database.read(records.any_free)
@@ -648,7 +660,7 @@ class StoredCalls:
             try:
                 row = await self.find(call_id)
                 left = until - self._loop.time()
-                if row is None or row.state in FINAL or left <= 0:
+                if row is None or row.state in FINAL or left <= 0 or self.stopping:
                     return row
                 # The call may be another gateway's, and then nothing here says that it changed.
                 mine = call_id in self._by_id
@@ -692,9 +704,13 @@ class StoredCalls:
             if self._queue.remove(call):
                 self._forget(call)
         self._dispatcher.queue_shrank()
+        for call_id in list(self._changes):  # those who wait for a call ask the next gateway
+            self._changed(call_id)
 
     async def close(self) -> None:
         """Leave what is queued to the next gateway."""
+        if self._tasks:  # a call whose client left is being stored, or the end of a run
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         if self._gateway:
             gateway = self._gateway
             try:
