@@ -19,8 +19,9 @@ from typing import Any
 from percore import settings
 from percore.gateway import gateway_settings
 from percore.gateway.gateway_metrics import GatewayMetrics
+from percore.gateway.store.store_metrics import StoreMetrics
 from percore.worker_metrics import WorkerMetrics
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from deploy.helm import values_table
 from deploy.kustomize import manifests
@@ -98,6 +99,14 @@ def metrics_page() -> str:
         "| metric | type | labels | meaning | who looks at it |",
         "|---|---|---|---|---|",
         *_metric_rows(GatewayMetrics, GatewayMetrics()),
+        "",
+        "## Gateway: stored calls, on the same page",
+        "",
+        "Declared in `service/percore/gateway/store/store_metrics.py`. They are there if calls can be stored.",
+        "",
+        "| metric | type | labels | meaning | who looks at it |",
+        "|---|---|---|---|---|",
+        *_metric_rows(StoreMetrics, StoreMetrics(CollectorRegistry())),
     ]
     return "\n".join(lines) + "\n"
 

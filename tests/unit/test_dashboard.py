@@ -10,6 +10,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from percore.gateway.gateway_metrics import GatewayMetrics
+from percore.gateway.store.store_metrics import StoreMetrics
 from percore.worker_metrics import WorkerMetrics
 
 from deploy.monitoring import dashboard
@@ -52,7 +53,9 @@ CHOSEN = {"namespace": "here", "full": "first-percore", "__range": "1h"}
 def ours() -> dict[str, set[str]]:
     """Return the labels of each series that percore exports."""
     found: dict[str, set[str]] = {}
-    for metrics in (WorkerMetrics(), GatewayMetrics()):
+    gateway = GatewayMetrics()
+    StoreMetrics(gateway.registry)
+    for metrics in (WorkerMetrics(), gateway):
         for family in metrics.registry._collector_to_names:
             labels = set(family._labelnames)  # type: ignore[attr-defined]
             for name in metrics.registry._collector_to_names[family]:
