@@ -135,10 +135,14 @@ class Journal:
 
     def predict(self, inputs: Tensors) -> Tensors:
         number = int(inputs["n"].item())
+        begun: set[int] = set()
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             what, of, pid = line.split()[:3]
-            if what == "begin" and int(of) == number and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists():
-                self.write(f"overlap {number} {pid}")
+            if int(of) == number:
+                (begun.add if what == "begin" else begun.discard)(int(pid))
+        for other in begun - {os.getpid()}:
+            if Path(f"/proc/{other}").exists():
+                self.write(f"overlap {number} {other}")
         self.write(f"begin {number} {os.getpid()}")
         time.sleep(inputs["sleep"].item() if "sleep" in inputs else 0)
         self.write(f"end {number} {os.getpid()}")

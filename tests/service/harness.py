@@ -55,6 +55,13 @@ def processes_in(group: int) -> dict[int, str]:
     return found
 
 
+def processes_below(parent: int) -> list[int]:
+    """Return the processes that a process has started and that run."""
+    return [
+        int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit() and _parent(int(folder.name)) == parent
+    ]
+
+
 class Service:
     """One running service: a machine's, or with ``pod`` the two processes of a pod."""
 

@@ -1,82 +1,116 @@
-"""A PostgreSQL server for a test: Debian's, on a free port of loopback, with its data in a folder of its own."""
+"""A real PostgreSQL server for tests, of the programs that the machine has."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from tests.service.harness import eventually, free_port
+import psycopg
 
-PASSWORD = "s3cret-of-the-test"
+from tests.service.harness import eventually, free_port, processes_below
+
+USER, PASSWORD = "percore", "a-pass:word/of@tests"
+QUOTED = "a-pass%3Aword%2Fof%40tests"
+"""The password as a URL has it."""
+FOLDERS = "lib/postgresql/*/bin"
 
 
 def programs() -> Path | None:
-    """Return the folder of PostgreSQL's programs; None if it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if Path("/usr/lib/postgresql").exists() else []
+    """Return the folder of ``postgres`` and ``initdb``, the newest version; None if the machine has none."""
+    # Debian keeps them out of PATH.
+    found = [each for each in Path("/usr").glob(FOLDERS) if (each / "postgres").exists() and (each / "initdb").exists()]
+    if found:
+        return max(found, key=lambda each: int(each.parent.name))
     on_path = shutil.which("initdb")
-    return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
+    return Path(on_path).parent if on_path and shutil.which("postgres") else None
 
 
-class Server:
-    """A server that can be stopped, killed and started again. PostgreSQL refuses to be root, so it is `nobody` then."""
+class PostgreSQL:
+    """One server on a port of this machine. It asks for a password, as those of operators do."""
 
-    def __init__(self, bin_folder: Path) -> None:
-        self.bin = bin_folder
+    def __init__(self, folder: Path) -> None:
+        self._programs = folder
+        self._folder = Path(tempfile.mkdtemp(prefix="percore-postgresql-"))
+        # It refuses to run as root.
+        self._as: dict[str, Any] = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+        if self._as:
+            shutil.chown(self._folder, "nobody", "nogroup")
         self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="percore-postgresql-"))
-        self.as_user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
-            self.as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        password = self.folder / "password"
-        password.write_text(PASSWORD)
-        password.chmod(0o644)
-        self.run("initdb", "-D", str(self.data), "-U", "percore", "-A", "scram-sha-256", f"--pwfile={password}", "-N")
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        secret = self._folder / "password"
+        secret.write_text(PASSWORD)
+        secret.chmod(0o644)
+        arguments = ["--pgdata=data", f"--username={USER}", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync"]
+        self._run("initdb", *arguments, "--encoding=UTF8", "--locale=C")
         self.start()
+        return self
 
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
 
-    def run(self, program: str, *arguments: str) -> None:
-        subprocess.run([self.bin / program, *arguments], check=True, capture_output=True, cwd="/", timeout=120, **self.as_user)
+    def _run(self, name: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self._programs / name, *arguments], cwd=self._folder, capture_output=True, check=False, **self._as
+        )
+        assert done.returncode == 0, done.stderr.decode()
 
     def start(self) -> None:
-        options = ["-D", str(self.data), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)]
-        log = (self.folder / "log").open("ab")
-        with log:
-            self.process = subprocess.Popen([self.bin / "postgres", *options], stdout=log, stderr=log, cwd="/", **self.as_user)
-        eventually(self.answers, 60)
+        """Start it, and wait until it answers."""
+        options = (f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200")
+        arguments = [part for option in options for part in ("-c", option)]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._programs / "postgres", "-D", "data", *arguments], cwd=self._folder, stdout=log, stderr=log, **self._as
+            )
+        eventually(self._answers, 60)
 
-    def answers(self) -> bool:
-        command = [str(self.bin / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"]
-        return subprocess.run(command, check=False, timeout=10).returncode == 0
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "log").read_text()
+        with contextlib.suppress(psycopg.OperationalError):
+            self.execute("SELECT 1")
+            return True
+        return False
 
-    def restart(self, gone_seconds: float) -> None:
-        """End it at once, as a power cut does to its processes, and start it again after a time."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(30)
-        time.sleep(gone_seconds)
-        self.start()
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """End it; by itself as after a power loss, which PostgreSQL calls ``immediate``."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(60)
+            self._process = None
 
-    def database(self, name: str) -> str:
+    @contextlib.contextmanager
+    def frozen(self) -> Any:
+        """Have all its processes stand still: connections stay, and nothing comes."""
+        assert self._process is not None
+        pids = [self._process.pid, *processes_below(self._process.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def execute(self, statement: str, database: str = "postgres") -> list[Any]:
+        """Run a statement, and return its rows."""
+        with psycopg.connect(self.url(database), autocommit=True, connect_timeout=10) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{USER}:{QUOTED}@127.0.0.1:{self.port}/{database}"
+
+    def create(self, database: str) -> str:
         """Make a database and return its URL."""
-        command = [str(self.bin / "createdb"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "percore", name]
-        subprocess.run(command, check=True, timeout=30, env={**os.environ, "PGPASSWORD": PASSWORD})
-        return f"postgresql://percore:{PASSWORD}@127.0.0.1:{self.port}/{name}"
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGQUIT)
-            self.process.wait(30)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.execute(f"CREATE DATABASE {database}")
+        return self.url(database)

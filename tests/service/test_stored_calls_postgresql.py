@@ -1,161 +1,449 @@
-"""Stored calls in PostgreSQL: several gateways share them, and the database may be gone for a while."""
+"""Stored calls in PostgreSQL: several gateways share them, and whatever ends or stands still, each call ends once."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
-from tests.service import postgresql
+from tests.gateway.harness import Gateway, endpoint_of
 from tests.service.harness import FAULTY, Service, eventually
-from tests.service.test_stored_calls import ASYNC, PREDICT, Journalled, Stored, journalled
+from tests.service.postgresql import PASSWORD, QUOTED, USER, PostgreSQL, programs
 
-BIN = postgresql.programs()
-pytestmark = pytest.mark.skipif(BIN is None, reason="PostgreSQL is not installed on this machine")
+# What is true of one gateway with SQLite is true of one with PostgreSQL.
+from tests.service.test_stored_calls import (  # noqa: F401
+    ASYNC,
+    FINAL,
+    JOURNAL,
+    PREDICT,
+    Stored,
+    test_a_4xx_and_a_500_are_results_and_final,
+    test_a_call_is_receipted_runs_and_leaves_its_result,
+    test_a_call_that_does_not_start_in_time_expires,
+    test_a_caller_that_leaves_at_once_finds_its_result_later,
+    test_callers_take_turns,
+    test_cancel_while_queued_while_running_and_when_it_has_ended,
+    test_one_key_is_one_call_however_many_send_it_at_once,
+    test_the_answer_itself_comes_if_it_is_there_in_time,
+    test_the_operators_list,
+    test_unknown_erased_and_malformed_ids,
+    test_without_prefer_nothing_is_stored,
+)
+
+PROGRAMS = programs()
+pytestmark = pytest.mark.skipif(
+    PROGRAMS is None, reason="no PostgreSQL server on this machine: Debian's package `postgresql` has it"
+)
+NUMBER = itertools.count()
+LEASE, OWN_LEASE = 12.0, 6.0
+SHRUNK = f"RENEW_SECONDS=1 LEASE_SECONDS={LEASE} OWN_LEASE_SECONDS={OWN_LEASE}"
+SLOW = 60.0
+"""Seconds that something may take on a busy machine that takes one otherwise."""
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[postgresql.Server]:
-    assert BIN is not None
-    server = postgresql.Server(BIN)
-    yield server
-    server.close()
+def server() -> Iterator[PostgreSQL]:
+    assert PROGRAMS is not None
+    with PostgreSQL(PROGRAMS) as found:
+        yield found
 
 
-def beside(first: Journalled, **settings: str) -> Journalled:
-    """Return another service with the same database and the same journal."""
-    database = first.service.environ["PERCORE_GATEWAY_CALLS_DATABASE"]
-    second = journalled(gateway_calls_database=database, **settings)
-    second.journal = first.journal
-    second.service.environ["JOURNAL"] = str(first.journal)
-    return second
+@pytest.fixture(scope="module")
+def fragile() -> Iterator[PostgreSQL]:
+    """A server that tests may end."""
+    assert PROGRAMS is not None
+    with PostgreSQL(PROGRAMS) as found:
+        yield found
 
 
-def shorten_leases(stored: Journalled) -> None:
-    """Have a gateway's lease end after 6 s instead of two minutes."""
-    environ = stored.service.environ
-    environ["PYTHONPATH"] = f"{Path(__file__).parent / 'dying'}:{environ.get('PYTHONPATH', '')}"
-    environ["LEASE_SECONDS"] = "6"
+@pytest.fixture
+def database(server: PostgreSQL) -> str:
+    return server.create(f"calls{next(NUMBER)}")
 
 
-def test_every_way_of_a_call(server: postgresql.Server) -> None:
-    url = server.database("ways")
-    with Service(handler=FAULTY, gateway_calls_database=url).ready(2) as service:
-        stored = Stored(service)
-        path = stored.send(headers={"Idempotency-Key": "one"}, sleep=0.1)
-        assert stored.send(headers={"Idempotency-Key": "one"}, sleep=0.1) == path
-        assert stored.ended(path)["state"] == "succeeded"
-        assert stored.result(path).json()["outputs"]["sleep"] == 0.1
-        lost = stored.ended(stored.send(signal=9))
-        assert [run["end"] for run in lost["runs"]] == ["pod-lost", "pod-lost"]
-        running = stored.send(sleep=20)
-        eventually(lambda: service.in_flight("executing") == 1)
-        assert stored.cancel(running)["state"] == "cancelling"
-        assert stored.ended(running)["state"] == "cancelled"
-        assert requests.delete(service.url(path), timeout=5).status_code == 204
-        assert requests.get(service.url(path), timeout=5).status_code == 410
-        assert len(service.get("/v1/calls").json()["calls"]) == 2
-        assert postgresql.PASSWORD not in service.log_path.read_text()
+@pytest.fixture(scope="module")
+def stored(server: PostgreSQL) -> Iterator[Stored]:
+    url = server.create(f"calls{next(NUMBER)}")
+    with Service(handler=FAULTY, gateway_caller_header="X-Tenant", gateway_calls_database=url).ready(2) as service:
+        yield Stored(service)
+        check_secret(service.log_path.read_text())
+        assert not [
+            line for line in service.log() if line["level"] in ("error", "critical") and line["logger"] != "percore.api"
+        ]
 
 
-def test_two_gateways_share_calls_and_keys(server: postgresql.Server) -> None:
-    first = journalled(gateway_calls_database=server.database("shared"))
-    second = beside(first)
-    first.service.start()  # both migrate an empty database
-    with second.service.ready(2), first.service.ready(2):
+def check_secret(text: str) -> None:
+    """No log has the password, however it is written."""
+    assert PASSWORD not in text
+    assert QUOTED not in text
 
-        def send(number: int) -> str:
-            stored = (first, second)[number % 2]
-            return stored.send(headers={"Idempotency-Key": f"{number // 20}"}, n=number // 20, sleep=0.05)
 
+class Front(Gateway):
+    """A gateway whose calls are in PostgreSQL, with leases that end soon."""
+
+    def __init__(self, database: str, *pods: Service, lease: str = SHRUNK, **settings: Any) -> None:
+        super().__init__(*map(endpoint_of, pods), gateway_calls_database=database, **settings)
+        shrunk = Path(__file__).parent / "shrunk"
+        self.environ |= {"SHRINK": lease, "PYTHONPATH": f"{shrunk}:{os.environ.get('PYTHONPATH', '')}"}
+
+    def __exit__(self, *rest: object) -> None:
+        text = self.log_path.read_text()
+        super().__exit__(*rest)
+        check_secret(text)
+
+    def opened(self) -> Front:
+        """Wait until it stores calls."""
+        eventually(lambda: self.metric("percore_store_up") == 1, SLOW)
+        return self
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait(30)
+
+    def offer(self, timeout: float = 60.0, headers: dict[str, str] | None = None, **inputs: Any) -> requests.Response:
+        """Send a call that is to be stored."""
+        body = json.dumps({"inputs": inputs}).encode()
+        return requests.post(self.url(PREDICT), data=body, headers={**ASYNC, **(headers or {})}, timeout=timeout)
+
+    def store(self, headers: dict[str, str] | None = None, **inputs: Any) -> str:
+        answer = self.offer(headers=headers, **inputs)
+        assert answer.status_code == 202, answer.text
+        return answer.headers["Location"]
+
+    def status(self, path: str, wait: int = 0) -> dict[str, Any]:
+        answer = requests.get(self.url(path), headers={"Prefer": f"wait={wait}"} if wait else {}, timeout=wait + 60)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def ended(self, path: str, seconds: float = SLOW) -> dict[str, Any]:
+        """Return the status of a call that has ended, however often the store is gone meanwhile."""
+        found: dict[str, Any] = {}
+
+        def look() -> bool:
+            with contextlib.suppress(requests.ConnectionError, AssertionError):
+                found.update(self.status(path, wait=5))
+            return found.get("state") in FINAL
+
+        eventually(look, seconds)
+        return found
+
+    def result(self, path: str) -> requests.Response:
+        return requests.get(self.url(f"{path}/result"), timeout=60)
+
+    def cancel(self, path: str) -> str:
+        return str(requests.post(self.url(f"{path}/cancel"), timeout=60).json()["state"])
+
+    def listed(self, query: str = "limit=1000") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.operator(f"/v1/calls?{query}").json()["calls"]
+        return found
+
+
+class Pods:
+    """Real pods, and the journal of what they compute."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.journal = folder / "journal"
+        self.pods = [Service(pod=True, handler=JOURNAL) for _ in range(count)]
+        for pod in self.pods:
+            pod.environ["JOURNAL"] = str(self.journal)
+
+    def __enter__(self) -> list[Service]:
+        for pod in self.pods:
+            pod.start()
+        return [pod.ready() for pod in self.pods]
+
+    def __exit__(self, *_: object) -> None:
+        for pod in self.pods:
+            pod.__exit__()
+
+    def lines(self) -> list[list[str]]:
+        return [line.split() for line in self.journal.read_text().splitlines()] if self.journal.exists() else []
+
+    def begun(self, number: int) -> int:
+        """Return how many runs of a call have begun."""
+        return len([line for line in self.lines() if line[:2] == ["begin", str(number)]])
+
+    def ended(self, number: int) -> int:
+        """Return how many runs of a call computed to their end."""
+        return len([line for line in self.lines() if line[:2] == ["end", str(number)]])
+
+    def check_no_overlap(self) -> None:
+        assert not [line for line in self.lines() if line[0] == "overlap"]
+
+
+def is_quick(gateway: Gateway) -> None:
+    """The probes and the metrics answer at once, whatever the database does."""
+    for path in ("/readyz", "/livez", "/metrics"):
+        began = time.monotonic()
+        assert gateway.operator(path).status_code == 200, path
+        assert time.monotonic() - began < 3, path
+
+
+# --- several gateways
+
+
+def test_two_gateways_are_one_service(database: str, tmp_path: Path) -> None:
+    """Whatever is asked about a call can be asked of the gateway that does not run it."""
+    pods = Pods(tmp_path, 2)
+    with pods as both, Front(database, *both) as first, Front(database, *both) as second:
+        first.opened(), second.opened()
+        path = first.store(n=1, fill=2_000_000)
+        assert second.ended(path)["state"] == "succeeded"
+        assert second.result(path).content == first.result(path).content
+        busy = [first.store(n=number, sleep=60) for number in (2, 3)]
+        eventually(lambda: pods.begun(2) and pods.begun(3), SLOW)
+        waiting = first.store(n=4)
+        assert second.status(waiting)["position"] == 0
+        assert second.cancel(waiting) == "cancelled"
+        assert first.status(waiting)["runs"] == []
+        assert second.cancel(busy[0]) == "cancelling"
+        assert second.ended(busy[0])["runs"][0]["end"] == "cancelled"
+        assert first.cancel(busy[1]) == "cancelling"
+        assert second.ended(busy[1])["state"] == "cancelled"
+        assert requests.delete(second.url(path), timeout=60).status_code == 204
+        assert first.result(path).status_code == 410
         with concurrent.futures.ThreadPoolExecutor(20) as pool:
-            paths = list(pool.map(send, range(100)))
-        assert len(set(paths)) == 5
-        for number, path in enumerate(dict.fromkeys(paths)):
-            for stored in (first, second):
-                assert stored.ended(path)["state"] == "succeeded"
-                assert stored.result(path).json()["outputs"]["n"] == number
-        busy = first.send(n=50, sleep=20)
-        eventually(lambda: first.service.in_flight("executing") == 1)
-        assert second.cancel(busy)["state"] == "cancelling"
-        assert first.ended(busy)["state"] == "cancelled"
-        first.check_no_overlap()
+            paths = pool.map(
+                lambda number: (first, second)[number % 2].store(headers={"Idempotency-Key": "one"}, n=5), range(40)
+            )
+            assert len(set(paths)) == 1
+        assert second.offer(headers={"Idempotency-Key": "one"}, n=6).status_code == 422
+        assert {each["id"] for each in first.listed()} == {each["id"] for each in second.listed()}
+        pods.check_no_overlap()
+        assert pods.begun(4) == 0
+        assert pods.begun(5) == 1
 
 
-def test_another_gateway_takes_over_when_the_lease_of_one_that_died_is_over(server: postgresql.Server) -> None:
-    first = journalled(gateway_calls_database=server.database("takeover"))
-    second = beside(first)
-    for stored in (first, second):
-        shorten_leases(stored)
-    with first.service.ready(2), second.service.ready(2):
-        paths = [first.send(n=number, sleep=1.0) for number in range(6)]
-        eventually(lambda: first.service.in_flight("executing") == 2)
-        for pid in (*first.service.pids("serve"), *first.service.pids("gateway"), *first.service.pids("worker")):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for path in paths:
-            found = second.ended(path, 60)
-            assert found["state"] == "succeeded"
-            assert [run["end"] for run in found["runs"]] in (["answered"], ["gateway-lost", "answered"])
-        first.check_no_overlap()
+def test_gateways_that_start_at_once_make_the_tables_once(database: str) -> None:
+    with contextlib.ExitStack() as stack:
+        fronts = [Front(database) for _ in range(3)]
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            list(pool.map(stack.enter_context, fronts))
+        for each in fronts:
+            each.opened()
+            assert not [line for line in each.log() if line["level"] == "error"]
 
 
-def test_a_gateway_that_stood_still_beyond_its_lease_writes_nothing_any_more(server: postgresql.Server) -> None:
-    first = journalled(gateway_calls_database=server.database("frozen"))
-    second = beside(first)
-    for stored in (first, second):
-        shorten_leases(stored)
-    with first.service.ready(2), second.service.ready(2):
-        path = first.send(n=1, sleep=3.0)
-        eventually(lambda: first.service.in_flight("executing") == 1)
-        [frozen] = first.service.pids("gateway")
-        os.kill(frozen, signal.SIGSTOP)
-        try:
-            found = second.ended(path, 60)
-        finally:
-            os.kill(frozen, signal.SIGCONT)
-        assert (found["state"], [run["end"] for run in found["runs"]]) == ("succeeded", ["gateway-lost", "answered"])
-        eventually(lambda: first.service.metric("percore_in_flight_requests") == 0)
-        assert second.status(path) == found
-        again = first.send(n=2)
-        assert first.ended(again)["state"] == "succeeded"
+def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_path: Path) -> None:
+    pods = Pods(tmp_path, 2)
+    with pods as (one, two), Front(database, one) as first, Front(database, two) as second:
+        first.opened(), second.opened()
+        running = first.store(n=1, sleep=3)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        queued = [first.store(n=number) for number in (2, 3)]
+        cancelled = first.store(n=4)
+        assert first.cancel(cancelled) == "cancelled"
+        first.kill()
+        began = time.monotonic()
+        assert second.status(running)["state"] == "running"
+        for path in (running, *queued):
+            assert second.ended(path, LEASE + SLOW)["state"] == "succeeded"
+        assert time.monotonic() - began > LEASE / 2, "it did not wait for the lease"
+        assert [run["end"] for run in second.status(running)["runs"]] == ["gateway-lost", "answered"]
+        for path in queued:
+            assert [run["end"] for run in second.status(path)["runs"]] == ["answered"]
+        pods.check_no_overlap()
+        assert pods.begun(4) == 0
 
 
-def test_the_database_ends_at_once_and_comes_back(server: postgresql.Server) -> None:
-    stored = journalled(gateway_calls_database=server.database("gone"))
-    with stored.service.ready(2) as service:
+def test_a_gateway_that_is_restarted_in_its_place_need_not_wait_for_the_lease(database: str, tmp_path: Path) -> None:
+    pods = Pods(tmp_path, 1)
+    with pods as (pod,), Front(database, pod, lease="") as gateway:
+        gateway.opened()
+        running, queued = gateway.store(n=1, sleep=3), gateway.store(n=2)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        gateway.kill()
+        gateway.__enter__()
+        for path in (running, queued):
+            assert gateway.ended(path, 60)["state"] == "succeeded"  # a lease is 120 s
+        assert [run["end"] for run in gateway.status(running)["runs"]] == ["gateway-lost", "answered"]
+        pods.check_no_overlap()
+
+
+def test_a_gateway_that_stops_serves_its_runs_while_the_next_one_has_its_place(database: str, tmp_path: Path) -> None:
+    """The next one has the same host and port. It takes what is queued, and not what runs."""
+    pods = Pods(tmp_path, 2)
+    with pods as (one, two), Front(database, one, lease="") as old:
+        old.opened()
+        running = old.store(n=1, sleep=25)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        queued = old.store(n=2)
+        old.signal(signal.SIGTERM)
+        eventually(lambda: [line for line in old.log() if line["message"].startswith("stopping")])
+        new = Front(database, two, lease="", port=old.port)
+        new.port = old.port
+        with new:
+            assert new.ended(queued)["state"] == "succeeded"
+            assert pods.ended(1) == 0, "what was queued waited for what runs"
+            found = new.ended(running)
+            assert [run["end"] for run in found["runs"]] == ["answered"]
+        assert pods.begun(1) == 1
+        assert old.wait(60) == 0
+
+
+def test_a_gateway_that_stood_still_beyond_its_lease_writes_no_result(database: str, tmp_path: Path) -> None:
+    pods = Pods(tmp_path, 2)
+    with pods as (one, two), Front(database, one) as first, Front(database, two) as second:
+        first.opened(), second.opened()
+        path = first.store(n=1, sleep=8, fill=3)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        first.signal(signal.SIGSTOP)
+        eventually(lambda: pods.begun(1) == 2, LEASE + SLOW)
+        # The first run has its answer ready now, or soon; the second one still computes.
+        eventually(lambda: pods.ended(1) >= 1, SLOW)
+        first.signal(signal.SIGCONT)
+        found = second.ended(path)
+        assert [run["end"] for run in found["runs"]] == ["gateway-lost", "answered"]
+        assert second.result(path).json()["outputs"]["fill"] == [1, 1, 1]
+        eventually(lambda: [line for line in first.log() if "another gateway has taken over" in line["message"]], SLOW)
+        later = first.store(n=2)
+        assert first.ended(later)["state"] == "succeeded", "it stores calls again"
+        assert [run["end"] for run in first.status(path)["runs"]] == ["gateway-lost", "answered"]
+
+
+# --- the database is away
+
+
+def test_nothing_is_lost_when_postgresql_is_restarted(fragile: PostgreSQL, tmp_path: Path) -> None:
+    """It is restarted three times, as after a loss of power, while two gateways take calls in and run them."""
+    pods = Pods(tmp_path, 2)
+    database = fragile.create(f"calls{next(NUMBER)}")
+    with pods as both, Front(database, *both) as first, Front(database, *both) as second:
+        first.opened(), second.opened()
         paths: dict[int, str] = {}
 
         def send(number: int) -> None:
+            """Send until there is a receipt."""
             while number not in paths:
-                answer = service.post(
-                    PREDICT, {"inputs": {"n": number, "sleep": 0.05}}, headers={**ASYNC, "Idempotency-Key": f"{number}"}
+                answer = (first, second)[number % 2].offer(
+                    headers={"Idempotency-Key": f"{number}"}, n=number, sleep=0.05, fill=1000 * (number % 3) ** 8
                 )
                 if answer.status_code == 202:
                     paths[number] = answer.headers["Location"]
                 else:
-                    assert (answer.status_code, answer.headers["Retry-After"] > "0") == (503, True), answer.text
-                    time.sleep(0.3)
+                    assert answer.status_code == 503, answer.text
+                    assert int(answer.headers["Retry-After"]) > 0
+                    time.sleep(0.5)
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            sent = [pool.submit(send, number) for number in range(150)]
-            time.sleep(1)
-            server.restart(gone_seconds=3)
-            assert service.post(PREDICT, {"inputs": {"n": 1000}}).status_code == 200
-            assert service.get("/readyz").status_code == 200
+            sent = [pool.submit(send, number) for number in range(60)]
+            for restart in range(3):
+                time.sleep(3)
+                fragile.stop()
+                assert first.offer(n=1000 + restart).status_code == 503
+                assert first.post(b'{"inputs": {"n": 2000}}').status_code == 200
+                is_quick(first)
+                time.sleep(1)
+                fragile.start()
             for each in sent:
                 each.result()
         for number, path in paths.items():
-            found = stored.ended(path, 60)
+            found = second.ended(path, 2 * SLOW)
             assert found["state"] == "succeeded", (number, found)
             assert [run["end"] for run in found["runs"]].count("answered") == 1
-        stored.check_no_overlap()
-        assert service.get("/v1/calls?state=queued,running,cancelling").json()["calls"] == []
-        assert postgresql.PASSWORD not in service.log_path.read_text()
+            assert second.result(path).json()["outputs"]["fill"] == [number % 256] * (1000 * (number % 3) ** 8)
+        pods.check_no_overlap()
+        assert len(set(paths.values())) == 60
+        eventually(lambda: first.listed("state=queued,running,cancelling&limit=1000") == [], SLOW)
+
+
+def test_a_run_outlives_a_restart_of_postgresql(fragile: PostgreSQL, tmp_path: Path) -> None:
+    """Its answer, of several pieces, comes while the database is away."""
+    pods = Pods(tmp_path, 1)
+    with pods as (pod,), Front(fragile.create(f"calls{next(NUMBER)}"), pod, lease="") as gateway:
+        gateway.opened()
+        path = gateway.store(n=1, sleep=2, fill=1_000_000)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        fragile.stop()
+        eventually(lambda: pods.ended(1) == 1, SLOW)
+        time.sleep(1)
+        fragile.start()
+        assert [run["end"] for run in gateway.ended(path)["runs"]] == ["answered"]
+        assert gateway.result(path).json()["outputs"]["fill"] == [1] * 1_000_000
+        assert pods.begun(1) == 1
+
+
+def test_a_database_that_stands_still_holds_up_no_other_call_and_ends_the_lease(fragile: PostgreSQL, tmp_path: Path) -> None:
+    pods = Pods(tmp_path, 2)
+    with pods as both, Front(fragile.create(f"calls{next(NUMBER)}"), *both) as gateway:
+        gateway.opened()
+        path = gateway.store(n=1, sleep=60)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        with fragile.frozen(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            began = time.monotonic()
+            listed = pool.submit(requests.get, f"http://127.0.0.1:{gateway.status_port}/v1/calls", timeout=60)
+            for answer in (gateway.offer(n=2), requests.get(gateway.url(path), timeout=60)):
+                assert (answer.status_code, int(answer.headers["Retry-After"]) > 0) == (503, True), answer.text
+            assert time.monotonic() - began < 40
+            assert listed.result().status_code == 503
+            assert gateway.post(b'{"inputs": {"n": 3}}').status_code == 200
+            is_quick(gateway)
+            # Another gateway may have the call when the lease is over, so the run ends before.
+            eventually(lambda: [line for line in gateway.log() if "its runs end" in line["message"]], OWN_LEASE + SLOW)
+            eventually(lambda: gateway.executing() == 0, SLOW)
+        assert gateway.offer(n=4).status_code in (202, 503)
+        eventually(lambda: pods.begun(1) == 2, SLOW)
+        pods.check_no_overlap()
+        gateway.cancel(path)
+        assert gateway.ended(path)["state"] == "cancelled"
+
+
+# --- what is said
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda server: f"postgresql://{USER}:not-{QUOTED}@127.0.0.1:{server.port}/postgres",
+        lambda server: f"postgresql://{USER}:{QUOTED}@127.0.0.1:{server.port}/missing",
+        lambda server: f"postgresql://127.0.0.1:{server.port}/missing?user={USER}&password={QUOTED}",
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_without_its_password(
+    server: PostgreSQL, wrong: Callable[[PostgreSQL], str]
+) -> None:
+    with Front(wrong(server)) as gateway:
+        said = eventually(lambda: [line for line in gateway.log() if "cannot be used" in line["message"]], SLOW)
+        assert len(said) == 1
+        assert "PERCORE_GATEWAY_CALLS_DATABASE" in said[0]["message"]
+        assert f"127.0.0.1:{server.port}" in said[0]["message"]
+        assert gateway.operator("/readyz").status_code == 200
+        answer = gateway.offer()
+        assert (answer.status_code, answer.json()["code"]) == (503, "not-ready")
+        assert answer.headers["Retry-After"]
+
+
+def test_a_database_that_comes_later_is_used_then(server: PostgreSQL) -> None:
+    name = f"calls{next(NUMBER)}"
+    with Front(server.url(name)) as gateway:
+        eventually(lambda: [line for line in gateway.log() if "cannot be used" in line["message"]], SLOW)
+        server.create(name)
+        gateway.opened()
+
+
+def test_an_older_program_refuses_a_newer_schema(server: PostgreSQL, database: str) -> None:
+    with Front(database) as gateway:
+        gateway.opened()
+    server.execute("UPDATE alembic_version SET version_num = '9999'", database.rpartition("/")[2])
+    older = Front(database)
+
+    def run() -> None:
+        with older:
+            assert older.wait(60) == 78
+            raise AssertionError(older.log_path.read_text())
+
+    with pytest.raises(AssertionError, match="its schema is '9999', of a newer percore"):
+        run()
+    assert older.process is not None
+    assert older.process.returncode == 78

@@ -34,10 +34,26 @@ PAGE_BYTES = 16384
 """With this page size SQLite takes half as long for a body of megabytes as with its own 4,096."""
 LOCK_SECONDS = 0.1
 RETRY_SECONDS = 1.0
+ANSWER_SECONDS = 10.0
+"""How long PostgreSQL may take. Then the store cannot be used now; what has begun may still come to its end."""
+CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    "application_name": "percore",
+}
+"""A server whose machine is gone is noticed within 30 s. What the operator's URL has wins."""
+SESSION = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'; SET statement_timeout = '60s'"
+"""A gateway that stands still in a transaction must not hold up the others."""
+SERVER_LOST = ("08", "57P")
+"""How the codes of SQL errors begin that no other statement would fare better with."""
 UNUSABLE = (sa.exc.DBAPIError, sa.exc.TimeoutError)
 MOST_FREED = 1000
 """Pages that are given back at a time: 16 MB."""
 FILE = "calls.sqlite3"
+TOO_SLOW = f"it has not answered for {ANSWER_SECONDS:g} s"
 
 
 class StoreFailed(Overloaded):
@@ -49,6 +65,8 @@ class _Write:
     work: Work[Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    given_up: bool = False
+    """Whether it took too long, so that it must not begin any more."""
 
 
 class Database:
@@ -61,6 +79,9 @@ class Database:
         self._writing = self._engine.execution_options(writes=True)
         self._writes: queue.SimpleQueue[_Write] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
+        self._seconds = ANSWER_SECONDS if folder is None else None
+        self._away = False
+        """Whether the last use of the database failed: then the next failures are not logged."""
         self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _their_clock
         """Returns the time of the database's machine: gateways compare it."""
 
@@ -93,8 +114,10 @@ class Database:
         """Bring the schema up to date; return False if the database cannot be reached now."""
         try:
             with self._writing.begin() as connection:
-                if self._lock is None:
-                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7237662267)"))  # two may start at once
+                if self._lock is None:  # two may start at once; a change of tables may take long
+                    connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+                    connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7237662267)"))
                 self._migrate(connection)
         except sa.exc.OperationalError as error:
             if not quiet:
@@ -108,7 +131,8 @@ class Database:
         """Return what the operator calls it; never its password."""
         if self.folder is not None:
             return f"PERCORE_GATEWAY_CALLS_DIR={str(self.folder)!r}"
-        return f"PERCORE_GATEWAY_CALLS_DATABASE={self._engine.url.render_as_string(hide_password=True)!r}"
+        shown = self._engine.url.set(drivername="postgresql", query={})  # parameters may be secrets too
+        return f"PERCORE_GATEWAY_CALLS_DATABASE={shown.render_as_string(hide_password=True)!r}"
 
     def _migrate(self, connection: sa.Connection) -> None:
         # Here, in a thread: its import takes 0.2 s, and calls that are not stored need not wait for it.
@@ -134,13 +158,19 @@ class Database:
     async def write(self, work: Work[T]) -> T:
         """Run ``work`` in a transaction and return what it returns once that is on disk.
 
-        Raises StoreFailed if the database cannot be used. ``work`` may run twice: in a transaction that fails because of
-        another write, and again alone. A caller that stops waiting does not stop it.
+        Raises StoreFailed if the database cannot be used; then ``work`` may be stored all the same. ``work`` may run twice: in
+        a transaction that fails because of another write, and again alone. A caller that stops waiting does not stop it.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._writes.put(_Write(work, loop, future))
-        return await future
+        write = _Write(work, loop, future)
+        self._writes.put(write)
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await future
+        except TimeoutError:
+            write.given_up = True
+            raise self._explained(sa.exc.TimeoutError(TOO_SLOW)) from None
 
     def _write_forever(self) -> None:
         while True:
@@ -150,24 +180,44 @@ class Database:
                     batch.append(self._writes.get_nowait())
                 except queue.Empty:
                     break
-            outcomes = self._together(batch)
+            outcomes = self._together([each for each in batch if not each.given_up])
             for loop in {each.loop for each in batch}:
                 loop.call_soon_threadsafe(_deliver, [pair for pair in outcomes if pair[0].loop is loop])
 
     def _together(self, batch: list[_Write]) -> list[tuple[_Write, Any]]:
+        if not batch:
+            return []
         try:
             with self._writing.begin() as connection:
                 found = [(each, each.work(connection)) for each in batch]
         except Exception as error:  # noqa: BLE001 - each is delivered to whoever waits for it
-            if len(batch) == 1:
-                return [(batch[0], self._explained(error))]
+            if len(batch) == 1 or self._is_lost(error):
+                explained = self._explained(error)
+                return [(each, explained) for each in batch]
         else:
+            self._used()
             return found
         return [outcome for each in batch for outcome in self._together([each])]
 
+    def _is_lost(self, error: Exception) -> bool:
+        """Tell whether the server is lost. Perhaps it has stored the whole transaction."""
+        if self.folder is not None or not isinstance(error, UNUSABLE):
+            return False
+        code = getattr(getattr(error, "orig", None), "sqlstate", None)
+        return isinstance(error, (sa.exc.OperationalError, sa.exc.TimeoutError)) and (
+            code is None or code.startswith(SERVER_LOST)
+        )
+
+    def _used(self) -> None:
+        if self._away:
+            self._away = False
+            log.info("stored calls: %s can be used again", self)
+
     def _explained(self, error: Exception) -> Exception:
         if isinstance(error, UNUSABLE) and not isinstance(error, sa.exc.IntegrityError):
-            log.error("stored calls: %s", _reason(error))
+            if not self._away:
+                self._away = True
+                log.error("stored calls: %s cannot be used: %s", self, _reason(error))
             failed = StoreFailed("the store of calls cannot be used now; send the request again later")
             failed.__cause__ = error
             return failed
@@ -177,7 +227,11 @@ class Database:
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on a connection and return what it returns. Raises StoreFailed if the database cannot be used."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        except TimeoutError:
+            raise self._explained(sa.exc.TimeoutError(TOO_SLOW)) from None
 
     def _read(self, work: Work[T]) -> T:
         try:
@@ -187,8 +241,13 @@ class Database:
             raise self._explained(error) from error
 
     def read_here(self, work: Work[T]) -> T:
-        """Do as ``read`` does, in the thread that calls."""
-        return self._read(work)
+        """Do as ``read`` does, for a thread that waits."""
+        reading = self._readers.submit(self._read, work)
+        try:
+            return reading.result(self._seconds)
+        except TimeoutError:
+            reading.cancel()
+            raise self._explained(sa.exc.TimeoutError(TOO_SLOW)) from None
 
     async def shrink(self) -> None:
         """Give some pages that are not used any more back to the file system."""
@@ -242,9 +301,17 @@ def _sqlite(path: Path) -> sa.Engine:
 def _postgresql(url: str) -> sa.Engine:
     """Return the engine; a connection that breaks is noticed before it is used."""
     found = sa.make_url(url).set(drivername="postgresql+psycopg")
-    return sa.create_engine(
-        found, pool_size=READERS + 1, max_overflow=0, pool_timeout=60, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+    arguments = {name: value for name, value in CONNECTION.items() if name not in found.query}
+    engine = sa.create_engine(
+        found, pool_size=READERS + 1, max_overflow=0, pool_timeout=60, pool_pre_ping=True, connect_args=arguments
     )
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.execute(SESSION)
+        connection.commit()
+
+    return engine
 
 
 def _vacuum(connection: sa.Connection) -> None:

@@ -110,17 +110,31 @@ def renew(to: sa.Connection, gateway: str, now: float) -> bool:
     return to.execute(gateways.update().where(gateways.c.id == gateway).values(seen_at=now)).rowcount == 1
 
 
+def hand_over(to: sa.Connection, gateway: str) -> None:
+    """Give up what is queued, and the address of a gateway that stops: its runs go on, and are not to be taken over."""
+    to.execute(gateways.update().where(gateways.c.id == gateway).values(machine=""))
+    _free_queued(to, gateway)
+
+
+def _free_queued(to: sa.Connection, gateway: str) -> None:
+    to.execute(calls.update().where(calls.c.owner == gateway, calls.c.state == State.QUEUED).values(owner=None))
+
+
 def sign_off(to: sa.Connection, gateway: str) -> None:
     """Give up what a gateway still owns: no run is left, and any gateway may take the queued calls."""
-    to.execute(calls.update().where(calls.c.owner == gateway, calls.c.state == State.QUEUED).values(owner=None))
+    _free_queued(to, gateway)
     if not to.execute(sa.select(calls.c.id).where(calls.c.owner == gateway, calls.c.state.in_(OPEN)).limit(1)).first():
         to.execute(gateways.delete().where(gateways.c.id == gateway))
 
 
 def ended_gateways(to: sa.Connection, gateway: str, machine: str, now: float, lease_seconds: float) -> list[str]:
-    """Return gateways that have ended: their lease is over, or this one has their address."""
-    ended = sa.or_(gateways.c.seen_at < now - lease_seconds, gateways.c.machine == machine)
-    return list(to.execute(sa.select(gateways.c.id).where(gateways.c.id != gateway, ended)).scalars())
+    """Return gateways that have ended: their lease is over, or this one has their address (``machine``, empty: not yet)."""
+    ended = gateways.c.seen_at < now - lease_seconds
+    if machine:
+        ended = sa.or_(ended, gateways.c.machine == machine)
+    which = sa.select(gateways.c.id).where(gateways.c.id != gateway, ended)
+    # In the transaction that takes over, none of them can renew its lease, and no other gateway takes over from it.
+    return list(to.execute(which.with_for_update(skip_locked=True)).scalars())
 
 
 def take_over(to: sa.Connection, at: At, gateway: str, ended: Sequence[str]) -> list[Row]:
@@ -128,7 +142,7 @@ def take_over(to: sa.Connection, at: At, gateway: str, ended: Sequence[str]) -> 
     mine = calls.c.owner.in_(ended)
     begun = sa.select(calls).where(mine, calls.c.state.in_((State.RECEIVING, State.RUNNING, State.CANCELLING)))
     changed = []
-    for row in to.execute(begun.with_for_update(skip_locked=True)).all():
+    for row in to.execute(begun.order_by(calls.c.sequence).with_for_update()).all():
         if row.state == State.RECEIVING:
             _erase(to, [row.sequence])
             to.execute(calls.delete().where(calls.c.sequence == row.sequence))
@@ -138,9 +152,8 @@ def take_over(to: sa.Connection, at: At, gateway: str, ended: Sequence[str]) -> 
             _end_run(to, row, at.now, RunEnd.CANCELLED)
             changed.append(_end(to, row, at, State.CANCELLED))
     to.execute(calls.update().where(mine, calls.c.state == State.QUEUED).values(owner=gateway))
-    if not to.execute(sa.select(calls.c.id).where(mine, calls.c.state.in_(OPEN)).limit(1)).first():
-        to.execute(calls.update().where(mine).values(owner=None))
-        to.execute(gateways.delete().where(gateways.c.id.in_(ended)))
+    to.execute(calls.update().where(mine).values(owner=None))
+    to.execute(gateways.delete().where(gateways.c.id.in_(ended)))
     return changed
 
 
@@ -212,7 +225,9 @@ def insert(to: sa.Connection, new: NewCall, gateway: str, now: float, *, state: 
 
 
 def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int, data: bytes) -> None:
-    """Add a piece of a body."""
+    """Add a piece of a body. It may be there already: its writer did not learn that it was stored."""
+    same = parts.c.call == sequence, parts.c.kind == kind, parts.c.run == run, parts.c.number == number
+    to.execute(parts.delete().where(*same))
     to.execute(parts.insert().values(call=sequence, kind=kind, run=run, number=number, data=data))
 
 
@@ -231,10 +246,12 @@ def accept(to: sa.Connection, sequence: int, key: bytes | None, digest: bytes | 
     return _set(to, sequence, state=State.QUEUED, idempotency_key=key, digest=digest)
 
 
-def drop(to: sa.Connection, sequence: int) -> None:
+def drop(to: sa.Connection, call_id: str) -> None:
     """Forget a call that was not received whole."""
-    _erase(to, [sequence])
-    to.execute(calls.delete().where(calls.c.sequence == sequence, calls.c.state == State.RECEIVING))
+    which = calls.c.id == call_id, calls.c.state == State.RECEIVING
+    for sequence in to.execute(sa.select(calls.c.sequence).where(*which)).scalars().all():
+        _erase(to, [sequence])
+        to.execute(calls.delete().where(calls.c.sequence == sequence))
 
 
 # --- runs

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,6 +70,7 @@ STOP_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 OPEN_SECONDS = 10.0
 """How long a request waits for the store: a gateway that starts has it open sooner."""
+NO_STORE = "the store of calls cannot be used yet: it is not open, or another gateway has it"
 NOT_KEPT = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
 
@@ -214,7 +215,9 @@ class StoredCalls:
         while True:
             try:
                 await self._renew()
-                if not self.stopping:
+                if self.stopping:  # runs that did not begin are queued again: there may be more each time
+                    await self._write(partial(records.hand_over, gateway=self._gateway))
+                else:
                     await self._take_over(restarted=self._loop.time() - began >= FENCE_SECONDS)
                     await self._claim()
                     await self._stop_cancelled()
@@ -265,15 +268,21 @@ class StoredCalls:
     async def _take_over(self, *, restarted: bool) -> None:
         """Take over from gateways that have ended."""
         machine = self._machine if restarted else ""
-        ended = await self.database.read(
-            lambda of: records.ended_gateways(of, self._gateway, machine, self._now(of), LEASE_SECONDS)
-        )
-        if self._must_look:
-            ended += await self.database.read(records.unknown_owners)
-        if not ended:
+        gateway, has_unknown = self._gateway, self._must_look
+
+        def ended(to: sa.Connection) -> list[str]:
+            found = records.ended_gateways(to, gateway, machine, self._now(to), LEASE_SECONDS)
+            return found + records.unknown_owners(to) if has_unknown else found
+
+        def take(to: sa.Connection) -> tuple[int, list[Row]]:
+            which = ended(to)  # again: one may have renewed its lease
+            return len(which), records.take_over(to, self._at(to), gateway, which)
+
+        if not await self.database.read(ended):
             return
-        log.info("stored calls: taking over from %d gateways that have ended", len(ended))
-        for row in await self._write(lambda to: records.take_over(to, self._at(to), self._gateway, ended)):
+        count, changed = await self._write(take)
+        log.info("stored calls: took over from %d gateways that have ended", count)
+        for row in changed:
             self._report(row)
         self._must_look = True
 
@@ -284,7 +293,7 @@ class StoredCalls:
         if self._must_look:
             self._must_look = False
             await self._end_adrift()
-            rows = await self.database.read(lambda of: records.queued(of, gateway))
+            rows = await self._write(lambda to: records.queued(to, gateway))
         for row in rows:
             if row.sequence not in self._mine and gateway == self._gateway:
                 self._enqueue(row)
@@ -292,7 +301,8 @@ class StoredCalls:
     async def _end_adrift(self) -> None:
         """End runs that the database has and this gateway does not: it did not learn that their begin was stored."""
         gateway = self._gateway
-        for row in await self.database.read(lambda of: records.begun(of, gateway)):
+        # By the thread that writes: after every write that took too long and goes on.
+        for row in await self._write(lambda to: records.begun(to, gateway)):
             if row.sequence not in self._mine:
                 owned = Owned(row.sequence, gateway, row.run)
                 await self._final(partial(records.end_lost, owned=owned, end=RunEnd.GATEWAY_LOST))
@@ -332,7 +342,7 @@ class StoredCalls:
     def check_ready(self) -> None:
         """Raise NotReady if there is no store now."""
         if not self.ready:
-            raise NotReady("the store of calls cannot be used yet: it is not open, or another gateway has it")
+            raise NotReady(NO_STORE)
 
     def _check_room(self, size: int) -> None:
         if self._open_calls >= self.settings.most_calls:
@@ -368,7 +378,7 @@ class StoredCalls:
             try:
                 row = await self._insert(new, body, key, digest)
             except sa.exc.IntegrityError:  # the same key came to another gateway at the same moment
-                row = await self._insert(new, body, key, digest)
+                row = await self._insert(replace(new, id=secrets.token_hex(16)), body, key, digest)
             except KeyReused:
                 raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key") from None
         except StoreFailed:
@@ -386,27 +396,30 @@ class StoredCalls:
 
     async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
         """Store a call with its body; return it, or the id of the one that has the key already."""
-        sequence, number, last = await self._insert_all_but_last(new, body)
+        gateway = self._gateway
+        if not gateway:
+            raise NotReady(NO_STORE)
 
         def finish(to: sa.Connection) -> Row | str:
             known = records.known_by_key(to, key, digest or b"") if key is not None else None
             if known is not None:
                 return known
-            found = records.insert(to, new, self._gateway, self._now(to)) if sequence is None else sequence
+            found = records.insert(to, new, gateway, self._now(to)) if sequence is None else sequence
             if last:
                 records.add_part(to, found, REQUEST, 0, number, last)
             return records.accept(to, found, key, digest)
 
         try:
+            sequence, number, last = await self._insert_all_but_last(new, body, gateway)
             found = await self._write(finish)
         except BaseException:
-            self._drop(sequence)
+            self._drop(new, body)
             raise
         if isinstance(found, str):
-            self._drop(sequence)
+            self._drop(new, body)
         return found
 
-    async def _insert_all_but_last(self, new: NewCall, body: Body) -> tuple[int | None, int, bytes]:
+    async def _insert_all_but_last(self, new: NewCall, body: Body, gateway: str) -> tuple[int | None, int, bytes]:
         """Store all pieces of a body but the last one; return the call's sequence number, and the last piece with its number.
 
         A small body has one piece only. Its call is stored together with it, and has no number yet.
@@ -418,14 +431,15 @@ class StoredCalls:
                 last += piece
                 continue
             if sequence is None:
-                sequence = await self._write(lambda to: records.insert(to, new, self._gateway, self._now(to)))
+                sequence = await self._write(lambda to: records.insert(to, new, gateway, self._now(to)))
             await self._write(partial(records.add_part, sequence=sequence, kind=REQUEST, run=0, number=number, data=last))
             number, last = number + 1, piece
         return sequence, number, last
 
-    def _drop(self, sequence: int | None) -> None:
-        if sequence is not None:
-            self._spawn(self._written(lambda to: records.drop(to, sequence)))
+    def _drop(self, new: NewCall, body: Body) -> None:
+        """Forget what is stored of a call that was not received whole."""
+        if body.size > PIECE_BYTES:
+            self._spawn(self._written(partial(records.drop, call_id=new.id)))
 
     # --- in the queue
 
@@ -469,6 +483,9 @@ class StoredCalls:
     async def begin(self, call: StoredCall) -> None:
         """Record that a run begins; raise ConnectionAbortedError if the call is not to run, or not now."""
         gateway, pod = self._gateway, call.pod
+        if not gateway:
+            self._retry(call)
+            raise ConnectionAbortedError(NO_STORE)
         try:
             number = await self._write(lambda to: records.begin_run(to, call.sequence, gateway, pod, self._name, self._now(to)))
         except StoreFailed:
@@ -524,7 +541,7 @@ class StoredCalls:
                 data = bytes(last[:PIECE_BYTES])
                 del last[:PIECE_BYTES]
                 part = partial(records.add_part, sequence=call.sequence, kind=RESULT, run=call.run, number=number, data=data)
-                await self._write(part)
+                await self._written(part)
                 number += 1
         result = Result(worker.status, worker.phrase, orjson.dumps(encoded_headers(headers)), size)
         self._conclude(call, result, (number, bytes(last)), RunEnd.ANSWERED)
@@ -688,7 +705,8 @@ class StoredCalls:
             if state in OPEN:
                 self.metrics.oldest.labels(state.value).set(max(0.0, now - oldest) if count else 0.0)
         self.metrics.bytes.set(self._held_bytes)
-        while await self._write(lambda to: records.erase_expired(to, self._now(to))):
+        until = self._loop.time() + RENEW_SECONDS  # then the lease is to be renewed first
+        while await self._write(lambda to: records.erase_expired(to, self._now(to))) and self._loop.time() < until:
             await asyncio.sleep(0)
         await self.database.shrink()
 
