@@ -187,7 +187,7 @@ class WorkerConnection(asyncio.Protocol):
         """Send ``OPTIONS *`` and wait until the worker says that it is free, however long that takes."""
         self._write(message)
         while not self.complete:
-            self._check()
+            self.check()
             await self._wait()
         if self.status != 200 or RESERVED not in self.headers:
             raise BrokenAnswer(f"this is no worker: it answers {self.status} to a reservation, without Percore-Worker: free")
@@ -206,7 +206,7 @@ class WorkerConnection(asyncio.Protocol):
         """Hand bytes to the kernel; return False if the worker has answered already and reads no more."""
         if not await self._hand_over(data):
             return False
-        self._check()
+        self.check()
         return True
 
     async def send_last(self, data: bytes) -> None:
@@ -224,7 +224,7 @@ class WorkerConnection(asyncio.Protocol):
         self._write(data)
         self.used = True
         while not self._writable and not self._has_answered():
-            self._check()
+            self.check()
             await self._wait()
         return not self._has_answered()  # a worker that has answered may have closed as well: its answer counts
 
@@ -232,7 +232,7 @@ class WorkerConnection(asyncio.Protocol):
         return self.status != 0
 
     def _check_open(self) -> None:
-        self._check()
+        self.check()
         if time.monotonic() - self._reserved > STALE_SECONDS:
             raise TooLate("the reservation was not used in time")
         if self._peer_closed():
@@ -254,7 +254,7 @@ class WorkerConnection(asyncio.Protocol):
     async def answer(self) -> None:
         """Wait for the answer's head: ``status`` and ``headers``."""
         while not self.status:
-            self._check()
+            self.check()
             await self._wait()
 
     async def piece(self) -> bytes:
@@ -262,7 +262,7 @@ class WorkerConnection(asyncio.Protocol):
         while not self._chunks:
             if self.complete:
                 return b""
-            self._check()
+            self.check()
             await self._wait()
         return self.take()
 
@@ -277,12 +277,13 @@ class WorkerConnection(asyncio.Protocol):
         return data
 
     def _write(self, data: bytes) -> None:
-        self._check()
+        self.check()
         if self._transport is None:
             raise ConnectionResetError("closed")
         self._transport.write(data)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ConnectionError if it is lost."""
         if self._failure is not None:
             raise self._failure
 

@@ -251,6 +251,8 @@ class StoredCalls:
         self._renewed = now
 
     def _check_lease(self) -> None:
+        if self.database.folder is not None:  # its lock is the lease: a full disk ends no run
+            return
         if self._gateway and self._loop.time() - self._renewed > OWN_LEASE_SECONDS:
             self._let_go(f"its lease could not be renewed for {OWN_LEASE_SECONDS:g} s")
 
@@ -541,10 +543,21 @@ class StoredCalls:
                 data = bytes(last[:PIECE_BYTES])
                 del last[:PIECE_BYTES]
                 part = partial(records.add_part, sequence=call.sequence, kind=RESULT, run=call.run, number=number, data=data)
-                await self._written(part)
+                await self._part_written(worker, part)
                 number += 1
         result = Result(worker.status, worker.phrase, orjson.dumps(encoded_headers(headers)), size)
         self._conclude(call, result, (number, bytes(last)), RunEnd.ANSWERED)
+
+    async def _part_written(self, worker: WorkerConnection, part: Work[None]) -> None:
+        """Store a piece of a result. While the database cannot be used, the worker is held back: its result is not lost."""
+        while True:
+            try:
+                await self._write(part)
+            except StoreFailed:
+                await asyncio.sleep(RETRY_SECONDS)
+                worker.check()
+            else:
+                return
 
     def _conclude(self, call: StoredCall, result: Result, last: tuple[int, bytes], end: RunEnd) -> None:
         work = partial(records.end_answered, owned=self._owned(call), result=result, last=last, end=end)
@@ -792,5 +805,8 @@ def _machine(port: int) -> str:
 
 
 def _free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        raise StoreFailed(f"the folder of the stored calls cannot be used: {error.strerror}") from error
     return found.f_bavail * found.f_frsize
