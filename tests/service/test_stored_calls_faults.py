@@ -76,3 +76,37 @@ def test_without_its_folder_no_receipt_is_given() -> None:
         assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
         assert answer.headers["Retry-After"]
         assert service.call(sleep=0).status_code == 200
+
+
+def test_a_body_in_chunks_of_one_byte_does_not_hold_up_the_event_loop() -> None:
+    with Service(handler=FAULTY).ready() as service, service.connect() as connection:
+        head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nPrefer: respond-async\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode() + b"1\r\nx\r\n" * 500_000 + b"0\r\n\r\n")
+        assert answer_of(connection)[0] == 202
+        assert service.metric("percore_gateway_loop_lag_seconds") < 1
+
+
+def test_the_bound_of_bytes_holds_for_bodies_in_chunks() -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(32):
+            yield b" " * 65536
+
+    with Service(handler=FAULTY, gateway_calls_bytes=2**20).ready() as service:
+        answer = requests.post(service.url(PREDICT), data=pieces(), headers=ASYNC, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+        assert Stored(service).send(sleep=0)
+
+
+def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
+    with Service(handler=FAULTY, gateway_calls_limit=5).ready() as service:
+        stored = Stored(service)
+        running = stored.send(sleep=30)
+        request = service.raw(b'{"inputs":{"sleep":0}}', PREDICT, "Prefer: respond-async")
+        connections = [service.connect() for _ in range(40)]
+        for connection in connections:
+            connection.sendall(request[:-1])
+        time.sleep(0.3)  # each has passed the first look
+        for connection in connections:
+            connection.sendall(request[-1:])
+        assert sorted(answer_of(connection)[0] for connection in connections) == [202] * 4 + [429] * 36
+        stored.cancel(running)

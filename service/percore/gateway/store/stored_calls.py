@@ -198,6 +198,8 @@ class StoredCalls:
         self._changes: dict[str, set[asyncio.Future[None]]] = {}
         self._held_bytes = 0
         self._open_calls = 0
+        self._arriving_calls = self._arriving_bytes = 0
+        """Received, and not stored yet."""
         self._must_look = True
         """Whether the database may have queued calls of this gateway that it does not know of."""
         self.stopping = False
@@ -329,6 +331,14 @@ class StoredCalls:
         await self.wait_until_ready()
         self._check_room(request.content_length or 0)
         body = await self._around.intake.receive(request)
+        # Again: bodies in chunks do not say their size, and others have arrived meanwhile.
+        try:
+            self._check_room(body.size)
+        except CallError:
+            body.discard()
+            raise
+        self._arriving_calls += 1
+        self._arriving_bytes += body.size
         # A caller that leaves now does not stop it: the call may be stored already.
         return await asyncio.shield(self._spawn(self._store(request, body, wanted, request_id)))
 
@@ -347,12 +357,13 @@ class StoredCalls:
             raise NotReady(NO_STORE)
 
     def _check_room(self, size: int) -> None:
-        if self._open_calls >= self.settings.most_calls:
+        if self._open_calls + self._arriving_calls >= self.settings.most_calls:
             raise QueueFull(
                 f"{self.settings.most_calls} stored calls are not finished, and no more may be; send it again later"
             )
-        if self._held_bytes + size > self.settings.most_bytes:
-            raise Overloaded(f"stored calls have {self._held_bytes} bytes, and may have {self.settings.most_bytes}")
+        held = self._held_bytes + self._arriving_bytes
+        if held + size > self.settings.most_bytes:
+            raise Overloaded(f"stored calls have {held} bytes, and may have {self.settings.most_bytes}; this one has {size}")
         folder = self.database.folder
         if folder is not None and self.settings.free_bytes and _free_bytes(folder) < self.settings.free_bytes + size:
             raise Overloaded(f"the disk of the stored calls has less than {self.settings.free_bytes} bytes free")
@@ -387,6 +398,8 @@ class StoredCalls:
             self._must_look = True  # perhaps it is stored all the same
             raise
         finally:
+            self._arriving_calls -= 1
+            self._arriving_bytes -= body.size
             body.discard()
         if isinstance(row, str):
             return row
@@ -427,16 +440,17 @@ class StoredCalls:
         A small body has one piece only. Its call is stored together with it, and has no number yet.
         """
         sequence: int | None = None
-        number, last = 0, b""
+        number, last = 0, bytearray()  # bytes would be copied for each piece, and a caller may send them one by one
         async for piece in body.pieces():
             if not last or len(last) + len(piece) <= PIECE_BYTES:
                 last += piece
                 continue
             if sequence is None:
                 sequence = await self._write(lambda to: records.insert(to, new, gateway, self._now(to)))
-            await self._write(partial(records.add_part, sequence=sequence, kind=REQUEST, run=0, number=number, data=last))
-            number, last = number + 1, piece
-        return sequence, number, last
+            part = partial(records.add_part, sequence=sequence, kind=REQUEST, run=0, number=number, data=bytes(last))
+            await self._write(part)
+            number, last = number + 1, bytearray(piece)
+        return sequence, number, bytes(last)
 
     def _drop(self, new: NewCall, body: Body) -> None:
         """Forget what is stored of a call that was not received whole."""
