@@ -110,3 +110,43 @@ def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
             connection.sendall(request[-1:])
         assert sorted(answer_of(connection)[0] for connection in connections) == [202] * 4 + [429] * 36
         stored.cancel(running)
+
+
+def test_a_call_that_is_cancelled_again_and_again_ends_once() -> None:
+    with Service(handler=FAULTY).ready() as service:
+        stored = Stored(service)
+        running, queued = stored.send(sleep=30), stored.send(sleep=0)
+        for path in (queued, running):
+            for _ in range(3):
+                stored.cancel(path)
+        stored.ended(running)
+        assert stored.cancel(running)["state"] == "cancelled"
+        assert service.metric("percore_stored_calls_ended_total", state="cancelled") == 2
+        assert len(service.log(logger="percore.gateway.stored_call")) == 2
+
+
+def test_a_stop_that_ends_the_workers_too_does_not_count_as_a_pod_that_the_call_ended() -> None:
+    stored = journalled(gateway_calls_max_runs=1)
+    with stored.service.ready() as service:
+        path = stored.send(n=1, sleep=4)
+        eventually(lambda: service.in_flight("executing") == 1)
+        for _ in range(2):
+            service.processes[0].send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        service.processes[0].wait(30)
+        service.processes.clear()
+        service.ready()
+        found = stored.ended(path)
+        assert (found["state"], [run["end"] for run in found["runs"]]) == ("succeeded", ["gateway-lost", "answered"])
+        stored.check_no_overlap()
+
+
+def test_runs_that_were_lost_with_a_gateway_are_counted() -> None:
+    stored = journalled()
+    with stored.service.ready() as service:
+        path = stored.send(n=1, sleep=2)
+        eventually(stored.lines)
+        os.kill(service.gateway, signal.SIGKILL)
+        assert stored.ended(path)["state"] == "succeeded"
+        assert service.metric("percore_stored_call_runs_total", end="gateway-lost") == 1
+        assert service.metric("percore_stored_call_runs_total", end="answered") == 1

@@ -296,7 +296,7 @@ class WorkerConnection(asyncio.Protocol):
 
     def half_close(self) -> None:
         """Say that nothing more comes. The worker takes it for the client's leaving, ends its run, and closes too."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
 
     def abort(self) -> None:

@@ -321,16 +321,19 @@ def expire(to: sa.Connection, at: At, owned: Owned) -> Row | None:
     return None if row is None else _end(to, row, at, State.EXPIRED)
 
 
-def cancel(to: sa.Connection, at: At, call_id: str) -> Row | None:
-    """Cancel a call at once if it is queued, and ask its gateway to if it runs; return it, or None if there is none."""
+def cancel(to: sa.Connection, at: At, call_id: str) -> tuple[Row | None, bool]:
+    """Cancel a call at once if it is queued, and ask its gateway to if it runs.
+
+    Return the call, or None if there is none, and whether this changed its state.
+    """
     row = to.execute(sa.select(calls).where(calls.c.id == call_id).with_for_update()).first()
     if row is None or row.state == State.RECEIVING:
-        return None
+        return None, False
     if row.state == State.QUEUED:
-        return _end(to, row, at, State.CANCELLED)
+        return _end(to, row, at, State.CANCELLED), True
     if row.state == State.RUNNING:
-        return _set(to, row.sequence, state=State.CANCELLING)
-    return row
+        return _set(to, row.sequence, state=State.CANCELLING), True
+    return row, False
 
 
 # --- the end

@@ -287,6 +287,7 @@ class StoredCalls:
         count, changed = await self._write(take)
         log.info("stored calls: took over from %d gateways that have ended", count)
         for row in changed:
+            self._count_run(RunEnd.GATEWAY_LOST, row)
             self._report(row)
         self._must_look = True
 
@@ -309,7 +310,9 @@ class StoredCalls:
         for row in await self._write(lambda to: records.begun(to, gateway)):
             if row.sequence not in self._mine:
                 owned = Owned(row.sequence, gateway, row.run)
-                await self._final(partial(records.end_lost, owned=owned, end=RunEnd.GATEWAY_LOST))
+                ended = await self._final(partial(records.end_lost, owned=owned, end=RunEnd.GATEWAY_LOST))
+                if ended is not None:
+                    self._count_run(RunEnd.GATEWAY_LOST, ended)
 
     async def _any_free(self) -> bool:
         return await self.database.read(records.any_free)
@@ -481,8 +484,9 @@ class StoredCalls:
         self._spawn(self._final(work))
 
     def _forget(self, call: StoredCall) -> None:
-        self._mine.pop(call.sequence, None)
-        self._by_id.pop(call.id, None)
+        if self._mine.get(call.sequence) is call:  # it may have been looked up and queued again
+            del self._mine[call.sequence]
+            del self._by_id[call.id]
         self._running.discard(call)
         if call.timer is not None:
             call.timer.cancel()
@@ -533,7 +537,9 @@ class StoredCalls:
         self._spawn(self._unbegun(call))
 
     async def _unbegun(self, call: StoredCall) -> None:
-        row = await self._final(partial(records.end_unbegun, owned=self._owned(call)), counted=False)
+        row = await self._final(partial(records.end_unbegun, owned=self._owned(call)))
+        if row is not None:
+            self._count_run(RunEnd.NOT_BEGUN, row)
         if row is None or row.state != State.QUEUED:
             self._forget(call)
         elif call.sequence not in self._mine:  # it was to begin again meanwhile
@@ -584,7 +590,7 @@ class StoredCalls:
         if row is None:
             log.warning("call %s: run %d is not recorded: another gateway has the call", call.id, call.run)
             return
-        self.metrics.runs.labels(end.value if row.state != State.CANCELLED else RunEnd.CANCELLED.value).inc()
+        self._count_run(end, row)
         if row.state == State.QUEUED and row.owner == self._gateway and not self.stopping:
             self._enqueue(row, call.number)
 
@@ -597,7 +603,9 @@ class StoredCalls:
             result, body = Result.of_error(error)
             self._conclude(call, result, (0, body), RunEnd.RUN_TIMEOUT)
         elif call.recorded:
-            end = RunEnd.POD_LOST if isinstance(error, PodLost) else RunEnd.GATEWAY_LOST
+            # While the gateway stops, the workers may be ended with it: that does not count as if the call ended them.
+            is_pod = isinstance(error, PodLost) and not self.stopping
+            end = RunEnd.POD_LOST if is_pod else RunEnd.GATEWAY_LOST
             self._spawn(self._end_run(call, partial(records.end_lost, owned=self._owned(call), end=end), end))
         elif isinstance(error, QueueTimeout):
             self._expire(call)
@@ -614,7 +622,7 @@ class StoredCalls:
 
     async def cancel(self, call_id: str) -> Row | None:
         """Cancel a call; return it as it is then, or None if there is none."""
-        row = await self._write(lambda to: records.cancel(to, self._at(to), call_id))
+        row, is_changed = await self._write(lambda to: records.cancel(to, self._at(to), call_id))
         if row is None:
             return None
         call = self._by_id.get(call_id)
@@ -624,7 +632,7 @@ class StoredCalls:
                 call.leave()
         elif call is not None and row.state == State.CANCELLING:
             self._stop(call)
-        if row.state == State.CANCELLED:
+        if is_changed:
             self._report(row)
         else:
             self._changed(call_id)
@@ -644,14 +652,14 @@ class StoredCalls:
         self._changed(call_id)
         return erased
 
-    async def _final(self, work: Callable[..., Row | None], *, counted: bool = True) -> Row | None:
+    async def _final(self, work: Callable[..., Row | None]) -> Row | None:
         """Write the end of a run or a call, however long the database cannot be used; return the call."""
 
         def ending(to: sa.Connection) -> Row | None:
             return work(to, self._at(to))
 
         row = await self._written(ending)
-        if row is not None and counted:
+        if row is not None:
             self._report(row)
         return row
 
@@ -662,6 +670,11 @@ class StoredCalls:
                 return await self._write(work)
             except StoreFailed:
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _count_run(self, end: RunEnd, row: Row) -> None:
+        """Count the end of a run. ``row`` is the call after it."""
+        is_cancelled = row.state == State.CANCELLED and end is not RunEnd.NOT_BEGUN
+        self.metrics.runs.labels((RunEnd.CANCELLED if is_cancelled else end).value).inc()
 
     def _report(self, row: Row) -> None:
         """Count, log and tell those who wait that a call has changed."""
