@@ -150,3 +150,29 @@ def test_runs_that_were_lost_with_a_gateway_are_counted() -> None:
         assert stored.ended(path)["state"] == "succeeded"
         assert service.metric("percore_stored_call_runs_total", end="gateway-lost") == 1
         assert service.metric("percore_stored_call_runs_total", end="answered") == 1
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Service]:
+    service = Service()
+    service.commands = [["serve", "tests.service.apps"]]
+    with service.ready() as ready:
+        yield ready
+
+
+def test_a_redirect_of_an_app_keeps_its_only_location(app: Service) -> None:
+    answer = requests.get(app.url("/moved"), headers={"Prefer": "respond-async, wait=10"}, timeout=30, allow_redirects=False)
+    assert answer.status_code == 302
+    assert "," not in answer.headers["Location"]
+    assert "/-/calls/" not in answer.headers["Location"]
+
+
+def test_a_range_counts_for_get_alone(app: Service) -> None:
+    wait = {"Prefer": "respond-async, wait=10", "Range": "bytes=0-1"}
+    posted = requests.post(app.url("/seen"), data=b"body", headers=wait, timeout=30)
+    assert (posted.status_code, "Content-Range" in posted.headers) == (200, False)
+    assert len(posted.content) > 2
+    receipt = requests.post(app.url("/seen"), data=b"body", headers=ASYNC, timeout=30).headers["Location"]
+    for method, status in (("HEAD", 200), ("GET", 206)):
+        headers = {"Prefer": "wait=10", "Range": "bytes=0-1"}
+        assert requests.request(method, app.url(f"{receipt}/result"), headers=headers, timeout=30).status_code == status

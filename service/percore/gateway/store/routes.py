@@ -129,16 +129,19 @@ class Routes:
     async def _send_result(self, request: Request, row: Row, more: list[Header]) -> None:
         """Send the worker's answer as it was, or a part of its body."""
         size = row.result_bytes
-        headers = [*decoded_headers(orjson.loads(row.headers)), *more]
+        theirs = decoded_headers(orjson.loads(row.headers))
+        names = {name.lower() for name, _ in theirs}
+        headers = [*theirs, *(header for header in more if header[0].lower() not in names)]  # a redirect has its own Location
+        is_whole = row.status == 200 and request.method in (b"GET", b"HEAD")
         if b"x-request-id" not in {name.lower() for name, _ in headers}:
             headers.append((b"X-Request-ID", row.request_id.encode("latin-1")))
         try:
-            part = byte_range(request.header(b"range"), size) if row.status == 200 else None
+            part = byte_range(request.header(b"range"), size) if is_whole and request.method == b"GET" else None
         except ValueError:
             error = RangeNotSatisfiable(f"Range: the result has {size} bytes")
             request.reject(error, [(b"Content-Range", b"bytes */%d" % size)])
             return
-        if row.status == 200:
+        if is_whole and b"accept-ranges" not in names:
             headers.append((b"Accept-Ranges", b"bytes"))
         if part is None:
             head = request.head(row.status, headers, size, row.phrase or b"")
