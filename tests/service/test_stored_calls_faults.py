@@ -176,3 +176,74 @@ def test_a_range_counts_for_get_alone(app: Service) -> None:
     for method, status in (("HEAD", 200), ("GET", 206)):
         headers = {"Prefer": "wait=10", "Range": "bytes=0-1"}
         assert requests.request(method, app.url(f"{receipt}/result"), headers=headers, timeout=30).status_code == status
+
+
+# --- the database
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    found = Database(tmp_path)
+    assert found.open()
+    yield found
+    found.close()
+
+
+def new_call() -> NewCall:
+    return NewCall("0" * 32, 0, None, "r", "c", b"", "m", 3, None, 2, None)
+
+
+def test_a_call_that_was_stored_in_spite_of_an_error_keeps_its_body(database: Database) -> None:
+    """If the answer to the commit is lost, the call is queued, and the gateway drops what it takes for half a call."""
+
+    async def store(*, accepted: bool) -> tuple[bytes | None, bool]:
+        sequence = await database.write(lambda to: records.insert(to, new_call(), "g", 0.0))
+        await database.write(lambda to: records.add_part(to, sequence, REQUEST, 0, 0, b"abc"))
+        if accepted:
+            await database.write(lambda to: records.accept(to, sequence, None, None))
+        await database.write(lambda to: records.drop(to, "0" * 32))
+        part = await database.read(lambda of: records.part(of, sequence, REQUEST, 0, 0))
+        return part, await database.read(lambda of: records.find(of, "0" * 32)) is not None
+
+    assert asyncio.run(store(accepted=False)) == (None, False)
+    assert asyncio.run(store(accepted=True)) == (b"abc", True)
+
+
+def test_operators_who_list_calls_do_not_hold_up_a_write(database: Database) -> None:
+    def slow(_connection: sa.Connection) -> None:
+        time.sleep(0.5)
+
+    threads = [threading.Thread(target=database.read_here, args=(slow,)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    asyncio.run(database.write(lambda to: records.sign_on(to, "g", "n", "m", 0.0)))
+    assert time.monotonic() - began < 0.3
+    for thread in threads:
+        thread.join()
+
+
+def test_a_key_that_another_request_has_fails_no_other_write(database: Database) -> None:
+    async def store() -> tuple[object, int]:
+        sequence = await database.write(lambda to: records.insert(to, new_call(), "g", 0.0))
+        await database.write(lambda to: records.accept(to, sequence, b"key", b"digest"))
+        tries = 0
+
+        def other(_to: sa.Connection) -> None:
+            nonlocal tries
+            tries += 1
+
+        blocks = threading.Event()
+        held = asyncio.create_task(database.write(lambda _: blocks.wait(5)))
+        await asyncio.sleep(0.1)
+        together = asyncio.gather(database.write(other), database.write(lambda to: records.known_by_key(to, b"key")))
+        await asyncio.sleep(0.1)
+        blocks.set()
+        await held
+        _, known = await together
+        return known, tries
+
+    known, tries = asyncio.run(store())
+    assert known is not None
+    assert tries == 1

@@ -241,7 +241,7 @@ class Database:
             raise self._explained(error) from error
 
     def read_here(self, work: Work[T]) -> T:
-        """Do as ``read`` does, for a thread that waits."""
+        """Do as ``read`` does, while the thread that calls waits. The connections are the readers' and the writer's alone."""
         reading = self._readers.submit(self._read, work)
         try:
             return reading.result(self._seconds)

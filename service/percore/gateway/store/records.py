@@ -93,10 +93,6 @@ class At:
     retention: float
 
 
-class KeyReused(Exception):
-    """An idempotency key that another request has."""
-
-
 # --- gateways
 
 
@@ -231,14 +227,9 @@ def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int,
     to.execute(parts.insert().values(call=sequence, kind=kind, run=run, number=number, data=data))
 
 
-def known_by_key(to: sa.Connection, key: bytes, digest: bytes) -> str | None:
-    """Return the id of the call that has an idempotency key; None if there is none. Raises KeyReused for another request."""
-    row = to.execute(sa.select(calls.c.id, calls.c.digest).where(calls.c.idempotency_key == key)).first()
-    if row is None:
-        return None
-    if row.digest != digest:
-        raise KeyReused
-    return str(row.id)
+def known_by_key(to: sa.Connection, key: bytes) -> Row | None:
+    """Return the call that has an idempotency key; None if there is none."""
+    return to.execute(sa.select(calls).where(calls.c.idempotency_key == key)).first()
 
 
 def accept(to: sa.Connection, sequence: int, key: bytes | None, digest: bytes | None) -> Row:
@@ -247,7 +238,7 @@ def accept(to: sa.Connection, sequence: int, key: bytes | None, digest: bytes | 
 
 
 def drop(to: sa.Connection, call_id: str) -> None:
-    """Forget a call that was not received whole."""
+    """Forget a call that was not received whole, and its pieces. If it is queued in spite of an error, it stays."""
     which = calls.c.id == call_id, calls.c.state == State.RECEIVING
     for sequence in to.execute(sa.select(calls.c.sequence).where(*which)).scalars().all():
         _erase(to, [sequence])

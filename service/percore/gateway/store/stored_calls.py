@@ -42,7 +42,7 @@ from percore.gateway.spool import Body
 from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
 from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
-from percore.gateway.store.records import At, KeyReused, NewCall, Owned, Result, Row
+from percore.gateway.store.records import At, NewCall, Owned, Result, Row
 from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RESULT, RunEnd, State
 from percore.gateway.store.store_metrics import StoreMetrics
 from percore.http.request import HOP_BY_HOP, NO_BODY_STATUSES, Request, connection_tokens
@@ -395,8 +395,6 @@ class StoredCalls:
                 row = await self._insert(new, body, key, digest)
             except sa.exc.IntegrityError:  # the same key came to another gateway at the same moment
                 row = await self._insert(replace(new, id=secrets.token_hex(16)), body, key, digest)
-            except KeyReused:
-                raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key") from None
         except StoreFailed:
             self._must_look = True  # perhaps it is stored all the same
             raise
@@ -413,29 +411,35 @@ class StoredCalls:
         return str(row.id)
 
     async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
-        """Store a call with its body; return it, or the id of the one that has the key already."""
+        """Store a call with its body; return it, or the id of the one that has the key already.
+
+        Raises IdempotencyKeyReused for another request: here, because in the transaction it would fail all other writes in it.
+        """
         gateway = self._gateway
         if not gateway:
             raise NotReady(NO_STORE)
 
-        def finish(to: sa.Connection) -> Row | str:
-            known = records.known_by_key(to, key, digest or b"") if key is not None else None
+        def finish(to: sa.Connection) -> tuple[Row, bool]:
+            known = records.known_by_key(to, key) if key is not None else None
             if known is not None:
-                return known
+                return known, True
             found = records.insert(to, new, gateway, self._now(to)) if sequence is None else sequence
             if last:
                 records.add_part(to, found, REQUEST, 0, number, last)
-            return records.accept(to, found, key, digest)
+            return records.accept(to, found, key, digest), False
 
         try:
             sequence, number, last = await self._insert_all_but_last(new, body, gateway)
-            found = await self._write(finish)
+            row, is_known = await self._write(finish)
         except BaseException:
             self._drop(new, body)
             raise
-        if isinstance(found, str):
-            self._drop(new, body)
-        return found
+        if not is_known:
+            return row
+        self._drop(new, body)
+        if row.digest != digest:
+            raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key")
+        return str(row.id)
 
     async def _insert_all_but_last(self, new: NewCall, body: Body, gateway: str) -> tuple[int | None, int, bytes]:
         """Store all pieces of a body but the last one; return the call's sequence number, and the last piece with its number.
@@ -634,8 +638,6 @@ class StoredCalls:
             self._stop(call)
         if is_changed:
             self._report(row)
-        else:
-            self._changed(call_id)
         return row
 
     def _stop(self, call: StoredCall) -> None:
