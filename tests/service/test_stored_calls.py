@@ -76,6 +76,7 @@ class Stored:
 @pytest.fixture(scope="module")
 def stored() -> Iterator[Stored]:
     with Service(handler=FAULTY, gateway_caller_header="X-Tenant").ready(2) as service:
+        eventually(lambda: service.metric("percore_store_up") == 1)
         yield Stored(service)
         assert not [
             line for line in service.log() if line["level"] in ("error", "critical") and line["logger"] != "percore.api"

@@ -42,7 +42,7 @@ def test_a_large_result_waits_for_a_disk_that_is_full_and_is_not_computed_again(
         eventually(lambda: service.in_flight("executing") == 1)
         fill_disk(service.gateway)
         eventually(lambda: [line for line in stored.lines() if line[0] == "end"])
-        eventually(lambda: service.log("stored calls: disk"))
+        eventually(lambda: any("cannot be used" in line["message"] for line in service.log()))
         assert stored.status(path)["state"] == "running"
         full = service.post(PREDICT, {"inputs": {"n": 8}}, headers=ASYNC)
         assert (full.status_code, full.json()["code"]) == (503, "overloaded")
