@@ -148,10 +148,12 @@ def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> flo
     return done / took
 
 
-def kept_alive(port: int, message: bytes, at_once: int, seconds: float) -> tuple[float, int]:
+def kept_alive(
+    port: int, message: bytes, at_once: int, seconds: float, expected: bytes = b"HTTP/1.1 200 "
+) -> tuple[float, int]:
     """Send calls over ``at_once`` connections that stay open, for so long; return calls answered a second, and how many.
 
-    Each answer is small and comes in one piece.
+    Each answer is small, comes in one piece and begins as ``expected``.
     """
     poll, connections = select.epoll(), {}
     for _ in range(at_once):
@@ -162,11 +164,11 @@ def kept_alive(port: int, message: bytes, at_once: int, seconds: float) -> tuple
     began, done = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
         for fd, _ in poll.poll():
-            _expect(connections[fd].recv(65536).startswith(b"HTTP/1.1 200 "))
+            _expect(connections[fd].recv(65536).startswith(expected))
             connections[fd].sendall(message)
             done += 1
     for connection in connections.values():
-        _expect(connection.recv(65536).startswith(b"HTTP/1.1 200 "))
+        _expect(connection.recv(65536).startswith(expected))
         connection.close()
     return done / took, done
 
