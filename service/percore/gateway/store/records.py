@@ -203,21 +203,25 @@ def cancelling(to: sa.Connection, gateway: str) -> list[int]:
 # --- intake
 
 
-def insert(to: sa.Connection, new: NewCall, gateway: str, now: float, *, state: State = State.RECEIVING) -> int:
-    """Add a call, and return its sequence number."""
-    values = {name: getattr(new, name) for name in NewCall.__slots__}
-    made = calls.insert().values(
-        **values,
-        state=state,
-        owner=gateway,
-        created_at=now,
-        erased=False,
-        run=0,
-        pods_lost=0,
-        gateways_lost=0,
-        result_bytes=0,
-    )
+def insert(to: sa.Connection, new: NewCall, gateway: str, now: float) -> int:
+    """Add a call that is not received whole yet, and return its sequence number."""
+    made = calls.insert().values(**_first_values(new, gateway, now), state=State.RECEIVING)
     return int(to.execute(made.returning(calls.c.sequence)).scalar_one())
+
+
+def insert_accepted(
+    to: sa.Connection, new: NewCall, gateway: str, now: float, key: bytes | None, digest: bytes | None
+) -> Row:
+    """Add a call that is queued at once, and return it: its small body is added in the same transaction."""
+    values = _first_values(new, gateway, now)
+    made = calls.insert().values(**values, state=State.QUEUED, idempotency_key=key, digest=digest)
+    return to.execute(made.returning(calls)).one()
+
+
+def _first_values(new: NewCall, gateway: str, now: float) -> dict[str, Any]:
+    values = {name: getattr(new, name) for name in NewCall.__slots__}
+    counts = {"run": 0, "pods_lost": 0, "gateways_lost": 0, "result_bytes": 0}
+    return {**values, **counts, "owner": gateway, "created_at": now, "erased": False}
 
 
 def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int, data: bytes) -> None:

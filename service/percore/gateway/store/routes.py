@@ -54,15 +54,18 @@ class Routes:
         webhook = request.header(b"percore-webhook")
         if webhook is not None:
             self._check_webhook(webhook.decode("latin-1"))
-        call_id = await self._stored.accept(request, request_id)
+        stored = await self._stored.accept(request, request_id)
+        call_id = stored if isinstance(stored, str) else stored.id
         headers: list[Header] = [
             (b"Location", f"{self._base}/{call_id}".encode()),
             (b"Preference-Applied", wanted.applied()),
             (b"X-Request-ID", request_id.encode("latin-1")),
         ]
-        row = (
-            await self._stored.ended(call_id, wanted.wait_seconds) if wanted.wait_seconds else await self._stored.find(call_id)
-        )
+        row: Row | None
+        if wanted.wait_seconds:
+            row = await self._stored.ended(call_id, wanted.wait_seconds)
+        else:
+            row = await self._stored.find(call_id) if isinstance(stored, str) else stored
         if row is not None and wanted.wait_seconds and row.status is not None:
             await self._send_result(request, row, headers)
             return int(row.status)
@@ -108,7 +111,8 @@ class Routes:
         await self._send_status(request, row, 200, headers)
 
     async def _send_status(self, request: Request, row: Row, status: int, headers: list[Header]) -> None:
-        runs = await self._stored.database.read(partial(records.runs_of, sequence=row.sequence))
+        read = self._stored.database.read
+        runs = await read(partial(records.runs_of, sequence=row.sequence)) if row.run else []
         position = self._stored.position(row) if row.state == State.QUEUED else None
         if position is None and row.state == State.QUEUED:
             position = await self._stored.database.read(partial(records.ahead, row=row))

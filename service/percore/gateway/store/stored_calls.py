@@ -328,8 +328,8 @@ class StoredCalls:
 
     # --- in
 
-    async def accept(self, request: Request, request_id: str) -> str:
-        """Receive a call and store it; return its id. From then on it is not lost."""
+    async def accept(self, request: Request, request_id: str) -> Row | str:
+        """Receive a call and store it; return it, or the id of the one that has its key. From then on it is not lost."""
         wanted = options(request, self.settings.max_runs)
         await self.wait_until_ready()
         self._check_room(request.content_length or 0)
@@ -371,7 +371,7 @@ class StoredCalls:
         if folder is not None and self.settings.free_bytes and _free_bytes(folder) < self.settings.free_bytes + size:
             raise Overloaded(f"the disk of the stored calls has less than {self.settings.free_bytes} bytes free")
 
-    async def _store(self, request: Request, body: Body, wanted: Any, request_id: str) -> str:
+    async def _store(self, request: Request, body: Body, wanted: Any, request_id: str) -> Row | str:
         try:
             key = digest = None
             caller = self._limits.caller(request)
@@ -408,7 +408,7 @@ class StoredCalls:
         self._held_bytes += body.size
         if row.sequence not in self._mine and row.owner == self._gateway and not self.stopping:
             self._enqueue(row)
-        return str(row.id)
+        return row
 
     async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
         """Store a call with its body; return it, or the id of the one that has the key already.
@@ -423,10 +423,13 @@ class StoredCalls:
             known = records.known_by_key(to, key) if key is not None else None
             if known is not None:
                 return known, True
-            found = records.insert(to, new, gateway, self._now(to)) if sequence is None else sequence
+            row = None
+            if sequence is None:
+                row = records.insert_accepted(to, new, gateway, self._now(to), key, digest)
+            found = sequence if row is None else row.sequence
             if last:
                 records.add_part(to, found, REQUEST, 0, number, last)
-            return records.accept(to, found, key, digest), False
+            return (records.accept(to, found, key, digest) if row is None else row), False
 
         try:
             sequence, number, last = await self._insert_all_but_last(new, body, gateway)
