@@ -7,7 +7,7 @@ import json
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 SLOW_SECONDS = 3.0
 PATIENCE_SECONDS = 0.1
@@ -29,6 +29,15 @@ def _chunked(*pieces: bytes) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
+CALL_ID = b"0123456789abcdef" * 2
+STORED = (
+    _request(b"GET /v1/calls/" + CALL_ID, b"Prefer: wait=1"),
+    _request(b"GET /v1/calls/" + CALL_ID + b"/result", b"Range: bytes=0-9"),
+    _request(b"POST /v1/calls/" + CALL_ID + b"/cancel"),
+    _request(b"DELETE /v1/calls/" + CALL_ID),
+    _request(b"GET /v1/calls?state=queued&limit=1&after=5"),
+)
+"""Requests about stored calls; there is no call with this id."""
 VALID = (
     _request(b"POST /v1/models/default:predict", b"Content-Type: application/json", body=JSON_BODY),
     _request(b"POST /v1/models/default:predict", b"Content-Type: application/json", body=b'{"instances": [[1, 2], [3, 4]]}'),
@@ -48,6 +57,12 @@ VALID = (
     ),
     _request(b"POST /v1/models/default:predict", b"Expect: 100-continue", b"Connection: close", body=JSON_BODY),
     _request(b"POST /v1/models/default:predict", b"Upgrade: h2c", b"Connection: Upgrade", body=JSON_BODY),
+    _request(
+        b"POST /v1/models/default:predict",
+        *(b"Prefer: respond-async, wait=1", b"Idempotency-Key: one", b"Percore-Start-Within: 1", b"Percore-Max-Runs: 1"),
+        body=JSON_BODY,
+    ),
+    *STORED,
     _request(b"GET /v1/models/default"),
     _request(b"GET /v2/models/default/versions/1", b"Accept: */*"),
     _request(b"GET /v2/health/ready"),
@@ -96,11 +111,11 @@ PIECES = (
 )
 
 
-def requests(count: int, seed: int) -> Iterator[bytes]:
+def requests(count: int, seed: int, of: Sequence[bytes] = VALID) -> Iterator[bytes]:
     """Yield so many requests, most of them malformed."""
     chance = random.Random(seed)
     for _ in range(count):
-        data = chance.choice(VALID)
+        data = chance.choice(of)
         for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 5))):
             data = _mutated(data, chance)
         yield data

@@ -12,12 +12,13 @@ from typing import Any
 from percore import __version__
 from percore.api.openapi_examples import example_requests, inference_examples, predict_examples
 from percore.api.openapi_schemas import SCHEMAS
+from percore.api.openapi_stored import CALL_ID, OPTIONS, PREFER_WAIT, RECEIPT_HEADERS, STORED_SCHEMAS
 from percore.errors import CallError, call_errors
 from percore.model_metadata import CLASSIFY, REGRESS, Catalog
 
 Json = dict[str, Any]
 
-_READ, _CALL = (404, 503), (400, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+_READ, _CALL = (404, 503), (400, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
 _HEADER = "Inference-Header-Content-Length"
@@ -29,8 +30,8 @@ _RESULTS = {"predict": "Predictions", "classify": "Classifications", "regress": 
 
 def document(catalog: Catalog) -> Json:
     """Return the document for what is served now."""
-    paths = {**_tensorflow_serving(catalog), **_open_inference(catalog), **_own()}
-    components = {"schemas": {**SCHEMAS, "Error": _error_schema()}, "parameters": _parameters(catalog), "headers": _headers()}
+    paths = {**_tensorflow_serving(catalog), **_open_inference(catalog), **_own(), **_stored()}
+    components = {"schemas": {**SCHEMAS, **STORED_SCHEMAS, "Error": _error_schema()}, "parameters": _parameters(catalog), "headers": _headers()}
     info = {"title": "percore", "version": __version__, "description": "One call, one core, for slow TensorFlow models."}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
@@ -81,6 +82,23 @@ def _own() -> Json:
     return {"/openapi.json": _get("This document", "Document", statuses=(503,))}
 
 
+def _stored() -> Json:
+    """Return the paths of stored calls: only a gateway that stores calls has them, another answers 404."""
+    status = _get("The status of a stored call", "StoredCall", ("callId", "preferWait"), (400, 404, 410, 503))
+    erase = _operation("Erase a stored call that has ended", {}, ("callId",), (400, 404, 409, 410, 503))
+    erase["responses"]["204"] = {"description": "Erased"}
+    del erase["responses"]["200"]
+    cancel = _operation("Cancel a stored call", {_JSON: _schema("StoredCall")}, ("callId",), (400, 404, 410, 503))
+    result = _get("The worker's answer to a stored call", "StoredCall", ("callId", "preferWait", "range"))
+    for operation in result.values():
+        answer = {"description": "The worker's answer: its status, its headers and its bytes, whatever they are."}
+        failures = {str(status): _failure(status) for status in (404, 409, 410, 416)}
+        operation["responses"] = {"default": answer, **failures}
+    result["head"]["responses"] = {status: _bodiless(each) for status, each in result["head"]["responses"].items()}
+    path = "/v1/calls/{callId}"
+    return {path: {**status, "delete": erase}, f"{path}/result": result, f"{path}/cancel": {"post": cancel}}
+
+
 def _ref(section: str, name: str) -> Json:
     return {"$ref": f"#/components/{section}/{name}"}
 
@@ -96,7 +114,13 @@ def _get(summary: str, schema: str, names: Iterable[str] = (), statuses: Iterabl
 
 
 def _post(summary: str, body: Json, answer: Json, names: Iterable[str]) -> Json:
-    return {"post": {**_operation(summary, answer, names, _CALL), "requestBody": {"required": True, "content": body}}}
+    operation = _operation(summary, answer, [*names, *OPTIONS], _CALL)
+    operation["responses"]["202"] = {
+        "description": "The receipt: the call is stored. Only with `Prefer: respond-async`, and where calls are stored.",
+        "content": {_JSON: _schema("StoredCall")},
+        "headers": {name: _ref("headers", name) for name in ("X-Request-ID", "Retry-After", *RECEIPT_HEADERS)},
+    }
+    return {"post": {**operation, "requestBody": {"required": True, "content": body}}}
 
 
 def _operation(summary: str, answer: Json, names: Iterable[str], statuses: Iterable[int]) -> Json:
@@ -138,6 +162,7 @@ def _headers() -> Json:
         "X-Request-ID": {"description": _REQUEST_ID, "schema": _STRING},
         "Retry-After": {"description": "Seconds after which to try again.", "schema": _SIZE},
         _HEADER: {"description": "Bytes of JSON before the binary tensors.", "schema": _SIZE},
+        **RECEIPT_HEADERS,
     }
 
 
@@ -152,6 +177,10 @@ def _parameters(catalog: Catalog) -> Json:
             "X-Request-ID", f"{_REQUEST_ID} Up to 128 visible characters; another is replaced.", _STRING
         ),
         "headerLength": _header_parameter(_HEADER, "Bytes of JSON before the binary tensors, where there are any.", _SIZE),
+        **{name: _header_parameter(*each) for name, each in OPTIONS.items()},
+        "preferWait": _header_parameter("Prefer", *PREFER_WAIT),
+        "range": _header_parameter("Range", "One range of the result's bytes.", _STRING),
+        "callId": _path_parameter("callId", CALL_ID),
     }
 
 
