@@ -128,7 +128,18 @@ def _free(found: Stored) -> None:
 def redis(server: str, folder: Path) -> Iterator[int]:
     """Run Redis, which flushes its log to the disk before it answers, as SQLite does here."""
     port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--appendonly", "yes", "--appendfsync", "always", "--dir", str(folder)]
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "always",
+        "--dir",
+        str(folder),
+    ]
     with subprocess.Popen([server, *options], stdout=subprocess.DEVNULL) as process:
         try:
             eventually(lambda: _connects(port))

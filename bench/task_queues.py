@@ -57,7 +57,11 @@ def rq(folder: Path, port: str) -> tuple[Callable[[], Any], Callable[[Any], floa
         found = Result.fetch_latest(job, timeout=30)
         return float(found.return_value)
 
-    return lambda: queue.enqueue(tasks.begun, PAYLOAD), result, ["-m", "rq.cli", "worker", "--url", f"redis://127.0.0.1:{port}", "--quiet"]
+    return (
+        lambda: queue.enqueue(tasks.begun, PAYLOAD),
+        result,
+        ["-m", "rq.cli", "worker", "--url", f"redis://127.0.0.1:{port}", "--quiet"],
+    )
 
 
 def main(kind: str, port: str, folder: str, count: str) -> None:

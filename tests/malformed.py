@@ -140,14 +140,19 @@ def _mutated(data: bytes, chance: random.Random) -> bytes:
     )
 
 
-def trouble_with(port: int, data: bytes) -> str:
-    """Send a request; return what is wrong with the answer, empty if nothing is. No answer to half a request is right."""
+def trouble_with(port: int, data: bytes, hidden: bytes = b"") -> str:
+    """Send a request; return what is wrong with the answer, empty if nothing is. No answer to half a request is right.
+
+    An answer that has ``hidden`` is wrong.
+    """
     began = time.monotonic()
     try:
         answer = _ask(port, data)
     except TimeoutError:
         return f"nothing for {SLOW_SECONDS} s"
     took = time.monotonic() - began
+    if hidden and hidden in answer:
+        return f"it has what is hidden: {answer[:300]!r}"
     return f"it took {took:.1f} s" if took > SLOW_SECONDS else _trouble_in(answer, head_only=data.lstrip()[:4] == b"HEAD")
 
 

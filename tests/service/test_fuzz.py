@@ -27,3 +27,4 @@ def test_a_minute_of_fuzzing_finds_no_undocumented_answer_and_no_worker_dies(rep
         assert service.workers == before
         assert service.metric("percore_worker_restarts_total") == 0
         assert service.metric("percore_calls_total") > 100
+        assert service.get("/v1/calls?limit=1").json()["calls"], "no call was stored"

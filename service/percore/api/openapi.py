@@ -31,7 +31,11 @@ _RESULTS = {"predict": "Predictions", "classify": "Classifications", "regress": 
 def document(catalog: Catalog) -> Json:
     """Return the document for what is served now."""
     paths = {**_tensorflow_serving(catalog), **_open_inference(catalog), **_own(), **_stored()}
-    components = {"schemas": {**SCHEMAS, **STORED_SCHEMAS, "Error": _error_schema()}, "parameters": _parameters(catalog), "headers": _headers()}
+    components = {
+        "schemas": {**SCHEMAS, **STORED_SCHEMAS, "Error": _error_schema()},
+        "parameters": _parameters(catalog),
+        "headers": _headers(),
+    }
     info = {"title": "percore", "version": __version__, "description": "One call, one core, for slow TensorFlow models."}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 

@@ -19,7 +19,7 @@ OPTIONS: dict[str, tuple[str, str, Json]] = {
     "prefer": (
         "Prefer",
         "`respond-async`: store the call and answer 202. `respond-async, wait=20`: the answer itself if it is there in time.",
-        _STRING,
+        {"anyOf": [{"enum": ["respond-async", "respond-async, wait=1"]}, _STRING]},
     ),
     "idempotencyKey": (
         "Idempotency-Key",

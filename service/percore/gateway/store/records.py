@@ -209,9 +209,7 @@ def insert(to: sa.Connection, new: NewCall, gateway: str, now: float) -> int:
     return int(to.execute(made.returning(calls.c.sequence)).scalar_one())
 
 
-def insert_accepted(
-    to: sa.Connection, new: NewCall, gateway: str, now: float, key: bytes | None, digest: bytes | None
-) -> Row:
+def insert_accepted(to: sa.Connection, new: NewCall, gateway: str, now: float, key: bytes | None, digest: bytes | None) -> Row:
     """Add a call that is queued at once, and return it: its small body is added in the same transaction."""
     values = _first_values(new, gateway, now)
     made = calls.insert().values(**values, state=State.QUEUED, idempotency_key=key, digest=digest)
