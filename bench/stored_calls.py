@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from bench import client, machine, servers
 from bench.calls import quantile
 from bench.report import table
 from tests.gateway.harness import PREDICT, Gateway
-from tests.service.harness import ROOT, Service, eventually, free_port
+from tests.service.harness import ROOT, eventually, free_port
 
 OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 AT_ONCE = 16
@@ -150,7 +151,7 @@ def redis(server: str, folder: Path) -> Iterator[int]:
 
 def _connects(port: int) -> bool:
     with contextlib.suppress(OSError):
-        client.socket.create_connection((client.HOST, port)).close()
+        socket.create_connection((client.HOST, port)).close()
         return True
     return False
 
@@ -186,19 +187,22 @@ def document(found: Stored, queues: dict[str, dict[str, float]], described: str)
     ]
     for name, each in queues.items():
         beside.append([name, f"{each['rate']:.0f}", milliseconds(each["begin"]), milliseconds(each["result"])])
-    parts = [
-        "# Stored calls, measured",
-        f"What a stored call costs, and what a task queue costs for the same work. On {described}. Writes are flushed to the disk "
-        "before a call is receipted.",
-        table(["", "measured", "goal"], rows),
-        "One write to the disk serves all calls that wait for it, so the intake can be higher than the rate of flushes.",
-        "## Beside task queues",
-        f"{AT_ONCE} senders at once, then one task at a time with a free worker. Redis ran with `appendonly yes` and `appendfsync "
-        "always`: the same durability. Celery acknowledges a task at its end. RQ forks a process for each task.",
-        table(["", "sent, a second", "from sending to the begin, p50", "from sending to the result, p50"], beside),
+    introduction = (
+        f"What a stored call costs, and what a task queue costs for the same work. On {described}. Writes are flushed to the "
+        "disk before a call is receipted."
+    )
+    together = "One flush of the disk serves all calls that wait for it."
+    how = (
+        f"{AT_ONCE} senders at once; then one task at a time with a free worker. Redis ran with `appendonly yes` and "
+        "`appendfsync always`: the same durability. Celery acknowledges a task at its end. RQ forks a process for each task."
+    )
+    again = (
         "Both deliver a task again when it takes longer than a time that must be guessed, or lose it with its worker: see "
-        "[decision 18](../decisions/0018-the-queue-is-not-a-task-queue.md).",
-    ]
+        "[decision 18](../decisions/0018-the-queue-is-not-a-task-queue.md)."
+    )
+    heads = ["", "sent, a second", "from sending to the begin, p50", "from sending to the result, p50"]
+    parts = ["# Stored calls, measured", introduction, table(["", "measured", "goal"], rows), together]
+    parts += ["## Beside task queues", how, table(heads, beside), again]
     return "\n\n".join(parts) + "\n"
 
 

@@ -5,6 +5,7 @@ Runs in an environment of its own, which has these packages and not percore. Pri
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import statistics
@@ -35,27 +36,21 @@ if os.environ["TASK_QUEUE"] == "celery":
 """
 
 
-def celery(folder: Path, port: str) -> tuple[Callable[[], Any], Callable[[Any], float], list[str]]:
+def celery(_port: str) -> tuple[Callable[[], Any], Callable[[Any], float], list[str]]:
     """Return what sends a task, what waits for its result, and the command of a worker."""
-    import tasks  # noqa: PLC0415  # type: ignore[import-not-found]
+    tasks = importlib.import_module("tasks")
 
     command = ["-m", "celery", "-A", "tasks", "worker", "--concurrency", "1", "--loglevel", "ERROR"]
     return lambda: tasks.task.delay(PAYLOAD), lambda sent: float(sent.get(timeout=30)), command
 
 
-def rq(folder: Path, port: str) -> tuple[Callable[[], Any], Callable[[Any], float], list[str]]:
+def rq_(port: str) -> tuple[Callable[[], Any], Callable[[Any], float], list[str]]:
     """Return the same for RQ, whose worker forks for each task."""
-    from redis import Redis  # noqa: PLC0415
-    from rq import Queue  # noqa: PLC0415
-    from rq.results import Result  # noqa: PLC0415
-
-    import tasks  # noqa: PLC0415
-
-    queue = Queue(connection=Redis(port=int(port)))
+    rq, redis, tasks = map(importlib.import_module, ("rq", "redis", "tasks"))
+    queue = rq.Queue(connection=redis.Redis(port=int(port)))
 
     def result(job: Any) -> float:
-        found = Result.fetch_latest(job, timeout=30)
-        return float(found.return_value)
+        return float(job.latest_result(timeout=30).return_value)
 
     return (
         lambda: queue.enqueue(tasks.begun, PAYLOAD),
@@ -69,7 +64,7 @@ def main(kind: str, port: str, folder: str, count: str) -> None:
     os.environ.update(TASK_QUEUE=kind, TASK_REDIS=port)
     (Path(folder) / "tasks.py").write_text(TASKS)
     sys.path.insert(0, folder)
-    send, wait, arguments = {"celery": celery, "rq": rq}[kind](Path(folder), port)
+    send, wait, arguments = {"celery": celery, "rq": rq_}[kind](port)
     environ = {**os.environ, "PYTHONPATH": folder}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     worker = subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environ, **quiet)  # type: ignore[call-overload]

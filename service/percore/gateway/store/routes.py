@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -152,13 +152,20 @@ class Routes:
         else:
             headers.append((b"Content-Range", b"bytes %d-%d/%d" % (part[0], part[1] - 1, size)))
             head = request.head(206, headers, part[1] - part[0])
-        request.write(head)
-        if not request.bodyless(row.status):
-            await self._send_body(request, row, *(part or (0, size)))
+        if request.bodyless(row.status):
+            request.write(head)
+        else:
+            pieces = self._pieces(row, *(part or (0, size)))
+            # Before the head is sent: if it cannot be read, the client gets an error of ours.
+            request.write(head + await anext(pieces, b""))
+            async for piece in pieces:
+                await request.drained(self._answer_seconds)
+                request.write(piece)
         request.finish()
         await request.flushed()
 
-    async def _send_body(self, request: Request, row: Row, begin: int, end: int) -> None:
+    async def _pieces(self, row: Row, begin: int, end: int) -> AsyncIterator[bytes]:
+        """Yield a part of a result."""
         while begin < end:
             number, offset = divmod(begin, PIECE_BYTES)
             which = partial(records.part, sequence=row.sequence, kind=RESULT, run=row.run, number=number)
@@ -166,10 +173,8 @@ class Routes:
             if not data:  # it was erased meanwhile: the client sees that the answer is cut
                 raise Gone("the call was erased")
             piece = data[offset : offset + end - begin]
-            request.write(piece)
             begin += len(piece)
-            if begin < end:
-                await request.drained(self._answer_seconds)
+            yield piece
 
     async def _erase(self, request: Request, call_id: str) -> None:
         row = self._known(await self._stored.find(call_id))

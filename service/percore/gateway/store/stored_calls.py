@@ -423,13 +423,13 @@ class StoredCalls:
             known = records.known_by_key(to, key) if key is not None else None
             if known is not None:
                 return known, True
-            row = None
             if sequence is None:
                 row = records.insert_accepted(to, new, gateway, self._now(to), key, digest)
-            found = sequence if row is None else row.sequence
+            else:
+                row = records.accept(to, sequence, key, digest)
             if last:
-                records.add_part(to, found, REQUEST, 0, number, last)
-            return (records.accept(to, found, key, digest) if row is None else row), False
+                records.add_part(to, row.sequence, REQUEST, 0, number, last)
+            return row, False
 
         try:
             sequence, number, last = await self._insert_all_but_last(new, body, gateway)
