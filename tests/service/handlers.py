@@ -140,6 +140,7 @@ class Journal:
             what, of, pid = line.split()[:3]
             if int(of) == number:
                 (begun.add if what == "begin" else begun.discard)(int(pid))
+        # A worker that has ended the call may live on: its answer was lost with the gateway.
         for other in begun - {os.getpid()}:
             if Path(f"/proc/{other}").exists():
                 self.write(f"overlap {number} {other}")
