@@ -1,8 +1,8 @@
 """Renders `deploy/kustomize` from the Helm chart, so that both install the same objects.
 
 Which file an object goes to follows from what it is: objects of autoscaling and of network policies have components of their
-own, what else the chart renders only with monitoring is the component `monitoring`, and the rest is the base. Overlays are
-written by hand, but for `replacements.yaml`, which lets an overlay's namespace reach the texts that name it.
+own, what else the chart renders only with monitoring is the component `monitoring`, and the rest is the base. What a value adds to
+objects of the base is a patch in its component. Overlays are written by hand, but for `replacements.yaml`, which lets an overlay's namespace reach the texts that name it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ KUBERNETES = "1.35.0"
 FIXED = ("autoscaling.enabled=false", "monitoring.enabled=false", "networkPolicy.enabled=false")
 GROUPS = {"networking.k8s.io": "network-policy", "autoscaling": "hpa", "keda.sh": "keda"}
 ENGINES = ("hpa", "keda")
-HELMS_OWN = re.compile(r"^ +(?:helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.MULTILINE)
+STORED_CALLS = "components/stored-calls"
+WITH_CALLS = "calls.enabled=true"
+HELMS_OWN = re.compile(
+    r"^  annotations:\n(?:    #.*\n)*    helm\.sh/resource-policy: .*\n|^ +(?:helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n",
+    re.MULTILINE,
+)
 BASE = "base"
 Object = dict[str, Any]
 
@@ -63,7 +68,8 @@ def pages() -> dict[str, str]:
             by_template.setdefault(each.template, []).append(each.text)
         for template, texts in by_template.items():
             found[f"{folder}/{template}"] = NOTICE + "---\n".join(texts)
-        found[f"{folder}/kustomization.yaml"] = NOTICE + _kustomization(folder, list(by_template))
+        patches = _of_calls() if folder == STORED_CALLS else []
+        found[f"{folder}/kustomization.yaml"] = NOTICE + _kustomization(folder, list(by_template), patches)
     everywhere = NOTICE + replacements(_everything("somewhere-else"), "somewhere-else")
     for overlay in sorted((HERE / "overlays").iterdir()):
         found[f"overlays/{overlay.name}/replacements.yaml"] = everywhere
@@ -88,6 +94,7 @@ def folders() -> dict[str, list[Manifest]]:
             known.add(each.key)
             group = each.object["apiVersion"].split("/")[0]
             found.setdefault(f"components/{GROUPS.get(group, 'monitoring')}", []).append(each)
+    found[STORED_CALLS] = [each for each in render(*FIXED, WITH_CALLS) if each.key not in known]
     return found
 
 
@@ -97,6 +104,42 @@ def render(*values: str, namespace: str = NAMESPACE) -> list[Manifest]:
     command += [word for value in values for word in ("--set", value)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)  # noqa: S603 (our own chart)
     return list(_split(done.stdout))
+
+
+def _of_calls() -> list[Object]:
+    """Return the patches by which objects of the base store calls."""
+    before = {each.key: each.object for each in render(*FIXED)}
+    after = {each.key: each.object for each in render(*FIXED, WITH_CALLS)}
+    return [
+        {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump(steps, sort_keys=False, width=200)}
+        for (kind, name), old in before.items()
+        if (steps := list(changes(old, after[kind, name])))
+    ]
+
+
+def changes(old: Any, new: Any, path: str = "") -> Iterator[Object]:
+    """Yield the steps of a JSON patch that makes one document the other.
+
+    A list may only grow, at its end, because other components and overlays change lists too.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            place = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
+            if key not in new:
+                yield {"op": "remove", "path": place}
+            elif key not in old:
+                yield {"op": "add", "path": place, "value": new[key]}
+            else:
+                yield from changes(old[key], new[key], place)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) <= len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=False)):
+            yield from changes(one, other, f"{path}/{index}")
+        for each in new[len(old) :]:
+            yield {"op": "add", "path": f"{path}/-", "value": each}
+    elif old != new:
+        if isinstance(old, list | dict) or isinstance(new, list | dict):
+            raise ValueError(f"{path}: a patch cannot tell what else is there: {old!r}, {new!r}")
+        yield {"op": "replace", "path": path, "value": new}
 
 
 def _everything(namespace: str) -> list[Object]:
@@ -115,7 +158,7 @@ def _split(text: str) -> Iterator[Manifest]:
             yield Manifest(template, HELMS_OWN.sub("", rest.strip("\n") + "\n"))
 
 
-def _kustomization(folder: str, files: list[str]) -> str:
+def _kustomization(folder: str, files: list[str], patches: list[Object]) -> str:
     component = folder != BASE
     lines = [
         f"apiVersion: kustomize.config.k8s.io/{'v1alpha1' if component else 'v1beta1'}",
@@ -134,4 +177,9 @@ def _kustomization(folder: str, files: list[str]) -> str:
             "      - op: remove",
             "        path: /spec/replicas",
         ]
+    lines += ["patches:"] if patches else []
+    for each in patches:
+        kind, name = each["target"]["kind"], each["target"]["name"]
+        lines += ["  - target:", f"      kind: {kind}", f"      name: {name}", "    patch: |-"]
+        lines += [f"      {line}" for line in each["patch"].splitlines()]
     return "\n".join(lines) + "\n"

@@ -132,11 +132,61 @@ pods are selected; the chart refuses values that would.
   value: {{ . }}
 {{- end }}
 
+{{/* The claim of the volume with stored calls. Empty: there is none, because they are in PostgreSQL, or not stored. */}}
+{{- define "percore.callsVolume" -}}
+{{- if and .Values.calls.enabled (not .Values.calls.database.existingSecret) -}}
+{{- .Values.calls.persistence.existingClaim | default (printf "%s-gateway-calls" (include "percore.fullname" .)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Its size: a quarter more than the gateway stores, for pages that are not given back yet, and 1 GiB, of which 512 MiB must stay free. */}}
+{{- define "percore.callsVolumeSize" -}}
+{{- $bytes := add (div (mul 5 (int64 .Values.calls.bytes)) 4) 1073741824 -}}
+{{- include "percore.quantity" .Values.calls.persistence.size | default (printf "%dMi" (div (add $bytes 1048575) 1048576)) -}}
+{{- end }}
+
+{{/* Settings of stored calls. */}}
+{{- define "percore.storedCallSettings" -}}
+{{- with .Values.calls -}}
+{{- if .database.existingSecret }}
+- name: PERCORE_GATEWAY_CALLS_DATABASE
+  valueFrom:
+    secretKeyRef:
+      name: {{ .database.existingSecret }}
+      key: {{ .database.key }}
+{{- else }}
+- name: PERCORE_GATEWAY_CALLS_DIR
+  value: /var/lib/percore/calls
+{{- end }}
+- name: PERCORE_GATEWAY_CALLS_RETENTION
+  value: {{ int64 .retentionSeconds | quote }}
+- name: PERCORE_GATEWAY_CALLS_LIMIT
+  value: {{ int64 .limit | quote }}
+- name: PERCORE_GATEWAY_CALLS_BYTES
+  value: {{ int64 .bytes | quote }}
+- name: PERCORE_GATEWAY_CALLS_MAX_RUNS
+  value: {{ int64 .maxRuns | quote }}
+{{- if .webhooks.hosts }}
+- name: PERCORE_GATEWAY_WEBHOOK_HOSTS
+  value: {{ join "," .webhooks.hosts | quote }}
+- name: PERCORE_GATEWAY_WEBHOOK_SECRETS
+  valueFrom:
+    secretKeyRef:
+      name: {{ .webhooks.existingSecret }}
+      key: {{ .webhooks.key }}
+- name: PERCORE_GATEWAY_WEBHOOK_TIMEOUT
+  value: {{ int64 .webhooks.timeoutSeconds | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/*
-The gateway's memory in MiB: 320 for the process, what it may hold of bodies, and 24 KiB for each queued call.
+The gateway's memory in MiB: 320 for the process, what it may hold of bodies, and 24 KiB for each queued call. Stored calls: 64 MiB for
+the libraries and the database's caches, and 8 KiB for each unfinished call.
 */}}
 {{- define "percore.gatewayMemory" -}}
-{{- $bytes := add (int64 .Values.gateway.spool.memoryBytes) (mul 24576 (int64 .Values.queue.length)) -}}
+{{- $stored := ternary (add 67108864 (mul 8192 (int64 .Values.calls.limit))) 0 .Values.calls.enabled -}}
+{{- $bytes := add (int64 .Values.gateway.spool.memoryBytes) (mul 24576 (int64 .Values.queue.length)) $stored -}}
 {{- include "percore.quantity" .Values.gateway.memory | default (printf "%dMi" (add 320 (div (add $bytes 1048575) 1048576))) -}}
 {{- end }}
 

@@ -1,0 +1,48 @@
+{{/* Alerts on stored calls. Without stored calls there are no such series, and no alert fires. */}}
+{{- define "percore.storedCallAlerts" -}}
+{{- $series := include "percore.gatewaySeries" . }}
+{{- $rules := .Values.monitoring.rules }}
+# Over all gateways: after an update the new one waits for the volume, while the old one still serves its running calls.
+- alert: PercoreStoreDown
+  expr: max by (namespace) (percore_store_up{ {{- $series }}}) == 0
+  for: 2m
+  labels:
+    severity: critical
+  annotations:
+    summary: Calls cannot be stored.
+    description: No gateway of the release can use the store of calls. Callers that send calls to be stored, or ask for stored calls, are answered 503.
+# Every gateway that shares a database says the same.
+- alert: PercoreStoredCallsWait
+  expr: max by (namespace) (percore_stored_call_oldest_age_seconds{ {{- $series }},state="queued"}) > {{ int64 $rules.storedCallQueueSeconds }}
+  for: 5m
+  labels:
+    severity: warning
+  annotations:
+    summary: A stored call has been queued for long.
+    description: {{`'The oldest queued stored call was received {{ $value | humanizeDuration }} ago.'`}}
+- alert: PercoreStoreNearlyFull
+  expr: |-
+    max by (namespace) (percore_stored_bytes{ {{- $series }}})
+    / max by (namespace) (percore_stored_bytes_limit{ {{- $series }}}) > 0.9
+  for: 5m
+  labels:
+    severity: warning
+  annotations:
+    summary: There is hardly any room for stored calls.
+    description: {{`'The store of calls is {{ $value | humanizePercentage }} full. When it is full, callers that send calls to be stored are answered 503.'`}}
+- alert: PercoreStoredRunsLost
+  expr: |-
+    round(sum by (namespace) (increase(percore_stored_call_runs_total{ {{- $series }},end=~"pod-lost|gateway-lost"}[1h]))) >= {{ int $rules.minimumCalls }}
+  labels:
+    severity: warning
+  annotations:
+    summary: Runs of stored calls are lost.
+    description: {{`'Runs of stored calls that were lost with their pod or their gateway within an hour: {{ $value }}. Each such call runs again, or has failed.'`}}
+- alert: PercoreWebhooksGivenUp
+  expr: round(sum by (namespace) (increase(percore_webhook_attempts_total{ {{- $series }},outcome="given-up"}[1h]))) > 0
+  labels:
+    severity: warning
+  annotations:
+    summary: Webhooks were not delivered.
+    description: {{`'Webhooks that gateways stopped trying to send within an hour: {{ $value }}.'`}}
+{{- end }}
