@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models.prometheus import Dataquery
 
 from deploy.monitoring import variables
 from deploy.monitoring.queries import NAMESPACE
-from deploy.monitoring.rows import autoscaling, calls, gateway, headline, pods, waits
+from deploy.monitoring.rows import autoscaling, calls, gateway, headline, pods, stored_calls, waits
 
 ROWS = {
     "Headline": headline.panels,
@@ -20,6 +20,7 @@ ROWS = {
     "Autoscaling": autoscaling.panels,
     "Pods": pods.panels,
     "Gateway": gateway.panels,
+    "Stored calls": stored_calls.panels,
 }
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.rules import burn, gateways, pods
+from tests.rules import burn, gateways, pods, stored_calls
 from tests.rules.harness import STEP, Case, alerts, check, groups, key, promtool, rule_of
 
-CASES = [*burn.CASES, *pods.CASES, *gateways.CASES]
+CASES = [*burn.CASES, *pods.CASES, *gateways.CASES, *stored_calls.CASES]
 FIRES = [case for case in CASES if case.description]
 SILENT = [case for case in CASES if not case.description]
 TIMED = [case for case in FIRES if "for" in rule_of(case)]

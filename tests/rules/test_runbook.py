@@ -6,7 +6,9 @@ import promql_parser
 import pytest
 from percore import __version__
 from percore.gateway.gateway_metrics import GatewayMetrics
+from percore.gateway.store.store_metrics import StoreMetrics
 from percore.worker_metrics import WorkerMetrics
+from prometheus_client import CollectorRegistry
 
 from tests.chart.harness import ROOT
 from tests.rules.harness import alerts
@@ -42,7 +44,7 @@ def test_links_within_the_runbook_lead_to_headings() -> None:
 
 def test_every_query_of_the_runbook_parses_and_asks_for_what_is_exported() -> None:
     known = set()
-    for metrics in (WorkerMetrics(), GatewayMetrics()):
+    for metrics in (WorkerMetrics(), GatewayMetrics(), StoreMetrics(CollectorRegistry())):
         known |= set(metrics.registry._names_to_collectors)
     queries = [line for block in re.findall(r"```promql\n(.*?)```", RUNBOOK, re.DOTALL) for line in block.splitlines()]
     assert len(queries) > 15

@@ -1,0 +1,82 @@
+"""Stored calls: how many there are, how they end, and whether there is room for more. Empty if no calls are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deploy.monitoring import panels as make
+from deploy.monitoring.queries import GATEWAY, a_minute, line
+from deploy.monitoring.rows.gateway import LIMIT
+
+UP = {0: ("not used", "orange"), 1: ("in use", "green")}
+
+
+def panels() -> Iterator[make.Panel]:
+    """Yield the row's panels."""
+    yield from _calls()
+    yield from _ends()
+    yield from _store()
+
+
+def _calls() -> Iterator[make.Panel]:
+    # Gateways that share a database all say the same, so the sum would be too high.
+    yield make.steps_of(
+        make.lines(
+            "Stored calls",
+            "Stored calls by state. Calls that have ended stay until their retention is over (calls.retentionSeconds).",
+            "none",
+            [line(f"max by (state) (percore_stored_calls{{{GATEWAY}}})", "{{state}}")],
+        )
+    )
+    yield make.lines(
+        "Oldest stored call",
+        "Time since the oldest stored call of each state was received. A queued one that gets older and older: there are "
+        "too few pods, or callers with a higher priority take them all.",
+        "s",
+        [line(f"max by (state) (percore_stored_call_oldest_age_seconds{{{GATEWAY}}})", "{{state}}")],
+    )
+    store = make.lines(
+        "Bytes of stored calls",
+        "Bytes of bodies and results, and their limit (dashed). At the limit callers that send calls to be stored get 503: "
+        "raise calls.bytes with the size of the volume, or lower calls.retentionSeconds.",
+        "bytes",
+        [
+            line(f"max(percore_stored_bytes{{{GATEWAY}}})", "stored"),
+            line(f"max(percore_stored_bytes_limit{{{GATEWAY}}})", "limit"),
+        ],
+    )
+    yield store.override_by_name("limit", LIMIT)
+
+
+def _ends() -> Iterator[make.Panel]:
+    yield make.lines(
+        "Ends of stored calls, a minute",
+        "How stored calls ended. `expired`: they did not begin in the time that the caller gave them. `failed`: pods were "
+        "lost while they computed the call, as often as it may run.",
+        "cpm",
+        [line(a_minute("percore_stored_calls_ended_total", GATEWAY, "state"), "{{state}}")],
+    ).interval(make.FEW_CALLS)
+    yield make.lines(
+        "Runs of stored calls, a minute",
+        "How runs ended. `pod-lost`, `gateway-lost`: the call runs again, or has failed; see how the pods ended. "
+        "`not-begun`: a pod was lost before it had the whole call, and nothing was computed.",
+        "cpm",
+        [line(a_minute("percore_stored_call_runs_total", GATEWAY, "end"), "{{end}}")],
+    ).interval(make.FEW_CALLS)
+    yield make.lines(
+        "Webhooks, a minute",
+        "Attempts to send a webhook. `failed`: it is tried again. `given-up`: the receiver has not taken it for a day, or has "
+        "refused it for good; see the gateway's log.",
+        "cpm",
+        [line(a_minute("percore_webhook_attempts_total", GATEWAY, "outcome"), "{{outcome}}")],
+    ).interval(make.FEW_CALLS)
+
+
+def _store() -> Iterator[make.Panel]:
+    yield make.states(
+        "Store of calls",
+        "Whether each gateway uses the store. With a volume a new gateway does not use it until the old one has ended. No "
+        "gateway uses it: look at the gateway's log, at the volume, or at the database.",
+        line(f"min by (pod) (percore_store_up{{{GATEWAY}}})", "{{pod}}"),
+        UP,
+    )
