@@ -38,6 +38,25 @@ def test_the_base_alone_is_the_chart_on_a_plain_cluster() -> None:
     assert kustomize.difference(read("base"), kustomize.chart(*values, namespace="percore")) == {}
 
 
+@needs_kubectl
+def test_with_stored_calls_the_base_is_the_chart_that_stores_calls(tmp_path: Path) -> None:
+    overlay = kustomize.write_overlay(tmp_path, [*EVERYTHING, "hpa", "stored-calls"], "elsewhere")
+    built = kustomize.build(overlay)
+    assert kustomize.difference(built, kustomize.chart("calls.enabled=true", namespace="elsewhere")) == {}
+
+
+def test_a_patch_adds_to_the_end_of_a_list_and_says_where_it_cannot() -> None:
+    old, new = {"a": [{"b": 1}], "c": 2}, {"a": [{"b": 3}, {"d": 4}], "e/f": 5}
+    assert list(manifests.changes(old, new)) == [
+        {"op": "replace", "path": "/a/0/b", "value": 3},
+        {"op": "add", "path": "/a/-", "value": {"d": 4}},
+        {"op": "remove", "path": "/c"},
+        {"op": "add", "path": "/e~1f", "value": 5},
+    ]
+    with pytest.raises(ValueError, match="/a: a patch cannot tell"):
+        list(manifests.changes({"a": [1, 2]}, {"a": [1]}))
+
+
 def test_nothing_says_that_helm_manages_it() -> None:
     for path in kustomize.KUSTOMIZE.rglob("*.yaml"):
         text = path.read_text()
