@@ -49,6 +49,9 @@ def by_key(objects: list[Object]) -> dict[Key, Object]:
         labels = each["metadata"].get("labels", {})
         labels.pop("helm.sh/chart", None)
         assert labels.pop("app.kubernetes.io/managed-by", "Helm") == "Helm"
+        annotations = each["metadata"].get("annotations", {})
+        if annotations.pop("helm.sh/resource-policy", None) and not annotations:
+            del each["metadata"]["annotations"]
         if each["kind"] in CLUSTER_WIDE:
             # Kustomize does not know that policies have none, and the API server takes no notice of it.
             each["metadata"].pop("namespace", None)
