@@ -1,8 +1,9 @@
 """Renders `deploy/kustomize` from the Helm chart, so that both install the same objects.
 
 Which file an object goes to follows from what it is: objects of autoscaling and of network policies have components of their
-own, what else the chart renders only with monitoring is the component `monitoring`, and the rest is the base. What a value adds to
-objects of the base is a patch in its component. Overlays are written by hand, but for `replacements.yaml`, which lets an overlay's namespace reach the texts that name it.
+own, what else the chart renders only with monitoring is the component `monitoring`, and the rest is the base. What stored calls
+change in objects of the base is a patch in their component. Overlays are written by hand, but for `replacements.yaml`, which
+lets an overlay's namespace reach the texts that name it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ ENGINES = ("hpa", "keda")
 STORED_CALLS = "components/stored-calls"
 WITH_CALLS = "calls.enabled=true"
 HELMS_OWN = re.compile(
-    r"^  annotations:\n(?:    #.*\n)*    helm\.sh/resource-policy: .*\n|^ +(?:helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n",
+    r"^  annotations:\n(?:    #.*\n)*    helm\.sh/resource-policy: .*\n"
+    r"|^ +(?:helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n",
     re.MULTILINE,
 )
 BASE = "base"
@@ -123,23 +125,26 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[Object]:
     A list may only grow, at its end, because other components and overlays change lists too.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            place = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
-            if key not in new:
-                yield {"op": "remove", "path": place}
-            elif key not in old:
-                yield {"op": "add", "path": place, "value": new[key]}
-            else:
-                yield from changes(old[key], new[key], place)
+        yield from _changed_keys(old, new, path)
     elif isinstance(old, list) and isinstance(new, list) and len(old) <= len(new):
         for index, (one, other) in enumerate(zip(old, new, strict=False)):
             yield from changes(one, other, f"{path}/{index}")
-        for each in new[len(old) :]:
-            yield {"op": "add", "path": f"{path}/-", "value": each}
+        yield from ({"op": "add", "path": f"{path}/-", "value": each} for each in new[len(old) :])
+    elif isinstance(old, list | dict) or isinstance(new, list | dict):
+        raise TypeError(f"{path}: a patch cannot tell what else is there: {old!r}, {new!r}")
     elif old != new:
-        if isinstance(old, list | dict) or isinstance(new, list | dict):
-            raise ValueError(f"{path}: a patch cannot tell what else is there: {old!r}, {new!r}")
         yield {"op": "replace", "path": path, "value": new}
+
+
+def _changed_keys(old: Object, new: Object, path: str) -> Iterator[Object]:
+    for key in sorted(old.keys() | new.keys()):
+        place = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
+        if key not in new:
+            yield {"op": "remove", "path": place}
+        elif key not in old:
+            yield {"op": "add", "path": place, "value": new[key]}
+        else:
+            yield from changes(old[key], new[key], place)
 
 
 def _everything(namespace: str) -> list[Object]:

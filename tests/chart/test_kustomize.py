@@ -53,7 +53,7 @@ def test_a_patch_adds_to_the_end_of_a_list_and_says_where_it_cannot() -> None:
         {"op": "remove", "path": "/c"},
         {"op": "add", "path": "/e~1f", "value": 5},
     ]
-    with pytest.raises(ValueError, match="/a: a patch cannot tell"):
+    with pytest.raises(TypeError, match="/a: a patch cannot tell"):
         list(manifests.changes({"a": [1, 2]}, {"a": [1]}))
 
 

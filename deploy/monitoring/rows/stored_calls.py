@@ -79,4 +79,4 @@ def _store() -> Iterator[make.Panel]:
         "gateway uses it: look at the gateway's log, at the volume, or at the database.",
         line(f"min by (pod) (percore_store_up{{{GATEWAY}}})", "{{pod}}"),
         UP,
-    )
+    ).span(24)

@@ -1,0 +1,87 @@
+"""Callers inside the cluster who store calls: send many, wait for each end, and print what came of them.
+
+``python stored_caller.py PLAN`` with JSON: ``url`` and ``path``; ``count`` calls, ``at_once`` of them at the same time; each
+takes ``seconds``; ``sizes`` are pairs: a share of the calls, and the bytes of their bodies. Nothing but Python is needed. Each
+call has an input of its own, so that the result of another one is told from its own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+ENDS = {"succeeded", "failed", "cancelled", "expired"}
+PATIENCE = 900.0
+AGAIN = {429, 503}
+
+
+def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, bytes]:
+    """Send a request until it is answered by a gateway that has the store; return status, headers and body."""
+    ends = time.monotonic() + PATIENCE
+    while True:
+        request = Request(url, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        try:
+            with urlopen(request, timeout=60) as answer:
+                return answer.status, answer.headers, answer.read()
+        except HTTPError as error:
+            if error.code not in AGAIN:
+                return error.code, error.headers, error.read()
+        except OSError:
+            pass  # the gateway was killed, or is not there yet
+        if time.monotonic() > ends:
+            raise TimeoutError(url)
+        time.sleep(0.2)
+
+
+def call(plan: dict[str, Any], number: int) -> dict[str, Any]:
+    """Store one call, wait for its end, and return what came of it."""
+    size = random.Random(number).choices(*reversed(list(zip(*plan["sizes"], strict=True))))[0]
+    given = plan["seconds"] + number / 1e6
+    body = json.dumps({"inputs": {"seconds": [given]}}).ljust(size).encode()
+    headers = {"Prefer": "respond-async", "Idempotency_Key": f"{plan['prefix']}-{number}", "Percore_Max_Runs": "10"}
+    status, found, said = ask(plan["url"] + plan["path"], body, **headers)
+    if status != 202:
+        return {"state": f"refused {status}", "said": said[:200].decode(errors="replace")}
+    where = plan["url"] + found["Location"]
+    while True:
+        status, _, said = ask(where, Prefer="wait=20")
+        if status != 200:
+            return {"state": f"lost {status}", "id": where}
+        seen = json.loads(said)
+        if seen["state"] in ENDS:
+            break
+    status, _, said = ask(where + "/result")
+    right = status == 200 and json.loads(said)["outputs"] == [given]
+    again = json.loads(ask(where)[2])["state"]
+    return {
+        "state": seen["state"],
+        "right": right,
+        "again": again == seen["state"],
+        "id": seen["id"],
+        "runs": len(seen["runs"]),
+    }
+
+
+def main() -> None:
+    """Make the calls, and print a summary and each call that did not end well."""
+    plan = json.loads(sys.argv[1])
+    with ThreadPoolExecutor(plan["at_once"]) as threads:
+        made = list(threads.map(lambda number: call(plan, number), range(plan["count"])))
+    summary = {
+        "states": Counter(each["state"] for each in made),
+        "ids": len({each.get("id") for each in made}),
+        "reruns": sum(each.get("runs", 1) > 1 for each in made),
+        "odd": [each for each in made if not (each["state"] == "succeeded" and each["right"] and each["again"])],
+    }
+    sys.stdout.write(json.dumps(summary) + "\n")
+
+
+if __name__ == "__main__":
+    main()

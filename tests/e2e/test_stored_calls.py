@@ -1,0 +1,165 @@
+"""Stored calls on a cluster: gateways and pods are killed at random, and there may be no pod at all when calls are stored."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Install, releases
+from tests.e2e.crowd import Crowd
+from tests.e2e.harness import Release, eventually, kubectl, name
+from tests.e2e.test_crowds import KILL_THE_WORKER
+from tests.e2e.test_scale_to_zero import TO_ZERO, allowed, value
+from tests.e2e.volumes import volume
+
+CALLER = Path(__file__).with_name("stored_caller.py")
+CALLS = {"calls": {"enabled": True, "persistence": {"size": "20Gi"}}, "gateway": {"memory": "512Mi"}}
+SIZES = ((0.75, 1_000), (0.23, 100_000), (0.02, 8_000_000))
+KILLS, EVERY = 30, 4.0
+"""How often something is killed, and how many seconds lie between."""
+
+
+class Callers(Crowd):
+    """Callers who store their calls. ``stored_caller.py`` says what the plan means."""
+
+    def _pod(self) -> dict[str, Any]:
+        pod = super()._pod()
+        plan = {
+            "url": f"http://{self.release.full_name}.{self.release.namespace}.svc:8080",
+            "path": "/v1/models/default:predict",
+            "prefix": self.name,
+            "count": self.count,
+            "at_once": self.at_once,
+            "seconds": self.seconds,
+            "sizes": self.sizes,
+        }
+        pod["spec"]["containers"][0]["command"] = ["python", "-c", CALLER.read_text(), json.dumps(plan)]
+        return pod
+
+
+class Logs:
+    """The logs of all inference pods that there ever were: a pod that is deleted takes its log with it."""
+
+    def __init__(self, release: Release, folder: Path) -> None:
+        self._release = release
+        self._folder = folder
+        self._followed: dict[str, subprocess.Popen[bytes]] = {}
+
+    def follow(self) -> None:
+        """Begin to read the logs of new pods."""
+        for pod in self._release.ready():
+            if pod not in self._followed:
+                command = ["kubectl", "-n", self._release.namespace, "logs", "--follow", pod, "-c", "inference"]
+                with (self._folder / pod).open("wb") as to:
+                    self._followed[pod] = subprocess.Popen(command, stdout=to, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        for each in self._followed.values():
+            each.kill()
+            each.wait()
+
+    def runs(self) -> dict[str, list[tuple[float, float, str]]]:
+        """Return begin, end and number of each run that was logged, by its call."""
+        found: dict[str, list[tuple[float, float, str]]] = {}
+        for path in self._folder.iterdir():
+            for text in path.read_text().rpartition("\n")[0].splitlines():
+                line = json.loads(text) if text.startswith("{") else {}
+                if line.get("call_id") and line.get("run_seconds") is not None:
+                    ended = datetime.fromisoformat(line["time"]).timestamp()
+                    found.setdefault(line["call_id"], []).append((ended - line["run_seconds"], ended, line["run"]))
+        return found
+
+
+def _kill_something(release: Release, dice: random.Random) -> str:
+    """Kill a gateway's process, a worker, or a whole pod; return which. What is gone already is as good as killed."""
+    component = dice.choice(["gateway", "inference"])
+    pods = release.pods(component)
+    if not pods:
+        return "nothing"
+    pod = name(dice.choice(pods))
+    where = ["kubectl", "-n", release.namespace]
+    if component == "inference" and dice.random() < 0.3:
+        what = ["delete", "pod", pod, "--grace-period=0", "--force", "--wait=false"]
+    elif component == "inference":
+        what = [
+            "exec",
+            pod,
+            "-c",
+            "inference",
+            "--",
+            "sh",
+            "-c",
+            KILL_THE_WORKER,
+        ]
+    else:
+        what = ["exec", pod, "-c", "gateway", "--", "sh", "-c", "kill -9 $(cat /proc/1/task/1/children)"]
+    subprocess.run([*where, *what], capture_output=True, timeout=60, check=False)
+    return f"{component} {what[0]}"
+
+
+@pytest.mark.proof
+def test_every_receipted_call_ends_once_and_right_while_gateways_and_pods_are_killed(
+    install: Install, namespace: str, tmp_path: Path
+) -> None:
+    with volume(namespace, "stored-percore-gateway-calls"):
+        release = install("stored", replicas=4, **CALLS)
+        release.wait(4)
+        logs, dice = Logs(release, tmp_path), random.Random(18)
+        callers = Callers(release, "stored-callers", count=2000, at_once=48, seconds=0.05, sizes=SIZES).start()
+        over = threading.Event()
+        killed = []
+        for _ in range(KILLS):
+            logs.follow()
+            killed.append(_kill_something(release, dice))
+            over.wait(EVERY * dice.uniform(0.5, 1.5))
+        watcher = threading.Thread(target=lambda: [logs.follow() for _ in iter(lambda: over.wait(1), True)], daemon=True)
+        watcher.start()
+        try:
+            summary = callers.done(1500)
+        finally:
+            over.set()
+            watcher.join()
+            logs.stop()
+        print(f"killed: {sorted(killed)}")
+        assert summary["states"] == {"succeeded": 2000}, summary["odd"][:5]
+        assert summary["odd"] == []
+        assert summary["ids"] == 2000, "one Idempotency-Key, one call"
+        assert summary["reruns"] > 0, "no kill hit a run, so this has shown nothing"
+        for call, runs in logs.runs().items():
+            ordered = sorted(runs)
+            assert len({number for _, _, number in runs}) == len(runs), (call, runs)
+            for (_, ended, _), (began, _, _) in itertools.pairwise(ordered):
+                assert began > ended - 0.002, (call, ordered)
+        release.uninstall()
+        kept = kubectl("-n", namespace, "get", "persistentvolumeclaim", "stored-percore-gateway-calls", "-o", "name")
+        assert kept, "helm uninstall removed the callers' data"
+
+
+@pytest.fixture(scope="module")
+def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
+    """A release whose metrics the HPA can read."""
+    if not allowed(namespace):
+        pytest.skip("needs the feature gate HPAScaleToZero, on by default in Kubernetes 1.37")
+    with volume(namespace, "later-percore-gateway-calls"), releases(namespace, request.session) as install:
+        values = {**TO_ZERO, "autoscaling": {**TO_ZERO["autoscaling"], "spareReplicas": 0}}
+        release = install("later", **CALLS, **values)
+        eventually(lambda: value(release, "percore_in_flight_requests") == "0", seconds=300, every=1)
+        yield release
+
+
+def test_stored_calls_wake_as_many_pods_as_there_may_be_and_afterwards_there_is_none(scaled: Release) -> None:
+    eventually(lambda: scaled.replicas() == 0 and not scaled.pods("inference"), every=1)
+    callers = Callers(scaled, "later-callers", count=200, at_once=200, seconds=0.5).start()
+    eventually(lambda: scaled.replicas() == 4, seconds=120, every=1)
+    summary = callers.done()
+    assert summary["states"] == {"succeeded": 200}, summary["odd"][:5]
+    eventually(lambda: scaled.replicas() == 0, seconds=120, every=1)
