@@ -72,7 +72,7 @@ def test_it_is_what_the_types_of_grafana_say() -> None:
 
 def test_its_rows_are_in_the_order_in_which_one_asks() -> None:
     rows = [each["title"] for each in SHIPPED["panels"] if each["type"] == "row"]
-    assert rows == ["Headline", "Calls", "Queue time and run time", "Autoscaling", "Pods", "Gateway"]
+    assert rows == ["Headline", "Calls", "Queue time and run time", "Autoscaling", "Pods", "Gateway", "Stored calls"]
 
 
 def test_no_two_panels_have_one_id_or_one_title() -> None:
