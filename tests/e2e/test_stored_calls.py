@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.conftest import Install, releases
 from tests.e2e.crowd import Crowd
-from tests.e2e.harness import Release, eventually, kubectl, name
+from tests.e2e.harness import Release, eventually, kubectl, merged, name
 from tests.e2e.test_crowds import KILL_THE_WORKER
 from tests.e2e.test_scale_to_zero import TO_ZERO, allowed, value
 from tests.e2e.volumes import volume
@@ -61,6 +61,11 @@ class Logs:
                 command = ["kubectl", "-n", self._release.namespace, "logs", "--follow", pod, "-c", "inference"]
                 with (self._folder / pod).open("wb") as to:
                     self._followed[pod] = subprocess.Popen(command, stdout=to, stderr=subprocess.DEVNULL)
+
+    def follow_until(self, over: threading.Event) -> None:
+        """Read the logs of new pods until it is over."""
+        while not over.wait(1):
+            self.follow()
 
     def stop(self) -> None:
         for each in self._followed.values():
@@ -121,7 +126,7 @@ def test_every_receipted_call_ends_once_and_right_while_gateways_and_pods_are_ki
             logs.follow()
             killed.append(_kill_something(release, dice))
             over.wait(EVERY * dice.uniform(0.5, 1.5))
-        watcher = threading.Thread(target=lambda: [logs.follow() for _ in iter(lambda: over.wait(1), True)], daemon=True)
+        watcher = threading.Thread(target=logs.follow_until, args=(over,), daemon=True)
         watcher.start()
         try:
             summary = callers.done(1500)
@@ -150,8 +155,7 @@ def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
     if not allowed(namespace):
         pytest.skip("needs the feature gate HPAScaleToZero, on by default in Kubernetes 1.37")
     with volume(namespace, "later-percore-gateway-calls"), releases(namespace, request.session) as install:
-        values = {**TO_ZERO, "autoscaling": {**TO_ZERO["autoscaling"], "spareReplicas": 0}}
-        release = install("later", **CALLS, **values)
+        release = install("later", **merged(merged(TO_ZERO, CALLS), {"autoscaling": {"spareReplicas": 0}}))
         eventually(lambda: value(release, "percore_in_flight_requests") == "0", seconds=300, every=1)
         yield release
 
