@@ -39,11 +39,12 @@ EVERYTHING = (
     "priorityClassName=high",
 )
 APP = ("app=myapp:create_app()", "gateway.healthPaths={/,/health}")
-VARIANTS = [(), FIXED, EVERYTHING, APP, ("gateway.deletionCosts.enabled=false", "networkPolicy.enabled=false")]
+STORED = ("calls.enabled=true",)
+VARIANTS = [(), FIXED, EVERYTHING, APP, STORED, ("gateway.deletionCosts.enabled=false", "networkPolicy.enabled=false")]
 NOT_KUBERNETES_OWN = {"ServiceMonitor", "PrometheusRule"}
 
 
-@pytest.fixture(params=VARIANTS, ids=["defaults", "fixed", "everything", "app", "less"])
+@pytest.fixture(params=VARIANTS, ids=["defaults", "fixed", "everything", "app", "stored", "less"])
 def objects(request: pytest.FixtureRequest) -> list[Object]:
     return render(*request.param)
 
@@ -71,7 +72,9 @@ def test_every_pod_keeps_to_pod_security_restricted_and_writes_nowhere_but_to_it
         assert security["runAsUser"] == 65532
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
-        assert all(volume.keys() <= {"name", "emptyDir", "projected"} for volume in spec.get("volumes", []))
+        assert all(
+            volume.keys() <= {"name", "emptyDir", "projected", "persistentVolumeClaim"} for volume in spec.get("volumes", [])
+        )
         for container in containers(spec):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
