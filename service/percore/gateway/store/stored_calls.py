@@ -413,7 +413,7 @@ class StoredCalls:
     async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
         """Store a call with its body; return it, or the id of the one that has the key already.
 
-        Raises IdempotencyKeyReused for another request: here, because in the transaction it would fail all other writes in it.
+        Raises IdempotencyKeyReused if it has the key of another request.
         """
         gateway = self._gateway
         if not gateway:
@@ -437,12 +437,10 @@ class StoredCalls:
         except BaseException:
             self._drop(new, body)
             raise
-        if not is_known:
-            return row
-        self._drop(new, body)
-        if row.digest != digest:
-            raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key")
-        return str(row.id)
+        if is_known:
+            self._drop(new, body)
+            return _id_of_same_request(row, digest)
+        return row
 
     async def _insert_all_but_last(self, new: NewCall, body: Body, gateway: str) -> tuple[int | None, int, bytes]:
         """Store all pieces of a body but the last one; return the call's sequence number, and the last piece with its number.
@@ -842,3 +840,10 @@ def _free_bytes(folder: Path) -> int:
     except OSError as error:
         raise StoreFailed(f"the folder of the stored calls cannot be used: {error.strerror}") from error
     return found.f_bavail * found.f_frsize
+
+
+def _id_of_same_request(known: Row, digest: bytes | None) -> str:
+    """Return the id of the call that has the key. Not part of a write: an error in one fails all writes of its transaction."""
+    if known.digest != digest:
+        raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key")
+    return str(known.id)
