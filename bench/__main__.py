@@ -14,7 +14,7 @@ from bench import alone, bulk, bursts, empty, footprint, gateway, machine, pictu
 from bench.calls import ideal, summarise
 from bench.results import Results
 from bench.setups import CALLS, Setup
-from tests.service.harness import ROOT
+from harness.service import ROOT
 
 OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 LOGS = OUTPUT / "logs"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.machine import pinned
-from tests.service.harness import MODELS, ROOT
+from harness.service import MODELS, ROOT
 
 TRIAL_SECONDS = 0.5
 ROUND_STEPS = 100

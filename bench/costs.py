@@ -1,7 +1,7 @@
 """Where the time of an empty call goes in percore's worker: ``python -m bench.costs``.
 
 The worker's own code runs here over a real connection, in a process pinned to one core. First each step is timed by a wrapper
-around its function, which is nearly true; then cProfile names what is inside, which it makes slower, the small the more.
+worker its function, which is nearly true; then cProfile names what is inside, which it makes slower, the small the more.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from percore import settings
 from percore.api.app import create_app
 from percore.handlers import custom
 from percore.model_metadata import Catalog
-from percore.worker import answer, client_disconnect, exchange, receive
+from percore.worker import answer, exchange, receive
 from percore.worker.report import Reporter
 from percore.worker.watchdog import Watchdog
 
 from bench import client
 from bench.machine import pinned
-from tests.service.harness import ROOT
+from harness.service import ROOT
 
-One = Callable[[exchange.Surroundings, socket.socket], None]
+One = Callable[[exchange.WorkerContext, socket.socket], None]
 
 CALLS = 3000
 TOP = 25
@@ -92,37 +92,37 @@ def _inbox(folder: Path) -> Iterator[None]:
         yield
 
 
-def _surroundings(reporter: Reporter, listener: socket.socket) -> exchange.Surroundings:
+def _context(reporter: Reporter, listener: socket.socket) -> exchange.WorkerContext:
     read = settings.load({"PERCORE_HANDLER": "percore.handlers.echo:Echo"})
     model = custom.load("percore.handlers.echo:Echo", "default")
     app = create_app([model], Catalog((model.info,)), max_body_bytes=read.limits.max_body_bytes)
-    watchdog = Watchdog(on_tick=reporter.tend)
+    watchdog = Watchdog(on_tick=reporter.reconnect)
     watchdog.start()
-    return exchange.Surroundings(app.wsgi_app, Config(), read.limits, watchdog, reporter, listener.getsockname(), 1.0)
+    return exchange.WorkerContext(app.wsgi_app, Config(), read.limits, watchdog, reporter, listener.getsockname(), 1.0)
 
 
-def _serve(around: exchange.Surroundings, listener: socket.socket, calls: int, one: One | None = None) -> list[float]:
+def _serve(worker: exchange.WorkerContext, listener: socket.socket, calls: int, one: One | None = None) -> list[float]:
     """Serve so many calls that are sent from here; return the seconds of each, from accept to the end of serving."""
     spent = []
     for _ in range(calls):
         caller = socket.create_connection(listener.getsockname())
         caller.sendall(MESSAGE)
         began = time.perf_counter()
-        (one or _one)(around, listener)
+        (one or _one)(worker, listener)
         spent.append(time.perf_counter() - began)
         caller.close()
     return spent
 
 
-def _one(around: exchange.Surroundings, listener: socket.socket) -> None:
+def _one(worker: exchange.WorkerContext, listener: socket.socket) -> None:
     """Do what Gunicorn's sync worker and percore's do with one connection."""
     connection, address = listener.accept()
     connection.setblocking(True)
-    exchange.Exchange(around, connection, address).serve()
+    exchange.Exchange(worker, connection, address).serve()
 
 
 STEPS: dict[str, tuple[Any, str]] = {
-    "is the client still there?": (client_disconnect, "peer_is_gone"),
+    "is the client still there?": (exchange, "peer_is_gone"),
     "parse the head (Gunicorn)": (receive, "read_head"),
     "report that it starts": (Reporter, "started"),
     "read the body": (receive, "read_body"),
@@ -147,15 +147,15 @@ def _timed(work: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
     return wrapper
 
 
-def _steps(around: exchange.Surroundings, listener: socket.socket) -> list[Cost]:
+def _steps(worker: exchange.WorkerContext, listener: socket.socket) -> list[Cost]:
     """Time each step of ``CALLS`` calls by wrapping its function. Medians: another process may get a turn in between."""
     spent: dict[str, list[float]] = {name: [] for name in (*STEPS, APPLICATION)}
     originals = {name: getattr(*place) for name, place in STEPS.items()}
     for name, (owner, attribute) in STEPS.items():
         setattr(owner, attribute, _timed(originals[name], spent[name]))
-    plain, around.application = around.application, _timed(around.application, spent[APPLICATION])
-    whole = _serve(around, listener, CALLS)
-    around.application = plain
+    plain, worker.application = worker.application, _timed(worker.application, spent[APPLICATION])
+    whole = _serve(worker, listener, CALLS)
+    worker.application = plain
     for name, (owner, attribute) in STEPS.items():
         setattr(owner, attribute, originals[name])
     found = {name: statistics.median(each) for name, each in spent.items()}
@@ -163,10 +163,10 @@ def _steps(around: exchange.Surroundings, listener: socket.socket) -> list[Cost]
     return [Cost(name, seconds * 1e6) for name, seconds in sorted(found.items(), key=lambda each: -each[1])]
 
 
-def _functions(around: exchange.Surroundings, listener: socket.socket) -> list[Cost]:
+def _functions(worker: exchange.WorkerContext, listener: socket.socket) -> list[Cost]:
     profile = cProfile.Profile()
     # The server's side alone: the client is in this process too.
-    _serve(around, listener, CALLS, one=lambda around, listener: profile.runcall(_one, around, listener))
+    _serve(worker, listener, CALLS, one=lambda worker, listener: profile.runcall(_one, worker, listener))
     found = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
     own = sorted(((own, calls, *place) for place, (_, calls, own, _, _) in found), reverse=True)
     return [Cost(_place(*place), seconds / CALLS * 1e6, calls / CALLS) for seconds, calls, *place in own[:TOP]]
@@ -183,11 +183,11 @@ def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server((client.HOST, 0)) as listener, _inbox(Path(folder)):
         reporter = Reporter(Path(folder) / "events.sock")
-        reporter.tend()
-        around = _surroundings(reporter, listener)
-        _serve(around, listener, CALLS // 10)
-        whole = statistics.median(_serve(around, listener, CALLS)) * 1e6
-        steps, functions = _steps(around, listener), _functions(around, listener)
+        reporter.reconnect()
+        worker = _context(reporter, listener)
+        _serve(worker, listener, CALLS // 10)
+        whole = statistics.median(_serve(worker, listener, CALLS)) * 1e6
+        steps, functions = _steps(worker, listener), _functions(worker, listener)
         print(json.dumps(asdict(Costs(whole, steps, functions))))
         reporter.close()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bench import client, servers
 from bench.calls import quantile
 from bench.machine import cores, memory
-from tests.service.harness import Service
+from harness.service import Service
 
 PAUSE_SECONDS = 0.01
 

@@ -25,8 +25,8 @@ from bench import bulk, client, servers
 from bench.calls import quantile
 from bench.empty import BODY
 from bench.machine import cores, pinned
-from tests.gateway.harness import PREDICT, Gateway
-from tests.service.harness import ROOT, Service, eventually, free_port
+from harness.gateway import PREDICT, Gateway
+from harness.service import ROOT, Service, eventually, free_port
 
 TURNS = 5
 QUANTILES = (0.1, 0.5, 0.9, 0.99)

@@ -134,7 +134,8 @@ def footprint(found: Footprint) -> str:
 def document(results: Results) -> str:
     """Return the whole report."""
     return (
-        "\n\n".join(["# Measurements", f"On {results.machine}. `make bench` measures them anew.", *_sections(results)]) + "\n"
+        "\n\n".join(["# Measurements", f"On {results.machine}. `make bench` repeats the measurements.", *_sections(results)])
+        + "\n"
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from bench import client, servers
 from bench.calls import quantile
 from bench.machine import cores, memory
-from tests.service.harness import Service, eventually, processes_in
+from harness.service import Service, eventually, processes_in
 
 DIGITS = client.request("/v1/models/digits:predict", json.dumps({"instances": [[0.0] * 64]}).encode())
 BURN = json.dumps({"inputs": [2**30]}).encode()

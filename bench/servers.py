@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import client
 from bench.setups import Setup
-from tests.service.harness import MODELS, ROOT, Service, free_port
+from harness.service import MODELS, ROOT, Service, free_port
 
 START_SECONDS = 150.0
 HOLD_SECONDS = 0.1

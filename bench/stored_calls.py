@@ -28,8 +28,8 @@ from percore.gateway.endpoints import Endpoint
 from bench import client, machine, servers
 from bench.calls import quantile
 from bench.report import table
-from tests.gateway.harness import PREDICT, Gateway
-from tests.service.harness import ROOT, eventually, free_port
+from harness.gateway import PREDICT, Gateway
+from harness.service import ROOT, eventually, free_port
 
 OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 AT_ONCE = 16

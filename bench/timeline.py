@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.calls import Call
-from tests.svg import FAILED, FAINT, INK, MARGIN, PALETTE, WAITING, axis, document, legend, number, placed, rectangle, text
+from tools.svg import FAILED, FAINT, INK, MARGIN, PALETTE, WAITING, axis, document, legend, number, placed, rectangle, text
 
 BAR, PITCH = 8, 10
 HEAD, FOOT, GAP = 56, 24, 32

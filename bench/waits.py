@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench import client, machine, queueing, servers
 from bench.bursts import run_seconds
-from tests.service.harness import ROOT
+from harness.service import ROOT
 
 OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 RUN_SECONDS = 0.2

@@ -13,14 +13,15 @@ from typing import Any, Self, cast
 
 from gunicorn.config import Config
 from percore import settings
-from percore.worker.exchange import Application, Exchange, Surroundings
+from percore.worker.exchange import Application, Exchange, WorkerContext
 from percore.worker.report import Reporter
 from percore.worker.reservation import Reservations
 from percore.worker.user_app import UserApp
 from percore.worker.watchdog import Watchdog
 
+from harness.gateway import RESERVED
+
 OPTIONS = b"OPTIONS * HTTP/1.1\r\nHost: x\r\nPercore-Gateway: one\r\n\r\n"
-RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
 LIMITS = settings.load({"PERCORE_BODY_TIMEOUT": "2", "PERCORE_ANSWER_TIMEOUT": "2", "PERCORE_MAX_BODY_BYTES": "1000000"}).limits
 CONFIG = Config()
 for _name, _value in {"forwarder_headers": "", "forwarded_allow_ips": ""}.items():
@@ -44,7 +45,7 @@ class Reports:
         self.models.append(model)
         self.events.append(f"finished {code}")
 
-    def counted(self, event: str, **fields: Any) -> None:
+    def count_event(self, event: str, **fields: Any) -> None:
         self.events.append(" ".join([event, *fields.values()]))
 
 
@@ -58,7 +59,7 @@ class Served:
         self.client.settimeout(5)
         self.reports = Reports()
         self.watchdog = Watchdog()
-        around = Surroundings(
+        around = WorkerContext(
             application=application,
             config=CONFIG,
             limits=replace(LIMITS, **limits),

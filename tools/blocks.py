@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,7 @@ from pathlib import Path
 from bench import queueing, waits
 from bench.report import table
 from deploy.helm import ingress_table
-from tests.e2e import picture
-from tests.service.process_handlers import WAYS, Processes
+from tools import burst_picture as picture
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "docs/bench"
@@ -89,8 +87,11 @@ def burst() -> str:
 
 def processes() -> str:
     """Return what a handler may do with processes: the ways that the tests take."""
-    told = [(inspect.getdoc(getattr(Processes, way)) or "").partition(": ") for way in WAYS]
-    return table(["way", "what holds"], [[way, what.strip().rstrip(".")] for way, _, what in told])
+    tree = ast.parse((ROOT / "tests/service/process_handlers.py").read_text())
+    [handler] = [each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "Processes"]
+    methods = [each for each in handler.body if isinstance(each, ast.FunctionDef)]
+    ways = [(ast.get_docstring(each) or "").partition(": ") for each in methods]
+    return table(["way", "what is tested"], [[way, what.strip().rstrip(".")] for way, colon, what in ways if colon])
 
 
 # --- what was measured
@@ -108,7 +109,7 @@ def pictures() -> str:
             "![With percore as many calls run as there are cores, each as fast as alone](docs/bench/cure.svg)",
             f"**On a cluster**, a pod for each call. {picture.told(json.loads(BURST.read_text()))}:",
             "![A burst of calls on a cluster, and the pods that start for it](docs/bench/burst.svg)",
-            "What people try, with TensorFlow as it comes, and percore:",
+            "Usual set-ups with TensorFlow's default threads, and percore:",
             _rows_that_tell(section),
             LIMITS,
         ]

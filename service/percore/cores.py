@@ -1,8 +1,8 @@
 """Which cores this process may use, and how each worker gets its own.
 
 Cores come from the cpuset (``sched_getaffinity``) and from the CPU quota of every cgroup that the process is in, version 1
-and 2. A worker claims its cores by a file lock, which the kernel releases whenever the worker ends, however it ends: so the
-worker that replaces a dead one takes the dead one's cores, and never a core on which somebody still computes.
+and 2. A worker claims its cores by a file lock. The kernel releases the lock when the worker ends, however it ends. So the next
+worker takes the cores of the worker that ended, and never a core on which another worker still computes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _folders(root: Path, path: str) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float:
-    """Return the CPUs that one cgroup allows; infinity where it sets no bound."""
+    """Return the CPUs that one cgroup allows; infinity if it sets no bound."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
@@ -71,14 +71,14 @@ def _cpuset() -> Iterable[int]:
 
 
 def usable_cores(affinity: Sequence[int] | None = None, quota: float | None = None) -> Cores:
-    """Return the cores to compute on: those of the cpuset, and no more of them than the quota has whole CPUs for."""
+    """Return the cores to compute on: the first ones of the cpuset, as many as the quota has whole CPUs."""
     cores = sorted(_cpuset() if affinity is None else affinity)
     quota = cpu_quota() if quota is None else quota
     return tuple(cores[: max(1, math.floor(min(quota, len(cores))))])
 
 
-def deal(cores: Sequence[int], per_call: int) -> tuple[Cores, ...]:
-    """Deal cores out in groups of ``per_call``, a group a worker; raise SettingsError where not even one is complete."""
+def core_groups(cores: Sequence[int], per_call: int) -> tuple[Cores, ...]:
+    """Return groups of ``per_call`` cores, one for each worker; raise SettingsError if there are too few cores for one."""
     groups = tuple(tuple(cores[start : start + per_call]) for start in range(0, len(cores) - per_call + 1, per_call))
     if not groups:
         raise SettingsError(
@@ -96,7 +96,7 @@ class Claim:
 
 
 def try_claim(folder: Path, groups: Sequence[Cores]) -> Claim | None:
-    """Claim the first group nobody holds; return None where all are held."""
+    """Claim the first group that no other process holds; return None if all are held."""
     for cores in groups:
         lock = Lock(folder / f"core-{cores[0]}.lock")
         if lock.take():

@@ -1,4 +1,4 @@
-"""Names of element types: one row a type, in each vocabulary that percore speaks.
+"""Names of element types: one row for each type, with its name in numpy, in TensorFlow and in the Open Inference Protocol.
 
 Plain strings, so that processes which never compute (status server, arbiter) need neither numpy nor TensorFlow.
 Sources: TensorFlow's ``types.proto`` and the "Tensor Data Types" table of the Open Inference Protocol, version 2.
@@ -14,13 +14,13 @@ class DType:
     """One element type."""
 
     name: str
-    """numpy's name, also TensorFlow's but for ``bytes`` (``string`` there) and ``float16`` (``half``)."""
+    """numpy's name. TensorFlow has the same, except ``string`` for ``bytes`` and ``half`` for ``float16``."""
     tensorflow: str
     """The name in TensorFlow Serving's metadata, e.g. ``DT_FLOAT``."""
     openinference: str
     """The datatype of the Open Inference Protocol, e.g. ``FP32``."""
     size: int
-    """Bytes an element; 0 for ``bytes``, whose elements differ."""
+    """Bytes of one element; 0 for ``bytes``, whose elements differ in size."""
 
 
 DTYPES = (

@@ -6,7 +6,7 @@
     ├── StartError                what stops a process before it serves; never seen by a caller
     │   ├── SettingsError         a setting breaks its rule
     │   └── LoadError             a model, or a user's handler, cannot be loaded
-    └── CallError                 what a caller is told: a status, a code, a sentence
+    └── CallError                 what a caller gets: a status, a code, a sentence
         ├── BadInput              400 bad-input
         │   └── BadRequest        400 bad-request: not even HTTP
         ├── NotFound              404 not-found
@@ -56,9 +56,9 @@ class LoadError(StartError):
 
 
 class CallError(PercoreError):
-    """An error a caller is told about.
+    """An error that a caller gets as its answer.
 
-    ``retry_after`` (whole seconds) becomes a ``Retry-After`` header where it helps the caller.
+    ``retry_after`` (whole seconds) becomes a ``Retry-After`` header; None: the answer has none.
     """
 
     status: ClassVar[int] = 500
@@ -136,7 +136,7 @@ class IdempotencyKeyReused(CallError):
 
 
 class BodyTooLarge(CallError):
-    """The body, or what a compact body unfolds into, is over the size limit."""
+    """The body is over the size limit, or a small body would become data over this limit."""
 
     status = 413
     code = "body-too-large"
@@ -173,7 +173,7 @@ class PodLost(CallError):
 
 
 class QueueFull(CallError):
-    """As many calls are queued as may be; this one never ran."""
+    """The queue is full; this call never ran."""
 
     status = 429
     code = "queue-full"

@@ -25,12 +25,12 @@ log = logging.getLogger("percore")
 
 FD_STANDARD_ERROR = 2
 PATIENCE_SECONDS = 1.0
-"""How long a line waits for the reader of the log. After a line was dropped, no line waits."""
-GOODBYE_SECONDS = 0.2
+"""How long a line waits for the reader of the log. After a line was dropped, no line waits until one has been written again."""
+FLUSH_SECONDS = 0.2
 SHORTEST_CUT = 64
 """Shorter texts are not cut."""
-GATHER_SECONDS = 0.01
-"""How long a background writer rests after a line: one that wakes for each line delays the calls."""
+BATCH_SECONDS = 0.01
+"""How long a background writer sleeps after a line: a thread that wakes for each line delays the calls."""
 
 
 def timestamp(seconds: float) -> str:
@@ -44,7 +44,7 @@ def _fields(seconds: float, level: str, logger: str, message: str) -> dict[str, 
 
 
 def _line(fields: dict[str, Any]) -> bytes:
-    """Return one line without its end. A pipe takes it in one piece. Lines of other processes would tear a longer one."""
+    """Return one line without its end. It is short enough for a pipe to take it in one piece, not mixed with other lines."""
     line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
     while len(line) >= select.PIPE_BUF:
         texts = {key: value if isinstance(value, str) else str(value) for key, value in fields.items()}
@@ -52,14 +52,14 @@ def _line(fields: dict[str, Any]) -> bytes:
         text = texts[longest]
         if len(text) < SHORTEST_CUT:
             break
-        # The end of a trace says most, and the beginning of everything else.
+        # Keep the end of a trace and the beginning of everything else: these say most.
         fields = {**fields, longest: f"...{text[len(text) // 2 :]}" if longest == "trace" else f"{text[: len(text) // 2]}..."}
         line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
     return line
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object; what was given as ``extra`` becomes fields of it."""
+    """A record as one JSON object; the entries of ``extra`` become its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
@@ -77,11 +77,11 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.setFormatter(JsonFormatter())
 
-    def take(self, line: bytes) -> None:
+    def write_line(self, line: bytes) -> None:
         """Take in one line."""
         raise NotImplementedError
 
-    def lose(self) -> None:
+    def count_lost(self) -> None:
         """Count a line that is lost."""
         raise NotImplementedError
 
@@ -90,13 +90,13 @@ class LineHandler(logging.Handler):
         try:
             line = self.format(record).encode(errors="backslashreplace") + b"\n"
         except Exception:  # noqa: BLE001 - whatever it is, the log is no reason to fail
-            self.lose()
+            self.count_lost()
         else:
-            self.take(line)
+            self.write_line(line)
 
     def write_call(self, fields: dict[str, Any]) -> None:
         """Take in the line of one call. It bypasses the logging module, which costs more than the rest of the bookkeeping."""
-        self.take(_line({**_fields(time.time(), "info", "percore.call", "call"), **fields}) + b"\n")
+        self.write_line(_line({**_fields(time.time(), "info", "percore.call", "call"), **fields}) + b"\n")
 
 
 class StandardError(LineHandler):
@@ -110,26 +110,26 @@ class StandardError(LineHandler):
         super().__init__()
         self._lost = 0
 
-    def lose(self) -> None:
+    def count_lost(self) -> None:
         """Count a line that is lost; the next line that is written says so."""
         self._lost += 1
 
-    def take(self, line: bytes) -> None:
+    def write_line(self, line: bytes) -> None:
         """Write one line, or drop it."""
         with self.lock or contextlib.nullcontext():
             if self._lost:
-                self._make_up(line)
+                self._write_after_loss(line)
             elif not self._put(line, PATIENCE_SECONDS):
-                self.lose()
+                self.count_lost()
 
-    def _make_up(self, line: bytes) -> None:
+    def _write_after_loss(self, line: bytes) -> None:
         """Without waiting: write how many lines were lost, and this one."""
         lost = self._lost
         fields = _fields(
-            time.time(), "warning", "percore.logs", f"lines of the log that were lost because nobody read it: {lost}"
+            time.time(), "warning", "percore.logs", f"lines of the log that were lost because it was read too slowly: {lost}"
         )
         if not self._put(_line(fields) + b"\n", 0):
-            self.lose()
+            self.count_lost()
             return
         self._lost = 0
         if not self._put(line, 0):
@@ -178,7 +178,7 @@ def write_call(fields: dict[str, Any]) -> None:
 
 
 class BackgroundWriter(LineHandler):
-    """Writes lines to standard error in a thread of its own, so that a reader of the log that stalls holds up no call.
+    """Writes lines to standard error in a thread of its own, so that no call waits when the reader of the log stalls.
 
     At most ``most`` lines wait for the reader. Further ones are dropped, and counted by ``lost``.
     """
@@ -197,22 +197,22 @@ class BackgroundWriter(LineHandler):
         self._thread.join(1.0)
         super().close()
 
-    def lose(self) -> None:
+    def count_lost(self) -> None:
         """Count a line that is lost."""
         self._lost()
 
-    def take(self, line: bytes) -> None:
+    def write_line(self, line: bytes) -> None:
         """Take in one line, which the thread writes."""
         if self._lines.qsize() >= self._most:
-            self.lose()
+            self.count_lost()
         else:
             self._lines.put(line)
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
             self._write(line)
-            # Others come meanwhile, and are written without a wait; calls go on without this thread.
-            time.sleep(GATHER_SECONDS)
+            # Other lines come in this time, and are then written without a wait. Calls do not wait for this thread.
+            time.sleep(BATCH_SECONDS)
             for _ in range(self._lines.qsize()):
                 line = self._lines.get()
                 if line is None:
@@ -225,7 +225,7 @@ class BackgroundWriter(LineHandler):
             while view:
                 view = view[os.write(FD_STANDARD_ERROR, view) :]
         except Exception:  # noqa: BLE001 - whatever it is, the thread goes on with the next line
-            self.lose()
+            self.count_lost()
 
 
 def configure_background(level: str, lost: Callable[[], None]) -> BackgroundWriter:
@@ -236,6 +236,6 @@ def configure_background(level: str, lost: Callable[[], None]) -> BackgroundWrit
 
 
 def end_process(status: int) -> None:
-    """End the process at once, from any thread; what was logged just before has a moment to be written."""
-    time.sleep(GOODBYE_SECONDS)
+    """End the process from any thread, after a moment in which the last log lines are written."""
+    time.sleep(FLUSH_SECONDS)
     os._exit(status)

@@ -1,4 +1,4 @@
-"""What is served, as plain data: the facts behind every read-only route.
+"""Metadata of the models that are served. Every read-only route is answered from it.
 
 A worker builds the catalog when its models are loaded and hands it to the status server as JSON, so that status, metadata
 and the OpenAPI document are answered while the worker computes. No numpy and no TensorFlow here.
@@ -27,7 +27,7 @@ class TensorSpec:
     dtype: str
     """A name of ``percore.dtypes``."""
     shape: tuple[int | None, ...] | None
-    """None for an unknown dimension; None instead of the tuple where even the rank is unknown."""
+    """None for an unknown dimension; None instead of the tuple if even the rank is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,14 @@ class Catalog:
         return iter(self.models)
 
     def versions(self, name: str) -> tuple[ModelInfo, ...]:
-        """Return the versions of a model, the newest first; raise NotFound where there is none."""
+        """Return the versions of a model, the newest first; raise NotFound if there is no such model."""
         if name not in self.by_name:
             known = ", ".join(sorted(self.by_name)) or "none"
             raise NotFound(f"model {name!r} is not served; served: {known}")
         return self.by_name[name]
 
     def find(self, name: str, version: int | None = None, label: str | None = None) -> ModelInfo:
-        """Return one version: the one asked for by number or label, or else the newest."""
+        """Return the version with this number or label; without both, the newest."""
         versions = self.versions(name)
         if version is None and label is None:
             return versions[0]

@@ -1,4 +1,4 @@
-"""What is served: the models of a repository in TensorFlow Serving's layout, or a user's own handler.
+"""Loads what is served: the models of a repository in TensorFlow Serving's layout, or a user's own handler.
 
 Imported in a worker, or by the arbiter before it forks. TensorFlow is imported in here by the function that needs it, so that a
 handler starts without it.
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 LAYOUT = " or ".join(f"NAME/VERSION/{name}" for name in files.NAMES)
 LARGEST_VERSION = 2**63 - 1
 Labels = Mapping[str, Mapping[str, int]]
-"""Versions by label by model."""
+"""For each model: its labels, and the version of each label."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundVersion:
     """One version that can be loaded."""
 
     info: ModelInfo
-    """Without signatures and load time: only loading tells them."""
+    """Without signatures and load time, which are not known before the load."""
     folder: Path
 
 
@@ -43,7 +43,7 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
         check_labels([(models.name, custom.VERSION)], models.labels)
         return [custom.load(models.handler, models.name, labels_of(models.labels, models.name, custom.VERSION))]
     found = scan(models.repository, models.labels)
-    # Here and not above: it takes seconds and hundreds of megabytes.
+    # Imported here, because it takes seconds and hundreds of megabytes.
     from percore.handlers import tensorflow  # noqa: PLC0415
 
     tensorflow.configure(threads)
@@ -52,10 +52,10 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
     return [tensorflow.load(each.info, each.folder, models.tags, allow_code=models.allow_code) for each in found]
 
 
-def scan(repository: Path, labels: Labels) -> list[Found]:
+def scan(repository: Path, labels: Labels) -> list[FoundVersion]:
     """Return every version of every model in ``repository``, by name and version; read nothing but names of files.
 
-    Raises LoadError where there is no model, where a model has no version, and where a label names none.
+    Raises LoadError if there is no model, if a model has no version, or if a label names a version that is not there.
     """
     found = [each for folder in _folders(repository) if _is_model(folder) for each in _versions(folder, labels)]
     if not found:
@@ -65,7 +65,7 @@ def scan(repository: Path, labels: Labels) -> list[Found]:
 
 
 def check_labels(served: Iterable[tuple[str, int]], labels: Labels) -> None:
-    """Raise LoadError where a label is for a model, or names a version, that is not in ``served``."""
+    """Raise LoadError if the model or the version of a label is not in ``served``."""
     known = set(served)
     for name, versions in labels.items():
         for label, version in versions.items():
@@ -82,7 +82,7 @@ def labels_of(labels: Labels, name: str, version: int) -> tuple[str, ...]:
 
 
 def _is_model(folder: Path) -> bool:
-    # Volumes bring such folders along: `..data` of a ConfigMap, `lost+found` of ext4.
+    # Volumes contain such folders: `..data` of a ConfigMap, `lost+found` of ext4.
     if folder.name.startswith(".") or folder.name == "lost+found":
         logger.debug("%s is ignored: not a model", folder)
         return False
@@ -93,9 +93,9 @@ def _is_model(folder: Path) -> bool:
     return True
 
 
-def _versions(folder: Path, labels: Labels) -> list[Found]:
+def _versions(folder: Path, labels: Labels) -> list[FoundVersion]:
     """Return the versions of one model, the oldest first."""
-    versions: dict[int, Found] = {}
+    versions: dict[int, FoundVersion] = {}
     for each in _folders(folder):
         number, platform = _number(each), files.platform(each)
         if number is None or platform is None:
@@ -104,7 +104,7 @@ def _versions(folder: Path, labels: Labels) -> list[Found]:
         if number in versions:
             raise LoadError(f"model {folder.name!r} has version {number} twice: {versions[number].folder} and {each}")
         info = ModelInfo(folder.name, number, platform, {}, labels_of(labels, folder.name, number))
-        versions[number] = Found(info, each)
+        versions[number] = FoundVersion(info, each)
     if not versions:
         raise LoadError(f"model {folder.name!r} in {folder} has no version that can be loaded; expected {LAYOUT}")
     return [versions[number] for number in sorted(versions)]
@@ -120,7 +120,7 @@ def _number(folder: Path) -> int | None:
 
 
 def _folders(parent: Path) -> Iterator[Path]:
-    """Yield the folders in ``parent`` by name; say which files are ignored."""
+    """Yield the folders in ``parent`` by name; log which files are ignored."""
     try:
         children = sorted(parent.iterdir())
     except OSError as error:

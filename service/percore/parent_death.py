@@ -1,4 +1,4 @@
-"""No process outlives its parent unnoticed: the kernel tells it, however the parent died."""
+"""Ends a process when its parent dies. The kernel sends the signal, however the parent died."""
 
 from __future__ import annotations
 

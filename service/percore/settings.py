@@ -23,7 +23,7 @@ Parser = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a value is read: ``parse`` raises ValueError where the value breaks the rule that ``text`` states."""
+    """How a value is read: ``parse`` raises ValueError if the value breaks the rule that ``text`` states."""
 
     text: str
     parse: Parser
@@ -33,7 +33,7 @@ class Rule:
 
 NAME_PATTERN = r"(?=[^:=]*[^.:=])[\w.-]{1,128}"
 LONGEST_FOLDER = 90
-"""Bytes: the kernel allows 107 for a unix socket's path, its name included."""
+"""Bytes. The kernel allows 107 for the whole path of a unix socket, and the socket's name follows this folder."""
 
 
 def setting(key: str, default: str, rule: Rule) -> Any:
@@ -154,25 +154,25 @@ class AppSettings:
     target: str = setting("PERCORE_APP", "", APP)
     """The app, named as for Gunicorn: `module:app`, or `module:factory()` if a function makes it. `module` alone means
     `module:application`. Arguments are literals, as in `module:factory("cpu", debug=False)`. Then every request is a
-    call, except under `/-/`. The workers import it. The gateway imports nothing, but needs the same value: by it the
-    gateway knows that a GET is a call."""
+    call, except under `/-/`. The workers import it. The gateway does not import it, but needs the same value: if it
+    is set, a GET is a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where it listens."""
+    """Addresses, the state directory, and the log."""
 
     host: str = setting("PERCORE_HOST", "127.0.0.1", TEXT)
     """Address of both ports. The default keeps a service without authentication to this machine; images set `0.0.0.0`."""
     port: int = setting("PERCORE_PORT", "8080", PORT)
     """Calls."""
     status_port: int = setting("PERCORE_STATUS_PORT", "9090", PORT)
-    """Probes, metrics and everything that is read only: answered while every worker computes."""
+    """Probes, metrics and reads. They are answered even while every worker computes."""
     state_dir: Path = setting("PERCORE_STATE_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
     """Folder for unix sockets, the locks of cores, and the gateway's spool if `PERCORE_GATEWAY_SPOOL_DIR` is not set. Two
-    services on one machine need a folder each, and cores of their own (`taskset`): neither sees the other's locks."""
+    services on one machine need a folder each, and cores of their own (`taskset`): their locks do not exclude each other."""
     log_level: str = setting("PERCORE_LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"))
-    """The least severe line that is logged. Lines are JSON, on standard error; the line of each call is `info`."""
+    """Lowest level of the lines that are logged. Lines are JSON, on standard error; the line of each call is `info`."""
 
     @property
     def reports(self) -> Path:
@@ -186,18 +186,20 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class CoreSettings:
-    """How a machine's cores are dealt out."""
+    """How the cores of a machine are divided between workers."""
 
     per_call: int = setting("PERCORE_CORES_PER_CALL", "1", within(1, 1024))
-    """Cores that one call computes on. On one machine there are `cores / this` workers, rounded down."""
+    """Cores that one call computes on. On one machine the number of workers is the number of cores divided by this, rounded
+    down."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """One clock for each phase of a call, and bounds on what it may send."""
+    """A timeout for each phase of a call, and bounds for bodies and the queue."""
 
     load_timeout: float = setting("PERCORE_LOAD_TIMEOUT", "600", SECONDS)
-    """Importing TensorFlow, and then again loading and warming up every model. What takes longer ends the process."""
+    """Importing TensorFlow may take this long, and then loading and warming up every model may take this long again. If one of
+    them takes longer, the process ends."""
     body_timeout: float = setting("PERCORE_BODY_TIMEOUT", "60", SECONDS)
     """Receiving a request. A slower client gets 408."""
     queue_timeout: float = setting("PERCORE_QUEUE_TIMEOUT", "7200", SECONDS)
@@ -215,8 +217,9 @@ class LimitSettings:
     queue_length: int = setting("PERCORE_QUEUE_LENGTH", "1024", within(1, 65535))
     """Calls that may be queued; the next one gets 429."""
     on_client_disconnect: str = setting("PERCORE_ON_CLIENT_DISCONNECT", "end", one_of("end", "end-if-worthwhile", "finish"))
-    """When the client goes away while its call computes: `end` the worker at once; end it only where what is left of the
-    run timeout exceeds the time a load takes; or `finish` the call for nobody."""
+    """What happens when the client disconnects while its call computes. `end`: the worker is ended at once.
+    `end-if-worthwhile`: the worker is ended only if the rest of the run timeout is longer than a load takes. `finish`: the call
+    runs to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +258,8 @@ def read_groups(
 ) -> dict[str, Any]:
     """Read every setting of the groups from ``environ`` (the process's own by default).
 
-    An empty value counts as unset. A ``PERCORE_`` key that no process reads is probably misspelt, so it is refused too. Keys in
-    ``others`` are for other processes of the same machine.
+    An empty value counts as unset. A ``PERCORE_`` key that no process reads is probably misspelt, so it is refused too.
+    ``others`` tells whether a key belongs to another process of the same machine.
     """
     environ = os.environ if environ is None else environ
     declared = {name: fields(group) for name, group in groups.items()}

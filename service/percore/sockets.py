@@ -1,4 +1,4 @@
-"""Options of sockets. If a kernel lacks one, as in a sandbox, the service runs without it and logs that once."""
+"""Options of sockets. If the kernel does not have one, as in a sandbox, the service runs without it and logs a line once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _said: set[str] = set()
 
 
 class HasOptions(Protocol):
-    """A socket, or what an event loop has in its place."""
+    """A socket, or the object that an event loop has in its place."""
 
     def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
         """Set an option; raise OSError if the kernel does not have it."""
@@ -36,7 +36,7 @@ def keepalive(idle: int, interval: int, count: int) -> tuple[Option, ...]:
 
 
 def set_options(each: HasOptions, options: Iterable[Option]) -> list[tuple[int, int, int | bytes]]:
-    """Set what the kernel has of these options, say once what it does not have, and return those that it has, by number."""
+    """Set these options, and return those that the kernel has, by number. For each other one, log a line once."""
     found = []
     for level, name, value in options:
         try:
@@ -50,7 +50,7 @@ def set_options(each: HasOptions, options: Iterable[Option]) -> list[tuple[int, 
 
 
 def usable(options: Iterable[Option]) -> list[tuple[int, int, int | bytes]]:
-    """Return those of these options of TCP that the kernel has, by number, for code of others that sets all it is given."""
+    """Return the TCP options that the kernel has, by number, for a library that would fail on any other one."""
     with socket.socket() as trial:
         return set_options(trial, options)
 

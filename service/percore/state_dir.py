@@ -25,7 +25,7 @@ TOUCH_SECONDS = 3600.0
 
 
 def make(folder: Path, key: str = KEY) -> None:
-    """Make sure that the folder is there; raise StartError where it cannot be."""
+    """Create the folder if it is missing; raise StartError if that fails."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -35,9 +35,10 @@ def make(folder: Path, key: str = KEY) -> None:
 def own(folder: Path) -> None:
     """Create the folder if it is missing; raise StartError if it belongs to another user.
 
-    It may be root's, as a volume of a pod is. A symbolic link in ``/tmp`` may be somebody's trick.
+    It may belong to root, as a volume of a pod does. It must not be a symbolic link, which another user could have made in
+    ``/tmp``.
     """
-    with explained(folder):
+    with start_errors(folder):
         if folder.is_symlink():
             raise StartError(f"{KEY}={str(folder)!r}: must be a folder, and is a symbolic link")
         make(folder)
@@ -46,7 +47,7 @@ def own(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def start_errors(path: Path) -> Iterator[None]:
     """Raise StartError, which names the file, for an error of the file system."""
     try:
         yield
@@ -55,7 +56,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def touch(path: Path) -> bool:
-    """Have cleaners of old files leave this one; return False if it is gone."""
+    """Keep this file from cleaners of old files; return False if it is gone."""
     try:
         if time.time() - path.lstat().st_mtime > TOUCH_SECONDS:
             os.utime(path, follow_symlinks=False)
@@ -66,7 +67,7 @@ def touch(path: Path) -> bool:
 
 def clear_socket(path: Path) -> None:
     """Remove the file of a socket that a killed process left; raise StartError if something else is in its place."""
-    with explained(path), contextlib.suppress(FileNotFoundError):
+    with start_errors(path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise StartError(f"{path}: must be a socket, or not there")
         path.unlink()
@@ -84,7 +85,7 @@ class Lock:
         """Take it; return False if another process has it. Raises StartError if the file cannot be used."""
         own(self._path.parent)
         while True:
-            with explained(self._path):
+            with start_errors(self._path):
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +96,7 @@ class Lock:
                     raise
             if self._is_here(fd):
                 break
-            os.close(fd)  # it was removed before it was locked: the next one to come would lock another file
+            os.close(fd)  # it was removed before it was locked: the next process would create and lock another file
         self.close()
         self._fd = fd
         return True

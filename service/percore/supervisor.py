@@ -1,4 +1,4 @@
-"""One machine without Kubernetes: one small process over the gateway and the arbiter of the workers.
+"""One machine without Kubernetes: a small process that starts the gateway and the arbiter of the workers.
 
 It owns the listening sockets, so that callers that connect while the gateway is replaced wait instead of being refused. It
 restarts a child that ends. On SIGTERM it ends the gateway first, which answers every call that it has taken, and then the
@@ -30,26 +30,27 @@ from percore.worker.restart_backoff import restart_delay
 log = logging.getLogger("percore.supervisor")
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-QUICK_SECONDS = 10.0
+EARLY_END_SECONDS = 10.0
 MOST_CRASHES = 5
-GOODBYE_SECONDS = 5.0
-LAST_SECONDS = 0.5
+END_SECONDS = 5.0
+FORCED_SECONDS = 0.5
 
 
 def listen(host: str, port: int, key: str) -> socket.socket:
-    """Return a socket that listens; raise StartError where the address cannot be had."""
+    """Return a socket that listens; raise StartError if the address cannot be used."""
     listener = bind(host, port, key)
     listener.listen(BACKLOG)
     return listener
 
 
 def own_state_dir(folder: Path) -> state_dir.Lock:
-    """Make the state directory this service's own and return the lock that says so, held until the process ends."""
+    """Take the state directory for this service alone, and return the lock that does so. The process holds it until its end."""
     state_dir.own(folder)
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StartError(
-            f"PERCORE_STATE_DIR={str(folder)!r}: must belong to the user that runs the service, and to nobody else"
+            f"PERCORE_STATE_DIR={str(folder)!r}: must belong to the user that runs the service, "
+            "and no other user may write to it"
         )
     lock = state_dir.Lock(folder / "supervisor.lock")
     if not lock.take():
@@ -73,7 +74,7 @@ class Child:
     due: float = field(default=0.0)
 
     def start(self) -> None:
-        """Start it, in a session of its own: Ctrl-C is the supervisor's to handle."""
+        """Start it, in a session of its own, so that Ctrl-C reaches the supervisor alone."""
         parent = os.getpid()
         self.starts += 1
         self.process = subprocess.Popen(  # noqa: S603 - our own code, with our own arguments
@@ -92,10 +93,10 @@ class Child:
             self.due = now + restart_delay(self.failures)
             log.error("%s cannot be started: %s; it is tried again in %.1f s", self.name, error, self.due - now)  # noqa: TRY400
 
-    def tell(self, sent: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it is there."""
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(sent)
+            self.process.send_signal(number)
 
     def kill(self) -> None:
         """End it and its own children at once: Python's signal handlers do not run while a worker is inside TensorFlow."""
@@ -112,13 +113,13 @@ class Child:
                 os.killpg(int(child), signal.SIGKILL)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end; return False if that does not come in time."""
+        """Wait for its end; return False if it does not end in time."""
         try:
             return self.process is None or self.process.wait(seconds) is not None
         except subprocess.TimeoutExpired:
             return False
 
-    def look(self, now: float) -> int | None:
+    def reconcile(self, now: float) -> int | None:
         """Restart it if it died and the time for that has come; return its exit status if it cannot start at all."""
         if self.process is None:
             if now >= self.due:
@@ -129,7 +130,7 @@ class Child:
             return None
         if status == START_FAILED and self.starts == 1:
             return status
-        was_quick = now - self.started < QUICK_SECONDS
+        was_quick = now - self.started < EARLY_END_SECONDS
         self.failures = self.failures + 1 if was_quick else 0
         self.crashes = self.crashes and was_quick and status != -signal.SIGKILL
         if self.crashes and self.starts >= MOST_CRASHES:
@@ -137,7 +138,7 @@ class Child:
             return START_FAILED
         self.due, self.process = now + restart_delay(self.failures), None
         log.error("%s ended with status %d; it is started again in %.1f s", self.name, status, self.due - now)
-        return self.look(now)
+        return self.reconcile(now)
 
 
 class Supervisor:
@@ -146,8 +147,8 @@ class Supervisor:
     def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._ends = math.inf
-        self._hurries = False
+        self._deadline = math.inf
+        self._is_forced = False
         self._lock = own_state_dir(settings.server.state_dir)
         server = settings.server
         self._listeners = (
@@ -160,7 +161,7 @@ class Supervisor:
         self._arbiter = Child("arbiter", ("worker", *number))
 
     def run(self) -> int:
-        """Run until told to stop; return the exit status."""
+        """Run until a signal stops the service; return the exit status."""
         for each in (*STOPPING, signal.SIGCHLD):
             signal.signal(each, lambda number, _frame: self._signals.put(number))
         for each in (signal.SIGUSR1, signal.SIGUSR2):  # not SIG_IGN, which children would inherit
@@ -169,16 +170,16 @@ class Supervisor:
         while True:
             self._lock.keep()
             for child in children:
-                status = child.look(time.monotonic())
+                status = child.reconcile(time.monotonic())
                 if status is not None:
-                    self._stop(seconds=GOODBYE_SECONDS)
+                    self._stop(seconds=END_SECONDS)
                     return status
             if self._next_signal(seconds=0.1 if any(child.process is None for child in children) else 60.0):
                 self._stop(seconds=self._settings.limits.shutdown_timeout)
                 return 0
 
     def _next_signal(self, seconds: float) -> bool:
-        """Wait for a signal; tell whether it was one that stops."""
+        """Wait for a signal; return whether it was one that stops the service."""
         with contextlib.suppress(queue.Empty):
             return self._signals.get(timeout=seconds) != signal.SIGCHLD
         return False
@@ -188,29 +189,29 @@ class Supervisor:
         log.info("stopping: calls have %g s to finish; a second signal ends them", seconds)
         for listener in self._listeners:
             listener.close()
-        self._ends = time.monotonic() + seconds
+        self._deadline = time.monotonic() + seconds
         self._end(self._gateway)
-        if not self._hurries:
-            self._ends = max(self._ends, time.monotonic() + GOODBYE_SECONDS)
+        if not self._is_forced:
+            self._deadline = max(self._deadline, time.monotonic() + END_SECONDS)
         self._end(self._arbiter)
 
     def _end(self, child: Child) -> None:
-        """End a child in order, until a moment or a second signal; then at once."""
-        child.tell(signal.SIGTERM)
-        while not child.wait(0) and time.monotonic() < self._ends:
-            if self._next_signal(seconds=0.2 if self._hurries else 1.0):
-                self._hurries = True
-                self._ends = min(self._ends, time.monotonic() + GOODBYE_SECONDS)
-                self._gateway.tell(signal.SIGTERM)
-                self._arbiter.tell(signal.SIGQUIT)
-        child.tell(signal.SIGTERM)  # the gateway's second signal: it answers queued calls with 503
-        child.wait(LAST_SECONDS)
+        """End a child gracefully. When the time is over, or at a second signal, end it at once."""
+        child.send(signal.SIGTERM)
+        while not child.wait(0) and time.monotonic() < self._deadline:
+            if self._next_signal(seconds=0.2 if self._is_forced else 1.0):
+                self._is_forced = True
+                self._deadline = min(self._deadline, time.monotonic() + END_SECONDS)
+                self._gateway.send(signal.SIGTERM)
+                self._arbiter.send(signal.SIGQUIT)
+        child.send(signal.SIGTERM)  # the gateway's second signal: it answers queued calls with 503
+        child.wait(FORCED_SECONDS)
         child.kill()
-        child.wait(GOODBYE_SECONDS)
+        child.wait(END_SECONDS)
 
 
 def run(settings: Settings) -> int:
-    """Serve on this machine's cores until told to stop; return the exit status."""
+    """Serve on this machine's cores until a signal stops the service; return the exit status."""
     logs.configure(settings.server.log_level)
-    groups = cores.deal(cores.usable_cores(), settings.cores.per_call)
+    groups = cores.core_groups(cores.usable_cores(), settings.cores.per_call)
     return Supervisor(settings, len(groups)).run()

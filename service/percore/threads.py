@@ -1,4 +1,4 @@
-"""Threads without which a process is none."""
+"""Threads that a process needs: if one of them fails, the process ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("percore")
 
 
 def start_vital(name: str, target: Callable[..., object], *arguments: object) -> None:
-    """Run ``target`` in a thread. If it fails, the process ends with it, instead of going on without it unseen."""
+    """Run ``target`` in a thread. If it fails, the process ends, because it must not go on without this thread."""
 
     def run() -> None:
         try:

@@ -1,9 +1,9 @@
-"""Every metric of the inference service: its name, its unit, its labels, and who looks at it.
+"""Every metric of the inference service: its name, its unit, its labels, and who uses it.
 
 ``docs/metrics.md`` is generated from this file. The metrics live in the status server alone; workers only report events. The
-``model`` label holds names that are served and is empty otherwise; ``code`` is a status, or ``client-disconnect``
-(the client left before its answer), ``undelivered`` (it did not read it), ``incomplete`` (it held a worker for over a second
-without sending a whole request) or ``lost`` (the worker died).
+label ``model`` is the name of a model that is served, or empty. The label ``code`` is a status, or ``client-disconnect`` (the
+client left before its answer), ``undelivered`` (the client did not read its answer), ``incomplete`` (the client held a worker
+for over a second without sending a whole request) or ``lost`` (the worker died).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WorkerMetrics:
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     versioned: bool = True
-    """Whether the version is among them; in the gateway's process it is the gateway's."""
+    """Whether these metrics include percore's version. In the gateway's process the gateway's metrics include it."""
     calls: Counter = field(init=False)
     """Consumer: success ratio, alerts on errors."""
     duration: Histogram = field(init=False)
@@ -62,7 +62,7 @@ class WorkerMetrics:
         self.model_info = Gauge("percore_model_info", "A model that is served.", ["model", "version", "platform"], registry=to)
         if self.versioned:
             self.build_info = Gauge("percore_build_info", "The version of percore.", ["version"], registry=to)
-        # There before the first one: Prometheus does not see a rise from nothing to one.
+        # Create the series before the first event: Prometheus does not see a rise from no series to 1.
         for reason in RESTART_REASONS:
             self.restarts.labels(reason)
         for state in CLIENT_DISCONNECT_STATES:

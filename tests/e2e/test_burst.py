@@ -16,7 +16,7 @@ import requests
 from tests.e2e import prometheus
 from tests.e2e.conftest import Install, releases
 from tests.e2e.harness import CALL, DISRUPTIVE, Call, Release, Run, eventually, overlaps, ready_since, run, sleeping
-from tests.e2e.picture import drawn
+from tools.burst_picture import drawn
 
 CALLS = 11
 RUN_SECONDS = 60.0

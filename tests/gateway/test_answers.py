@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import requests
 
+from harness.gateway import Exchange, Gateway, Worker, call, everything, parsed, read_answer, serve
+from harness.service import eventually
 from tests.exchanges import unchunked
-from tests.gateway.harness import Exchange, Gateway, Worker, call, everything, parsed, read_answer, serve
-from tests.service.harness import eventually
 
 LARGE = 64 << 20
 

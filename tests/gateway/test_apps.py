@@ -6,8 +6,8 @@ import threading
 import pytest
 import requests
 
-from tests.gateway.harness import Exchange, Gateway, Worker, endpoint_of, holding, outcome
-from tests.service.harness import Service, eventually
+from harness.gateway import Exchange, Gateway, Worker, endpoint_of, holding, outcome
+from harness.service import Service, eventually
 
 APP = "tests.service.apps:app"
 

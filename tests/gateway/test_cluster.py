@@ -17,7 +17,7 @@ from percore.gateway.cluster import COST, Cluster, Refused
 from percore.gateway.endpoints import Endpoints, Publish
 from percore.gateway.gateway_settings import load
 
-from tests.service.harness import eventually
+from harness.service import eventually
 
 Event = dict[str, Any] | None
 CUT: Event = {}

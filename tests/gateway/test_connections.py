@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.harness import (
+from harness.gateway import (
     PREDICT,
     Exchange,
     Gateway,
@@ -21,7 +21,7 @@ from tests.gateway.harness import (
     parsed,
     read_answer,
 )
-from tests.service.harness import eventually
+from harness.service import eventually
 
 LIVE = "/v2/health/live"
 BODY_TIMEOUT = 1.0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.gateway.harness import (
+from harness.gateway import (
     PREDICT,
     Exchange,
     Gateway,
@@ -25,7 +25,7 @@ from tests.gateway.harness import (
     read_answer,
     serve,
 )
-from tests.service.harness import eventually
+from harness.service import eventually
 
 HEAD = f"POST {PREDICT} HTTP/1.1\r\n"
 

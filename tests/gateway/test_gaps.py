@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.exchanges import RESERVED
-from tests.gateway.harness import (
+from harness.gateway import (
     BIG,
     MOST_IN_BUFFERS,
+    RESERVED,
     Behaviour,
     Exchange,
     Gateway,
@@ -24,7 +24,7 @@ from tests.gateway.harness import (
     read_answer,
     serve,
 )
-from tests.service.harness import eventually
+from harness.service import eventually
 
 BODY = bytes(BIG)
 

@@ -8,8 +8,8 @@ from itertools import cycle
 import pytest
 from percore.gateway.spool import SMALL_BYTES
 
-from tests.gateway.harness import PREDICT, Exchange, Gateway, Worker, call, chunked, holding, outcome, read_answer, reset, serve
-from tests.service.harness import eventually
+from harness.gateway import PREDICT, Exchange, Gateway, Worker, call, chunked, holding, outcome, read_answer, reset, serve
+from harness.service import eventually
 
 CALLERS = 200
 SIZES = (20_000, 60_000, 70_000, 300_000, 20_000, 1_000_000, 20_000, 64_000, 100_000, 5_000_000)

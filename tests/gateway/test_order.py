@@ -5,8 +5,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.gateway.harness import PREDICT, Gateway, Worker, endpoint_of, holding, outcome, running, serve
-from tests.service.harness import Service, eventually
+from harness.gateway import PREDICT, Gateway, Worker, endpoint_of, holding, outcome, running, serve
+from harness.service import Service, eventually
 
 CALLS = 200
 SPAN = "tests.gateway.handlers:Span"

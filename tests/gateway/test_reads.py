@@ -6,8 +6,8 @@ import time
 
 import requests
 
-from tests.gateway.harness import PREDICT, Gateway, endpoint_of, outcome
-from tests.service.harness import FAULTY, Service, eventually
+from harness.gateway import PREDICT, Gateway, endpoint_of, outcome
+from harness.service import FAULTY, Service, eventually
 
 READS = (
     "/v1/models/default",

@@ -5,8 +5,8 @@ import signal
 import threading
 import time
 
-from tests.gateway.harness import Gateway, Worker, call, everything, holding, parsed, read_answer, running
-from tests.service.harness import eventually
+from harness.gateway import Gateway, Worker, call, everything, holding, parsed, read_answer, running
+from harness.service import eventually
 
 
 def test_queued_and_running_calls_are_answered_before_the_gateway_ends() -> None:

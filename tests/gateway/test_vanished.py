@@ -14,8 +14,8 @@ from functools import partial
 import pytest
 from percore.gateway.endpoints import Endpoint
 
-from tests.gateway.harness import Gateway, call, outcome
-from tests.service.harness import FAULTY, ROOT, Service, eventually
+from harness.gateway import Gateway, call, outcome
+from harness.service import FAULTY, ROOT, Service, eventually
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and ip (iproute2), for a network namespace"

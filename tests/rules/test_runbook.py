@@ -25,7 +25,7 @@ def test_each_alert_has_its_heading_and_each_heading_its_alert() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_heading_says_what_it_means_whom_it_hurts_how_to_look_and_how_to_mend(name: str) -> None:
     parts = re.findall(r"^\*\*(\w+)\.\*\*", SECTIONS[name], re.MULTILINE)
-    assert parts == ["Meaning", "Impact", "Look", "Mend"]
+    assert parts == ["Meaning", "Impact", "Look", "Fix"]
     assert "```" in SECTIONS[name]
 
 

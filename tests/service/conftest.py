@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import MODELS, ROOT, Service
+from harness.service import MODELS, ROOT, Service
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import psycopg
 
-from tests.service.harness import eventually, free_port, processes_below
+from harness.service import eventually, free_port, processes_below
 
 USER, PASSWORD = "percore", "a-pass:word/of@tests"
 QUOTED = "a-pass%3Aword%2Fof%40tests"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.service.harness import ROOT, Service, answer_of, eventually
+from harness.service import ROOT, Service, answer_of, eventually
 
 MODULE = "tests.service.apps"
 """Its `application` is the app."""

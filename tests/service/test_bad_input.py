@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from demo.try_it import SEVEN
-from tests.service.harness import Service, answer_of
+from harness.service import Service, answer_of
 
 DIGITS = "/v1/models/digits:predict"
 ROW = [0.0] * 64

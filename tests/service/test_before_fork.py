@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually, processes_in
+from harness.service import FAULTY, Service, answer_of, eventually, processes_in
 
 MODULE = "tests.service.before_fork_handlers"
 IMPORTS = "this process imports the module"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually
+from harness.service import FAULTY, Service, answer_of, eventually
 
 RESET = b"\1\0\0\0\0\0\0\0"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import FAULTY, ROOT, Service, answer_of, eventually, is_lost, processes_in
+from harness.service import FAULTY, ROOT, Service, answer_of, eventually, is_lost, processes_in
 
 
 @pytest.mark.parametrize("sent", [signal.SIGQUIT, signal.SIGINT])

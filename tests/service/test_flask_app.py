@@ -14,7 +14,7 @@ import requests
 from sklearn.datasets import load_digits
 
 from demo.try_it import SEVEN
-from tests.service.harness import READY_SECONDS, ROOT, Service, eventually
+from harness.service import READY_SECONDS, ROOT, Service, eventually
 
 CALLS = 11
 IMAGES = 1000

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.service.harness import Service
+from harness.service import Service
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
 CONFORMANCE = ("status_code", "content_type", "response_headers", "response_schema")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.service import Service, eventually
 from tests import malformed
-from tests.service.harness import Service, eventually
 
 COUNT = int(os.environ.get("MALFORMED_REQUESTS", "2000"))
 SEED = int(os.environ.get("MALFORMED_SEED", "1"))

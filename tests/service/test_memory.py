@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import Service
+from harness.service import Service
 
 BODY_BYTES = 8 << 20
 MOST_TIMES = 40

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.service.harness import FAULTY, Service, eventually
+from harness.service import FAULTY, Service, eventually
 
 CALLS = "pwrite64,write,writev,sendto,sendmsg,fsync,fdatasync"
 

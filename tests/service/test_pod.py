@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.exchanges import OPTIONS, RESERVED
-from tests.service.harness import FAULTY, Service, answer_of, eventually, processes_in
+from harness.gateway import RESERVED
+from harness.service import FAULTY, Service, answer_of, eventually, processes_in
+from tests.exchanges import OPTIONS
 
 RESET = b"\1\0\0\0\0\0\0\0"
 PREDICT = "/v1/models/default:predict"

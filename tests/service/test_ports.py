@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.gateway.harness import everything, parsed, read_answer
-from tests.service.harness import FAULTY, Service, answer_of, eventually
+from harness.gateway import everything, parsed, read_answer
+from harness.service import FAULTY, Service, answer_of, eventually
 
 LONG = "9" * 5000
 PREDICT = "/v1/models/default:predict"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.service.harness import Service, eventually, processes_in
+from harness.service import Service, eventually, processes_in
 from tests.service.process_handlers import SQUARES, WAYS
 
 MODULE = "tests.service.process_handlers"

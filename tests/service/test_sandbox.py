@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.harness import everything, parsed
-from tests.service.harness import FAULTY, Service, answer_of, eventually
+from harness.gateway import everything, parsed
+from harness.service import FAULTY, Service, answer_of, eventually
 
 SANDBOX = str(Path(__file__).with_name("sandbox"))
 PATH = os.pathsep.join([SANDBOX, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from demo.try_it import SEVEN
-from tests.service.harness import FAULTY, ROOT, Service, answer_of, eventually
+from harness.service import FAULTY, ROOT, Service, answer_of, eventually
 
 GRAPH_MODE = "Model.predict in graph mode is not supported when the Model was constructed with eager mode enabled"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import FAULTY, ROOT, Service, answer_of, eventually, processes_in
+from harness.service import FAULTY, ROOT, Service, answer_of, eventually, processes_in
 
 
 def folder_of(service: Service) -> Path:

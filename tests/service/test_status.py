@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import FAULTY, Service, eventually
+from harness.service import FAULTY, Service, eventually
 
 
 def test_every_read_only_route_answers_while_every_worker_computes() -> None:

@@ -21,7 +21,7 @@ import pytest
 import requests
 from standardwebhooks import Webhook
 
-from tests.service.harness import FAULTY, Service, eventually
+from harness.service import FAULTY, Service, eventually
 
 PREDICT = "/v1/models/default:predict"
 ASYNC = {"Prefer": "respond-async"}

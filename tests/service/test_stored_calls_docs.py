@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.harness import MODELS, ROOT, Service
+from harness.service import MODELS, ROOT, Service
 
 PAGE = (ROOT / "docs/stored-calls.md").read_text()
 ANSWER = re.compile(r"checksum.*steps.*30000", re.DOTALL)

@@ -20,7 +20,7 @@ from percore.gateway.store.database import Database
 from percore.gateway.store.records import NewCall
 from percore.gateway.store.schema import REQUEST
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually
+from harness.service import FAULTY, Service, answer_of, eventually
 from tests.service.test_stored_calls import ASYNC, PREDICT, Stored, journalled
 
 FEW_BYTES = 40_000

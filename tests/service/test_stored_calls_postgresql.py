@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.gateway.harness import Gateway, endpoint_of
-from tests.service.harness import FAULTY, Service, eventually
+from harness.gateway import Gateway, endpoint_of
+from harness.service import FAULTY, Service, eventually
 from tests.service.postgresql import PASSWORD, QUOTED, USER, PostgreSQL, programs
 
 # What is true of one gateway with SQLite is true of one with PostgreSQL.

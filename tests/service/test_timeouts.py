@@ -8,7 +8,7 @@ import time
 
 import requests
 
-from tests.service.harness import FAULTY, Service, answer_of, eventually, is_lost, processes_in
+from harness.service import FAULTY, Service, answer_of, eventually, is_lost, processes_in
 
 
 def test_a_call_over_the_run_limit_is_answered_504_and_its_worker_is_replaced() -> None:

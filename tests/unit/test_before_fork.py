@@ -72,10 +72,10 @@ def test_libraries_are_told_to_have_one_thread_only_while_they_are_imported(
 
 
 def test_after_an_import_that_fails_signals_have_their_effect_and_the_watchdog_has_ended() -> None:
-    before = [signal.getsignal(each) for each in before_fork.ENDING]
+    before = [signal.getsignal(each) for each in before_fork.END_SIGNALS]
     with pytest.raises(LoadError, match="there is no module 'nowhere'"):
         before_fork.import_modules(("nowhere",), 60)
-    assert [signal.getsignal(each) for each in before_fork.ENDING] == before
+    assert [signal.getsignal(each) for each in before_fork.END_SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
     assert "import-watchdog" not in [thread.name for thread in threading.enumerate()]
 

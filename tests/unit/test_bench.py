@@ -15,7 +15,7 @@ from bench.empty import Empty, EmptyCall
 from bench.footprint import Footprint, Probe, Process, Start
 from bench.gateway import Added, Way
 from bench.setups import Setup
-from tests.svg import FAILED, MARGIN, PALETTE, WAITING, tick_step
+from tools.svg import FAILED, MARGIN, PALETTE, WAITING, tick_step
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -2,8 +2,8 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-from tests.e2e import picture
-from tests.svg import MARGIN, WAITING
+from tools import burst_picture as picture
+from tools.svg import MARGIN, WAITING
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -59,12 +59,12 @@ def test_cores_are_those_of_the_cpuset_up_to_the_whole_cpus_of_the_quota(
 
 
 def test_cores_are_dealt_out_in_whole_groups() -> None:
-    assert cores.deal((0, 1, 2, 3, 4), 2) == ((0, 1), (2, 3))
+    assert cores.core_groups((0, 1, 2, 3, 4), 2) == ((0, 1), (2, 3))
 
 
 def test_more_cores_a_call_than_there_are_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"PERCORE_CORES_PER_CALL=3: .* 2"):
-        cores.deal((0, 1), 3)
+        cores.core_groups((0, 1), 3)
 
 
 def test_two_claims_get_different_cores_and_a_third_gets_none(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from percore.gateway.upstream import WorkerConnection
 from percore.http.connection import Connection
 from percore.http.request import Request
 
-from tests.exchanges import RESERVED
+from harness.gateway import RESERVED
 from tests.unit.fake_clock import FakeClockLoop, on_fake_clock
 
 LONG = 1.0

@@ -124,6 +124,6 @@ def test_keras_3_calls_none_of_it_either(tmp_path: Path, evil: Any, kind: str) -
 
 def test_what_a_model_was_compiled_with_is_not_read_and_counts_for_nothing() -> None:
     loss = {"class_name": "__lambda__", "config": {"value": "code"}}
-    of = kerasfile.Written("3.15.0", {**model(), "compile_config": {"loss": loss}})
+    of = kerasfile.KerasFile("3.15.0", {**model(), "compile_config": {"loss": loss}})
     assert not of.holds_code()
-    assert kerasfile.Written("3.15.0", {**model(), "build_config": {"loss": loss}}).holds_code()
+    assert kerasfile.KerasFile("3.15.0", {**model(), "build_config": {"loss": loss}}).holds_code()

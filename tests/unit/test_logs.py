@@ -263,7 +263,7 @@ def test_without_a_thread_a_reader_that_stalls_costs_one_wait_and_then_lines(
     writing.join()
     messages = [line["message"] for line in found]
     assert messages[0] == long
-    told = re.fullmatch(r"lines of the log that were lost because nobody read it: (\d+)", messages[1])
+    told = re.fullmatch(r"lines of the log that were lost because it was read too slowly: (\d+)", messages[1])
     assert told is not None
     assert int(told[1]) >= 51
     assert messages[-1] == "last"

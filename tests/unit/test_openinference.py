@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from percore.api.app import create_app
-from percore.api.tensors import NUMPY
+from percore.api.tensors import NUMPY_DTYPES
 from percore.dtypes import BY_NAME, DTYPES
 from percore.model_metadata import TensorSpec
 
@@ -93,8 +93,8 @@ def test_nan_and_infinities_are_read_and_written_as_bare_tokens() -> None:
     shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
 )
 def test_every_tensor_goes_in_and_out_in_binary_as_it_is(data: st.DataObject, dtype: str, shape: tuple[int, ...]) -> None:
-    bits = np.dtype(np.uint16) if dtype == "bfloat16" else NUMPY[dtype]
-    array = data.draw(hnp.arrays(bits, shape)).view(NUMPY[dtype])
+    bits = np.dtype(np.uint16) if dtype == "bfloat16" else NUMPY_DTYPES[dtype]
+    array = data.draw(hnp.arrays(bits, shape)).view(NUMPY_DTYPES[dtype])
     sent = tensor(datatype=BY_NAME[dtype].openinference, shape=shape, binary_data_size=array.nbytes)
     served = model([TensorSpec("x", dtype, shape)])
     response = post(served, {"inputs": [sent], "parameters": {"binary_data_output": True}}, array.tobytes())
@@ -103,7 +103,7 @@ def test_every_tensor_goes_in_and_out_in_binary_as_it_is(data: st.DataObject, dt
     assert document["outputs"] == [{**sent, "shape": list(shape)}]
     assert raw == array.tobytes()
     (_, inputs) = served.calls[0]
-    assert inputs["x"].dtype == NUMPY[dtype]
+    assert inputs["x"].dtype == NUMPY_DTYPES[dtype]
     assert inputs["x"].flags.c_contiguous
 
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 from percore.status.event_receiver import EventReceiver
-from percore.status.workers import State, Workers
+from percore.status.workers import Workers, WorkerState
 from percore.worker.report import Reporter
 from percore.worker_metrics import WorkerMetrics
 
@@ -36,31 +36,31 @@ CATALOG = {
 
 def test_a_report_arrives_however_large_the_catalog_is(tmp_path: Path) -> None:
     status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
-    reporter.tend()
+    reporter.reconnect()
     reporter.loaded(CATALOG)
     for _ in range(20):
-        reporter.tend()
+        reporter.reconnect()
         status.take_in()
     reporter.started()
     status.take_in()
-    assert status.workers.states() == {State.BUSY: 1}
+    assert status.workers.states() == {WorkerState.BUSY: 1}
     status.close()
     reporter.close()
 
 
 def test_a_status_server_that_comes_back_learns_the_present_state(tmp_path: Path) -> None:
     first, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
-    reporter.tend()
+    reporter.reconnect()
     reporter.loaded({"models": []})
     reporter.started()
     first.take_in()
     first.close()
-    reporter.counted("client-disconnect", state="executing")  # finds out that nobody is there
-    reporter.tend()
+    reporter.count_event("client-disconnect", state="executing")  # finds out that nobody is there
+    reporter.reconnect()
     second = StatusFixture(tmp_path)
-    reporter.tend()
+    reporter.reconnect()
     second.take_in()
-    assert second.workers.states() == {State.BUSY: 1}
+    assert second.workers.states() == {WorkerState.BUSY: 1}
     assert second.workers.slot() == "taken"
     second.close()
     reporter.close()
@@ -68,14 +68,14 @@ def test_a_status_server_that_comes_back_learns_the_present_state(tmp_path: Path
 
 def test_without_a_status_server_reports_cost_nothing_and_raise_nothing(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "events.sock")
-    reporter.tend()
+    reporter.reconnect()
     reporter.started()
     reporter.finished("m", "200", 1.0)
 
 
 def test_after_a_status_server_stood_still_it_is_told_the_present_state(tmp_path: Path) -> None:
     status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
-    reporter.tend()
+    reporter.reconnect()
     reporter.loaded({"models": []})
     for _ in range(40_000):
         reporter.started()
@@ -83,8 +83,8 @@ def test_after_a_status_server_stood_still_it_is_told_the_present_state(tmp_path
     reporter.started()  # is lost
     for _ in range(200):
         status.take_in(turns=1)
-        reporter.tend()
-    assert status.workers.states() == {State.BUSY: 1}
+        reporter.reconnect()
+    assert status.workers.states() == {WorkerState.BUSY: 1}
     assert status.metrics.registry.get_sample_value("percore_worker_restarts_total", {"reason": "crashed"}) == 0
     status.close()
     reporter.close()
@@ -92,10 +92,10 @@ def test_after_a_status_server_stood_still_it_is_told_the_present_state(tmp_path
 
 def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> None:
     status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
-    reporter.tend()
+    reporter.reconnect()
     reporter.started()
     status.take_in()
-    assert status.workers.states() == {State.BUSY: 1}
+    assert status.workers.states() == {WorkerState.BUSY: 1}
     reporter.close()
     status.take_in()
     assert not status.workers.states()
@@ -106,27 +106,27 @@ def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> Non
 @pytest.mark.parametrize("line", [b'{"event": 7', b"[]", b'{"event":"hello"}', b'{"event":"hello","worker":1,"catalog":7}'])
 def test_a_report_that_makes_no_sense_costs_its_connection_alone(tmp_path: Path, line: bytes) -> None:
     status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
-    reporter.tend()
+    reporter.reconnect()
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(5)
         stranger.connect(str(tmp_path / "events.sock"))
         stranger.sendall(line + b"\n")
         status.take_in()
         assert stranger.recv(1) == b""
-    assert status.workers.states() == {State.LOADING: 1}
+    assert status.workers.states() == {WorkerState.LOADING: 1}
     status.close()
     reporter.close()
 
 
 def test_a_worker_that_cannot_be_accepted_is_accepted_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
-    reporter.tend()
+    reporter.reconnect()
     full = OSError(errno.EMFILE, "Too many open files")
     monkeypatch.setattr(socket.socket, "accept", Mock(side_effect=full))
     status.take_in(1)
     monkeypatch.undo()
     status.take_in()
-    assert status.workers.states() == {State.LOADING: 1}
+    assert status.workers.states() == {WorkerState.LOADING: 1}
     status.close()
     reporter.close()
 

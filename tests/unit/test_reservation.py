@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from percore.worker.reservation import Reservations
 
-from tests.exchanges import CONFIG, OPTIONS, RESERVED, Served, parts, request, until
+from harness.gateway import RESERVED
+from tests.exchanges import CONFIG, OPTIONS, Served, parts, request, until
 
 RESET = b"\1\0\0\0\0\0\0\0"
 

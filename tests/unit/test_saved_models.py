@@ -147,7 +147,7 @@ def load(folder: Path, **options: Any) -> tensorflow.TensorFlowModel:
     return tensorflow.load(ModelInfo("mine", 1, "tensorflow_savedmodel", {}, ()), folder, **options)
 
 
-def load_by(way: str, folder: Path) -> dict[str, runners.Callable]:
+def load_by(way: str, folder: Path) -> dict[str, runners.SignatureRunner]:
     return savedmodel.WAYS[way](folder, parse_saved_model(str(folder)).meta_graphs[0])
 
 
@@ -381,7 +381,7 @@ def test_operations_are_those_of_the_signature_alone(tmp_path: Path) -> None:
     found = load_by(GRAPH, tmp_path / "1")
     assert {name for name, each in found.items() if "AssignAddVariableOp" in each.operations} == {"add"}
     assert found["middle"]({"x": np.array(3, np.float32)})["y"] == 6
-    assert found["sparse"].unfit() == "its x (coo_sparse) cannot be sent"
+    assert found["sparse"].why_not_served() == "its x (coo_sparse) cannot be sent"
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

@@ -10,7 +10,7 @@ from percore import state_dir
 from percore.errors import StartError
 from percore.state_dir import Lock
 from percore.status.event_receiver import EventReceiver
-from percore.status.workers import State, Workers
+from percore.status.workers import Workers, WorkerState
 from percore.worker.report import Reporter
 from percore.worker_metrics import WorkerMetrics
 
@@ -88,7 +88,7 @@ def test_what_is_kept_does_not_grow_old(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock")
     assert lock.take()
     receiver = EventReceiver(tmp_path / "events.sock", Workers(WorkerMetrics()))
-    for name, keep in (("lock", lock.keep), ("events.sock", receiver.tend)):
+    for name, keep in (("lock", lock.keep), ("events.sock", receiver.keep_socket)):
         os.utime(tmp_path / name, (time.time() - DAY,) * 2)
         keep()
         assert age(tmp_path / name) < 60
@@ -102,19 +102,19 @@ def test_what_is_kept_does_not_grow_old(tmp_path: Path) -> None:
 def test_the_socket_of_events_is_made_again_and_workers_that_are_connected_stay_so(tmp_path: Path, whole_folder: bool) -> None:
     path, workers = tmp_path / "run/events.sock", Workers(WorkerMetrics())
     receiver, early, late = EventReceiver(path, workers), Reporter(path), Reporter(path)
-    early.tend()
+    early.reconnect()
     receiver.receive(1)
     path.unlink()
     if whole_folder:
         path.parent.rmdir()
-    late.tend()
-    receiver.tend()
+    late.reconnect()
+    receiver.keep_socket()
     for reporter in (early, late):
-        reporter.tend()
+        reporter.reconnect()
         reporter.loaded({"models": []})
         for _ in range(4):
             receiver.receive(0.05)
-    assert workers.states()[State.FREE] == 2
+    assert workers.states()[WorkerState.FREE] == 2
     for each in (early, late, receiver):
         each.close()
 

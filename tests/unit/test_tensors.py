@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from percore.api import jsoncodec
-from percore.api.encoding import dumps, rows, writable
-from percore.api.tensors import NUMPY, decode, infer
+from percore.api.encoding import dumps, rows, to_json
+from percore.api.tensors import NUMPY_DTYPES, decode, infer_array
 from percore.dtypes import DTYPES
 from percore.errors import BadInput
 from percore.model_metadata import TensorSpec
@@ -21,7 +21,7 @@ NUMBERS = [dtype.name for dtype in DTYPES if dtype.name not in {"bytes", "bfloat
 
 
 def written(array: Any, name: str = "y") -> str:
-    return dumps(writable(array, name)).decode()
+    return dumps(to_json(array, name)).decode()
 
 
 def refusal(value: Any, described: TensorSpec) -> str:
@@ -36,7 +36,7 @@ def test_every_array_of_numbers_comes_back_from_json_as_it_went(
     data: st.DataObject, dtype: str, shape: tuple[int, ...]
 ) -> None:
     array = data.draw(hnp.arrays(np.dtype(dtype), shape))
-    back = decode(jsoncodec.loads(dumps(writable(array, "y"))), TensorSpec("x", dtype, shape), "input 'x'")
+    back = decode(jsoncodec.loads(dumps(to_json(array, "y"))), TensorSpec("x", dtype, shape), "input 'x'")
     assert back.dtype == array.dtype
     assert back.flags.c_contiguous
     np.testing.assert_array_equal(back, array)
@@ -46,7 +46,7 @@ def test_every_array_of_numbers_comes_back_from_json_as_it_went(
 @given(hnp.arrays(np.uint16, hnp.array_shapes(max_dims=2, max_side=5)))
 def test_every_bfloat16_comes_back_from_json_as_it_went(bits: Any) -> None:
     array = bits.view(ml_dtypes.bfloat16)
-    back = decode(jsoncodec.loads(dumps(writable(array, "y"))), TensorSpec("x", "bfloat16", array.shape), "input 'x'")
+    back = decode(jsoncodec.loads(dumps(to_json(array, "y"))), TensorSpec("x", "bfloat16", array.shape), "input 'x'")
     np.testing.assert_array_equal(back.astype(np.float32), array.astype(np.float32))
 
 
@@ -55,7 +55,7 @@ def test_every_bfloat16_comes_back_from_json_as_it_went(bits: Any) -> None:
 def test_every_array_of_bytes_comes_back_from_json_as_it_went(values: list[bytes], name: str) -> None:
     array = np.empty(len(values), object)
     array[:] = values
-    back = decode(jsoncodec.loads(dumps(writable(array, name))), spec("x", "bytes", None), "input 'x'")
+    back = decode(jsoncodec.loads(dumps(to_json(array, name))), spec("x", "bytes", None), "input 'x'")
     assert back.tolist() == values
 
 
@@ -173,11 +173,11 @@ def test_messages_cut_long_values_short() -> None:
     ],
 )
 def test_without_a_spec_the_type_is_the_one_the_values_have(value: Any, dtype: str) -> None:
-    assert infer(value, "x").dtype == NUMPY[dtype]
+    assert infer_array(value, "x").dtype == NUMPY_DTYPES[dtype]
 
 
 def test_without_a_spec_strings_of_different_lengths_do_not_unfold_into_a_table() -> None:
-    array = infer(["x" * 1_000_000, *["a"] * 100_000], "x")
+    array = infer_array(["x" * 1_000_000, *["a"] * 100_000], "x")
     assert array.dtype == object
     assert array[1] == b"a"
 
@@ -195,7 +195,7 @@ def test_without_a_spec_strings_of_different_lengths_do_not_unfold_into_a_table(
 )
 def test_without_a_spec_what_numpy_would_guess_at_is_refused(value: Any, message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        infer(value, "x")
+        infer_array(value, "x")
     assert message in str(caught.value)
 
 
@@ -248,4 +248,4 @@ def test_rows_hold_the_tokens_too_and_strings_that_look_like_them_stay() -> None
 @pytest.mark.parametrize("array", [np.array([1j]), np.array([{}], object), np.array(["2020-01-01"], "datetime64[D]")])
 def test_what_no_protocol_has_a_type_for_is_the_models_failure(array: Any) -> None:
     with pytest.raises(TypeError, match="the model's output"):
-        writable(array, "y")
+        to_json(array, "y")

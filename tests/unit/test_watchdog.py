@@ -2,8 +2,7 @@ import math
 import socket
 
 import pytest
-from percore.worker.client_disconnect import peer_is_gone, should_end
-from percore.worker.watchdog import Deadline, Watchdog
+from percore.worker.watchdog import Deadline, Watchdog, peer_is_gone, should_end
 
 
 class Clock:
@@ -19,7 +18,7 @@ def test_a_watch_expires_once_and_not_before_its_limit() -> None:
     watchdog.arm(Deadline(10.0, on_expired=lambda: expired.append(clock.now)))
     for now in (9.9, 10.0, 11.0):
         clock.now = now
-        watchdog.look()
+        watchdog.check()
     assert expired == [10.0]
 
 
@@ -32,25 +31,25 @@ def test_a_disarmed_watch_neither_expires_nor_asks_for_the_client() -> None:
         return True
 
     watchdog = Watchdog(clock=clock)
-    watchdog.arm(Deadline(10.0, on_expired=lambda: seen.append("expired"), is_gone=is_gone))
+    watchdog.arm(Deadline(10.0, on_expired=lambda: seen.append("expired"), is_disconnected=is_gone))
     watchdog.disarm()
     clock.now = 100.0
-    watchdog.look()
+    watchdog.check()
     assert seen == []
 
 
 def test_a_client_that_went_away_is_told_with_the_seconds_left_until_it_is_settled() -> None:
     clock, told = Clock(), []
 
-    def on_gone(left: float) -> bool:
+    def on_disconnect(left: float) -> bool:
         told.append(left)
         return len(told) == 2
 
     watchdog = Watchdog(clock=clock)
-    watchdog.arm(Deadline(10.0, on_expired=lambda: None, is_gone=lambda: True, on_gone=on_gone))
+    watchdog.arm(Deadline(10.0, on_expired=lambda: None, is_disconnected=lambda: True, on_disconnect=on_disconnect))
     for now in (1.0, 2.0, 3.0):
         clock.now = now
-        watchdog.look()
+        watchdog.check()
     assert told == [9.0, 8.0]
 
 
@@ -62,10 +61,10 @@ def test_a_report_that_fails_does_not_end_the_watchdog() -> None:
         raise OSError("no status server")
 
     watchdog = Watchdog(on_tick=broken, clock=clock)
-    watchdog.turn()
+    watchdog.tick()
     watchdog.arm(Deadline(1.0, on_expired=lambda: expired.append(clock.now)))
     clock.now = 2.0
-    watchdog.turn()
+    watchdog.tick()
     assert expired == [2.0]
 
 

@@ -4,7 +4,7 @@ import pytest
 from gunicorn.config import Config
 from percore import cores, settings
 from percore.errors import SettingsError
-from percore.worker.arbiter import Server, options
+from percore.worker.arbiter import GunicornApp, options
 
 READ = settings.load(
     {
@@ -63,7 +63,7 @@ def test_more_workers_than_groups_of_cores_are_an_error_that_says_how_many_there
     monkeypatch.setattr(cores, "usable_cores", lambda: usable)
     read = settings.load({"PERCORE_CORES_PER_CALL": str(per_call)})
     with pytest.raises(SettingsError, match=f"--workers {workers}: must be at most 2"):
-        Server(read, workers)
+        GunicornApp(read, workers)
 
 
 @pytest.mark.parametrize(("workers", "pins", "groups"), [(None, False, 1), (1, True, 1), (2, True, 2)])
@@ -71,6 +71,6 @@ def test_workers_of_a_machine_pin_themselves_and_that_of_a_pod_does_not(
     monkeypatch: pytest.MonkeyPatch, workers: int | None, pins: bool, groups: int
 ) -> None:
     monkeypatch.setattr(cores, "usable_cores", lambda: (0, 1))
-    server = Server(READ, workers)
-    assert server.pins is pins
+    server = GunicornApp(READ, workers)
+    assert server.pins_cores is pins
     assert len(server.groups) == groups

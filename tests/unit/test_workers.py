@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from percore.status.workers import State, Workers
+from percore.status.workers import Workers, WorkerState
 from percore.worker_metrics import WorkerMetrics
 from prometheus_client import generate_latest
 
@@ -29,15 +29,15 @@ class StatusFixture:
         self.workers = Workers(self.metrics)
 
     def join(self, connection: int, *, loaded: bool = True) -> None:
-        self.workers.joined(connection)
+        self.workers.connected(connection)
         catalog: dict[str, Any] = {"catalog": CATALOG} if loaded else {}
-        self.workers.tell(connection, {"event": "hello", "worker": 1000 + connection, **catalog})
+        self.workers.handle(connection, {"event": "hello", "worker": 1000 + connection, **catalog})
 
     def start(self, connection: int) -> None:
-        self.workers.tell(connection, {"event": "started"})
+        self.workers.handle(connection, {"event": "started"})
 
     def finish(self, connection: int, code: str = "200") -> None:
-        self.workers.tell(connection, {"event": "finished", "model": "digits", "code": code, "run": 2.0})
+        self.workers.handle(connection, {"event": "finished", "model": "digits", "code": code, "run": 2.0})
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)
@@ -53,7 +53,7 @@ def test_nothing_is_ready_before_a_worker_has_loaded(status: StatusFixture) -> N
     status.join(1, loaded=False)
     assert not status.workers.ready()
     assert status.workers.catalog() is None
-    status.workers.tell(1, {"event": "hello", "worker": 1001, "catalog": CATALOG})
+    status.workers.handle(1, {"event": "hello", "worker": 1001, "catalog": CATALOG})
     assert status.workers.ready()
     assert status.value("percore_model_load_seconds", model="digits", version="2") == 1.5
 
@@ -62,7 +62,7 @@ def test_the_slot_is_loading_then_free_then_taken_and_busy_is_ready(status: Stat
     assert status.workers.slot() == "loading"
     status.join(1, loaded=False)
     assert status.workers.slot() == "loading"
-    status.workers.tell(1, {"event": "hello", "worker": 1001, "catalog": CATALOG})
+    status.workers.handle(1, {"event": "hello", "worker": 1001, "catalog": CATALOG})
     assert status.workers.slot() == "free"
     status.start(1)
     assert status.workers.ready()
@@ -74,7 +74,7 @@ def test_the_slot_is_loading_then_free_then_taken_and_busy_is_ready(status: Stat
 def test_the_slot_is_taken_while_a_call_of_a_client_that_left_computes(status: StatusFixture) -> None:
     status.join(1)
     status.start(1)
-    status.workers.tell(1, {"event": "client-disconnect", "state": "executing"})
+    status.workers.handle(1, {"event": "client-disconnect", "state": "executing"})
     assert status.workers.slot() == "taken"
     status.finish(1)
     assert status.workers.slot() == "free"
@@ -90,7 +90,7 @@ def test_the_slot_is_taken_while_an_old_worker_computes_beside_its_successor(sta
 def test_what_is_released_is_free_and_not_counted(status: StatusFixture) -> None:
     status.join(1)
     status.start(1)
-    status.workers.tell(1, {"event": "released"})
+    status.workers.handle(1, {"event": "released"})
     assert status.workers.slot() == "free"
     assert b"percore_calls_total{" not in generate_latest(status.metrics.registry)
 
@@ -106,8 +106,8 @@ def test_finished_calls_are_counted_by_code_with_their_run_time(status: StatusFi
 def test_a_worker_that_dies_in_a_call_is_counted_and_leaves_nothing_behind(status: StatusFixture) -> None:
     status.join(1)
     status.start(1)
-    assert status.workers.states()[State.BUSY] == 1
-    status.workers.left(1)
+    assert status.workers.states()[WorkerState.BUSY] == 1
+    status.workers.disconnected(1)
     assert not status.workers.states()
     assert status.value("percore_worker_restarts_total", reason="crashed") == 1
     assert status.value("percore_calls_total", model="", code="lost") == 1
@@ -117,8 +117,8 @@ def test_a_worker_that_said_why_it_ends_is_counted_for_that(status: StatusFixtur
     status.join(1)
     status.start(1)
     status.finish(1, code="client-disconnect")
-    status.workers.tell(1, {"event": "ending", "reason": "client-disconnect"})
-    status.workers.left(1)
+    status.workers.handle(1, {"event": "ending", "reason": "client-disconnect"})
+    status.workers.disconnected(1)
     assert status.value("percore_worker_restarts_total", reason="client-disconnect") == 1
     assert status.value("percore_worker_restarts_total", reason="crashed") == 0
     assert status.value("percore_call_run_seconds_count", model="digits") is None
@@ -126,8 +126,8 @@ def test_a_worker_that_said_why_it_ends_is_counted_for_that(status: StatusFixtur
 
 def test_a_worker_that_was_told_to_stop_is_no_restart(status: StatusFixture) -> None:
     status.join(1)
-    status.workers.tell(1, {"event": "ending", "reason": "stopped"})
-    status.workers.left(1)
+    status.workers.handle(1, {"event": "ending", "reason": "stopped"})
+    status.workers.disconnected(1)
     assert status.value("percore_worker_restarts_total", reason="stopped") is None
 
 
@@ -136,7 +136,7 @@ def test_five_hundred_restarts_leave_no_more_series_than_one(status: StatusFixtu
     for connection in range(500):
         status.join(connection)
         status.start(connection)
-        status.workers.left(connection)
+        status.workers.disconnected(connection)
         sizes.append(generate_latest(status.metrics.registry).count(b"\n"))
     assert sizes[0] == sizes[-1]
     assert not status.workers.states()

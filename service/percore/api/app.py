@@ -1,8 +1,8 @@
-"""The worker's Flask application: the routes that compute, and the read-only ones beside them.
+"""The worker's Flask application: the routes that compute, and the read-only routes.
 
-One call at a time, in the thread that loaded the models. The worker hands the whole body over, uncopied, by
-``wsgi.input.take()``, as bytes, bytearray or memoryview, and sends the chunks of an answer as they are. Another server's
-``read()`` does as well.
+One call at a time, in the thread that loaded the models. ``wsgi.input.take()`` of the worker returns the whole body
+without a copy, as bytes, bytearray or memoryview. The worker sends the chunks of an answer as they are. With another server,
+``wsgi.input.read()`` is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _V2_TYPES = re.compile(r"(application/([\w.-]+\+)?json|application/octet-stream)
 def create_app(models: Sequence[Model], catalog: Catalog, *, max_body_bytes: int) -> Flask:
     """Return the application that serves ``models``, as ``catalog`` lists them.
 
-    ``max_body_bytes`` bounds a body, and what the context of ``:classify`` and ``:regress`` unfolds into.
+    ``max_body_bytes`` bounds a body, and also the context of ``:classify`` and ``:regress`` after it is copied into each
+    example.
     """
     app = Flask("percore", static_folder=None)
     readonly.register(app, lambda: catalog)
@@ -64,7 +65,7 @@ class _Calls:
         self._max_body_bytes = max_body_bytes
 
     def tfserving(self, function: Predict, model: str, version: int | None = None, label: str | None = None) -> Answer:
-        """Answer one of TensorFlow Serving's verbs. Any content type is JSON, as there: ``curl -d`` sends a form type."""
+        """Answer one of TensorFlow Serving's verbs. Every content type is read as JSON, as TensorFlow Serving does."""
         environ = request.environ
         served = self._find(environ, model, version, label)
         return Answer([function(served, loads(self._body(environ)))])

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from percore.api.encoding import as_bytes, dtype_name
-from percore.api.error_format import described, shape_text, shorten
+from percore.api.error_format import describe, shape_text, shorten
 from percore.api.flask_app import Chunk
 from percore.api.jsoncodec import Body
-from percore.api.tensors import NUMPY
+from percore.api.tensors import NUMPY_DTYPES
 from percore.dtypes import BY_NAME
 from percore.errors import BadInput
 from percore.handlers import Array
@@ -36,25 +36,25 @@ def split(body: Body, header: str | None) -> tuple[Body, memoryview]:
 
 
 class Reader:
-    """Hands out the bytes after the JSON, in the order of the inputs."""
+    """Reads the bytes after the JSON, in the order of the inputs."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._used = 0
 
     def take(self, size: Any, field: str) -> memoryview:
-        """Return the next ``size`` bytes; raise BadInput where there are fewer."""
+        """Return the next ``size`` bytes; raise BadInput if there are fewer."""
         left = len(self._data) - self._used
         if type(size) is not int or not 0 <= size <= left:
             raise BadInput(
                 f"{field}: binary_data_size: expected a whole number from 0 to {left}, the bytes left after the JSON "
-                f"that {HEADER} delimits, got {described(size)}"
+                f"that {HEADER} delimits, got {describe(size)}"
             )
         self._used += size
         return self._data[self._used - size : self._used]
 
     def finish(self) -> None:
-        """Raise BadInput where bytes are left that belong to no input."""
+        """Raise BadInput if bytes are left that belong to no input."""
         if self._used != len(self._data):
             raise BadInput(
                 f"body: expected {self._used} bytes after the JSON, as binary_data_size adds up to, got {len(self._data)}"
@@ -66,7 +66,7 @@ def to_array(data: memoryview, dtype: str, shape: tuple[int, ...], field: str) -
     count = math.prod(shape)
     if dtype == "bytes":
         return _strings(data, count, field).reshape(shape)
-    size = count * NUMPY[dtype].itemsize
+    size = count * NUMPY_DTYPES[dtype].itemsize
     if len(data) != size:
         raise BadInput(
             f"{field}: binary_data_size: expected {size}, the size of {BY_NAME[dtype].openinference} in the shape "
@@ -74,27 +74,27 @@ def to_array(data: memoryview, dtype: str, shape: tuple[int, ...], field: str) -
         )
     if dtype == "bool" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise BadInput(f"{field}: expected BOOL as bytes of 0 or 1, got {int(np.frombuffer(data, np.uint8).max())}")
-    array = np.frombuffer(data, NUMPY[dtype]).reshape(shape)
+    array = np.frombuffer(data, NUMPY_DTYPES[dtype]).reshape(shape)
     return array if array.flags.writeable else array.copy()
 
 
 def _strings(data: memoryview, count: int, field: str) -> Array:
     if count * _LENGTH.size > len(data):
-        raise _uneven(data, count, field)
+        raise _wrong_lengths(data, count, field)
     array = np.empty(count, object)
     at = 0
     for index in range(count):
         start = at + _LENGTH.size
         if start > len(data):
-            raise _uneven(data, count, field)
+            raise _wrong_lengths(data, count, field)
         at = start + _LENGTH.unpack_from(data, at)[0]
         array[index] = bytes(data[start:at])
-    if at != len(data):  # also where the last element would end beyond it
-        raise _uneven(data, count, field)
+    if at != len(data):  # also if the last element would end after the data
+        raise _wrong_lengths(data, count, field)
     return array
 
 
-def _uneven(data: memoryview, count: int, field: str) -> BadInput:
+def _wrong_lengths(data: memoryview, count: int, field: str) -> BadInput:
     return BadInput(
         f"{field}: expected {count} BYTES elements, each its length in 4 bytes and then as many bytes, "
         f"got {len(data)} bytes that do not divide so"
@@ -102,7 +102,7 @@ def _uneven(data: memoryview, count: int, field: str) -> BadInput:
 
 
 def to_chunk(array: Array) -> Chunk:
-    """Return a tensor's bytes: a view where the array is contiguous, a copy otherwise, and for strings."""
+    """Return a tensor's bytes: a view if the array is contiguous; a copy otherwise, and always for strings."""
     if dtype_name(array) == "bytes":
         elements = map(as_bytes, array.reshape(-1).tolist())
         return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from percore.api.encoding import dumps, rows
-from percore.api.error_format import described, names, shape_text
-from percore.api.invoke import choose, run, signature_name
+from percore.api.error_format import describe, names, shape_text
+from percore.api.invoke import choose_signature, run, signature_name
 from percore.api.tensors import from_base64
 from percore.api.tfserving import as_object
 from percore.errors import BadInput, BodyTooLarge
@@ -31,7 +31,7 @@ def classify(model: Model, document: Any, max_body_bytes: int) -> bytes:
     known = [array for array in (scores, classes) if array is not None]
     shapes = {array.shape for array in known}
     if len(shapes) != 1 or any(len(shape) != 2 or shape[0] != examples for shape in shapes):
-        raise _unfit("classify", "'scores' and 'classes' of one shape [examples, classes]", outputs)
+        raise _wrong_outputs("classify", "'scores' and 'classes' of one shape [examples, classes]", outputs)
     width = known[0].shape[1]
     labels = [""] * known[0].size if classes is None else rows(classes.reshape(-1), "")
     points: list[Any] = [0.0] * known[0].size if scores is None else rows(scores.reshape(-1), "scores")
@@ -44,7 +44,7 @@ def regress(model: Model, document: Any, max_body_bytes: int) -> bytes:
     examples, outputs = _run(model, document, REGRESS, max_body_bytes)
     values = outputs.get("outputs", next(iter(outputs.values()), np.empty(0)))
     if values.size != examples or values.shape[:1] != (examples,):
-        raise _unfit("regress", "'outputs' of shape [examples] or [examples, 1]", outputs)
+        raise _wrong_outputs("regress", "'outputs' of shape [examples] or [examples, 1]", outputs)
     return dumps({RESULTS: rows(values.reshape(-1), "outputs")})
 
 
@@ -52,7 +52,7 @@ def _run(model: Model, document: Any, method: str, max_body_bytes: int) -> tuple
     """Return how many examples there are, and the model's outputs for them."""
     request = as_object(document)
     name = signature_name(request)
-    signature = choose(model.info, name)
+    signature = choose_signature(model.info, name)
     declared = "none" if signature is None else signature.method
     if signature is None or declared != method:
         raise BadInput(f"signature_name: signature {name!r} has the method {declared!r}, expected {method!r}; use :predict")
@@ -71,7 +71,7 @@ def _examples(request: Mapping[str, Any], max_body_bytes: int) -> Sequence[Featu
     """Return the examples with the context's features in each."""
     examples = request.get("examples")
     if type(examples) is not list or not examples:
-        raise BadInput(f"examples: expected a list of at least one object, got {described(examples)}")
+        raise BadInput(f"examples: expected a list of at least one object, got {describe(examples)}")
     context = _features(request.get("context", {}), "context")
     _limit_context(request.get("context", {}), len(examples), max_body_bytes)
     read = [_features(example, f"examples[{index}]") for index, example in enumerate(examples)]
@@ -83,7 +83,7 @@ def _examples(request: Mapping[str, Any], max_body_bytes: int) -> Sequence[Featu
 
 
 def _limit_context(context: Any, examples: int, limit: int) -> None:
-    """Raise BodyTooLarge where a context, sent once but computed with in each example, unfolds to more than a body may."""
+    """Raise BodyTooLarge if the context, which is copied into each example, becomes larger than a body may be."""
     size = len(str(context)) * examples
     if context and size > limit:
         raise BodyTooLarge(f"context: {examples} examples with it in each are about {size} bytes, over the limit of {limit}")
@@ -91,19 +91,19 @@ def _limit_context(context: Any, examples: int, limit: int) -> None:
 
 def _features(features: Any, field: str) -> dict[str, Any]:
     if type(features) is not dict:
-        raise BadInput(f"{field}: expected an object of features, got {described(features)}")
+        raise BadInput(f"{field}: expected an object of features, got {describe(features)}")
     return {name: _feature(value, f"{field}: feature {name!r}") for name, value in features.items()}
 
 
 def _feature(value: Any, field: str) -> Any:
-    """Return a feature with strings as bytes; the model checks that the values of a list go together."""
+    """Return a feature with strings as bytes. The model checks later that the values of a list are of one kind."""
     values = value if type(value) is list else [value]
     kinds = set(map(type, values))
     if not kinds <= {bool, int, float, str, dict}:
         wrong = next(each for each in values if type(each) not in (bool, int, float, str, dict))
-        raise BadInput(f"{field}: expected a number, a boolean, a string or a list of these, got {described(wrong)}")
+        raise BadInput(f"{field}: expected a number, a boolean, a string or a list of these, got {describe(wrong)}")
     if int in kinds and not all(-(2**63) <= each < 2**63 for each in values if type(each) is int):
-        raise BadInput(f"{field}: expected integers of 64 bits with a sign, got {described(value)}")
+        raise BadInput(f"{field}: expected integers of 64 bits with a sign, got {describe(value)}")
     if kinds & {str, dict}:
         values = [each.encode() if type(each) is str else _bytes(each, field) for each in values]
     return values if type(value) is list else values[0]
@@ -113,6 +113,6 @@ def _bytes(value: Any, field: str) -> Any:
     return from_base64(value, field) if type(value) is dict else value
 
 
-def _unfit(method: str, expected: str, outputs: Tensors) -> TypeError:
+def _wrong_outputs(method: str, expected: str, outputs: Tensors) -> TypeError:
     found = ", ".join(f"{name!r} of {shape_text(array.shape)}" for name, array in outputs.items())
     return TypeError(f"{method}: expected the model's outputs {expected}, got {found or 'none'}")

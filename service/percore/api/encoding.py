@@ -1,7 +1,8 @@
-"""numpy arrays to JSON: what orjson writes at memory speed, and what it does not.
+"""numpy arrays to JSON, by orjson.
 
-It writes native C-contiguous arrays of the standard types. Strings, bfloat16, other layouts, and the bare tokens ``NaN``,
-``Infinity`` and ``-Infinity`` that TensorFlow Serving writes, are brought into its reach here.
+orjson writes native C-contiguous arrays of the standard types, at the speed of memory. This module converts everything else for
+it: strings, bfloat16, other layouts, and the bare tokens ``NaN``, ``Infinity`` and ``-Infinity``, which TensorFlow Serving
+writes.
 """
 
 from __future__ import annotations
@@ -12,31 +13,31 @@ from typing import Any
 import numpy as np
 import orjson
 
-from percore.api.tensors import NAMES
+from percore.api.tensors import DTYPE_NAMES
 from percore.handlers import Array
 
 _TOKENS = (b"NaN", b"Infinity", b"-Infinity")
 _BYTES_SUFFIX = "_bytes"
-"""Outputs whose name ends so are binary, whatever they hold: TensorFlow Serving's rule."""
+"""If the name of an output ends so, its strings are sent as base64, always: TensorFlow Serving's rule."""
 
 
 def dumps(document: Any) -> bytes:
-    """Return a document as JSON; arrays in it went through ``writable``."""
+    """Return a document as JSON. Arrays in it must be results of ``to_json``."""
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def dtype_name(array: Array) -> str:
-    """Return the name that ``percore.dtypes`` has for an array's type; TypeError where it has none."""
+    """Return the name of an array's type in ``percore.dtypes``; raise TypeError if it has none."""
     dtype = array.dtype
     if dtype.kind in "SUO":
         return "bytes"
-    name = NAMES.get(dtype) or NAMES.get(dtype.newbyteorder("="))
+    name = DTYPE_NAMES.get(dtype) or DTYPE_NAMES.get(dtype.newbyteorder("="))
     if name is None:
         raise TypeError(f"the model's output is an array of {dtype}, which no protocol has")
     return name
 
 
-def writable(array: Array, name: str) -> Any:
+def to_json(array: Array, name: str) -> Any:
     """Return what ``dumps`` writes for a whole output: nested lists, or a bare value for a scalar."""
     dtype = dtype_name(array)
     if dtype == "bytes":
@@ -54,7 +55,7 @@ def rows(array: Array, name: str) -> list[Any]:
         return list(_texts(array, name))
     array = _plain(array, dtype)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return [writable(np.asarray(row), name) for row in array]
+        return [to_json(np.asarray(row), name) for row in array]
     return list(array)
 
 
@@ -71,7 +72,7 @@ def _plain(array: Array, dtype: str) -> Array:
 def _with_tokens(array: Array) -> bytes:
     """Write a float array that is not all finite.
 
-    orjson writes ``null`` for what is not finite, and nothing else in an array of numbers is written so.
+    orjson writes ``null`` for each value that is not finite, and for no other value. So each ``null`` is replaced.
     """
     text = orjson.dumps(array if array.ndim else array[()], option=orjson.OPT_SERIALIZE_NUMPY)
     flat = array.reshape(-1)
@@ -104,7 +105,7 @@ def _text(value: Any, binary: bool) -> Any:
 
 
 def as_bytes(value: Any) -> bytes:
-    """Return one element of an output of strings as bytes; TypeError where it is neither bytes nor str."""
+    """Return one element of an output of strings as bytes; raise TypeError if it is neither bytes nor str."""
     if isinstance(value, str):
         return value.encode()
     if not isinstance(value, bytes):

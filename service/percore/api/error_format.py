@@ -30,7 +30,7 @@ def kind(value: Any) -> str:
     return _KINDS[type(value)]
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """Return kind and value: ``the string 'abc'``, ``the list [1, 2, 3, ...]``, ``null``."""
     return "null" if value is None else f"the {kind(value)} {shorten(value)}"
 

@@ -1,4 +1,4 @@
-"""The Flask application that worker and status server have in common: lean answers, one shape of errors, names.
+"""What the Flask applications of worker and status server share: answers, errors, and converters for names in paths.
 
 Imports no numpy: the status server must stay small.
 """
@@ -45,7 +45,7 @@ class Answer(Response):
     """
 
     def __init__(self, chunks: Sequence[Chunk], status: int = 200, content_type: str = JSON, **headers: str) -> None:
-        """``headers`` are further ones, with ``_`` for ``-``."""
+        """``headers`` are more headers, with ``_`` for ``-`` in their names."""
         lines = [("Content-Type", content_type), ("Content-Length", str(sum(map(len, chunks))))]
         lines.extend((name.replace("_", "-"), value) for name, value in headers.items())
         super().__init__(status=status, headers=lines)
@@ -58,18 +58,18 @@ class Answer(Response):
 
 
 def json_answer(document: Any, status: int = 200, **headers: str) -> Answer:
-    """Answer with plain JSON values. Any text in them is safe: it leaves as ASCII."""
+    """Answer with plain JSON values. Text in them is written as ASCII, so every text is safe."""
     return Answer([json.dumps(document, separators=(",", ":")).encode()], status, **headers)
 
 
 def error_answer(error: CallError) -> Answer:
-    """Answer with what a caller is told of ``error``."""
+    """Return the answer to the caller for ``error``."""
     headers = {} if error.retry_after is None else {"Retry_After": str(error.retry_after)}
     return json_answer(error.document(), error.status, **headers)
 
 
 def failed(error: BaseException) -> HandlerFailed:
-    """Log why the model failed, once, and return what the caller is told instead."""
+    """Log why the model failed, once, and return the error for the caller, without this reason."""
     _LOG.error("%s %s: the model failed", request.method, request.path, exc_info=error)
     return HandlerFailed()
 
@@ -110,7 +110,7 @@ class _Version(BaseConverter):
 
 
 class _NoSession(SessionInterface):
-    """No cookies are read or written, so one empty session does for every call."""
+    """Sessions are not used, and no cookies are read or written. All calls share one empty session."""
 
     _session = NullSession()
 
@@ -119,9 +119,9 @@ class _NoSession(SessionInterface):
 
 
 def prepare(app: Flask) -> None:
-    """Have an application answer every error as ``CallError.document`` does, and offer no sessions and no OPTIONS.
+    """Set an application up: every error is answered as ``CallError.document``, and there are no sessions and no OPTIONS.
 
-    Its rules may then use the converters ``model``, ``label`` and ``version``. Doing it twice changes nothing.
+    Its routes may then use the converters ``model``, ``label`` and ``version``. A second call changes nothing.
     """
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.session_interface = _NoSession()

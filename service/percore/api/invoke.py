@@ -1,30 +1,30 @@
-"""What both protocols do with a model: choose a signature, check names, run it."""
+"""The steps that both protocols share: choose a signature of a model, check the names of inputs, run it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from percore.api.error_format import described, names, shorten
+from percore.api.error_format import describe, names, shorten
 from percore.api.flask_app import failed
 from percore.errors import BadInput
 from percore.handlers import Model, Tensors
 from percore.model_metadata import DEFAULT_SIGNATURE, ModelInfo, Signature
 
-UNNAMED = "inputs"
-"""The name of the one tensor that a request gives no name, where a handler declares no signature."""
+DEFAULT_INPUT = "inputs"
+"""The name of an input without a name in the request, if the handler declares no signature."""
 
 
 def signature_name(document: dict[str, Any], field: str = "signature_name") -> str:
     """Return the signature that a request names, or the default one."""
     name = document.get("signature_name", DEFAULT_SIGNATURE)
     if type(name) is not str:
-        raise BadInput(f"{field}: expected a string, got {described(name)}")
+        raise BadInput(f"{field}: expected a string, got {describe(name)}")
     return name or DEFAULT_SIGNATURE
 
 
-def choose(info: ModelInfo, name: str) -> Signature | None:
-    """Return a model's signature by name; None where the model declares none at all."""
+def choose_signature(info: ModelInfo, name: str) -> Signature | None:
+    """Return a model's signature by name; None if the model declares no signatures."""
     if not info.signatures:
         return None
     if name not in info.signatures:
@@ -34,7 +34,7 @@ def choose(info: ModelInfo, name: str) -> Signature | None:
 
 
 def check_names(expected: Iterable[str], given: Iterable[str], field: str) -> None:
-    """Raise BadInput where the inputs given are not exactly those expected."""
+    """Raise BadInput if the given inputs are not exactly the expected ones."""
     expected, given = set(expected), set(given)
     if expected != given:
         missing, unknown = names(expected - given), names(given - expected)
@@ -42,13 +42,13 @@ def check_names(expected: Iterable[str], given: Iterable[str], field: str) -> No
 
 
 def run(model: Model, signature: str, inputs: Tensors) -> Tensors:
-    """Run the model. Of what it raises only BadInput passes to the caller; anything else is logged and is HandlerFailed.
+    """Run the model. If it raises BadInput, the caller gets this error. Every other error is logged, and becomes HandlerFailed.
 
-    So user code can never answer with a status that means "this call did not run", which would have it sent again.
+    So user code cannot answer with a status that means "this call did not run", after which the caller would send it again.
     """
     try:
         return model.predict(signature, inputs)
     except BadInput as error:
-        raise BadInput(str(error)) from error  # also a kind of the user's own, with a status and a code of its own
+        raise BadInput(str(error)) from error  # a new one, because a user's subclass may have another status and code
     except Exception as error:
         raise failed(error) from error

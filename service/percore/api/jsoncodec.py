@@ -1,7 +1,7 @@
-"""JSON bodies to Python values: fast for what is standard, and NaN and infinities as TensorFlow Serving reads them.
+"""JSON bodies to Python values. NaN and infinities are read as TensorFlow Serving reads them.
 
-orjson reads standard JSON at memory speed but knows no ``NaN``, ``Infinity`` or ``-Infinity``; the standard library does,
-ten times slower, so it is asked only where a body holds one of these words.
+orjson is fast, but it does not read ``NaN``, ``Infinity`` and ``-Infinity``. Python's own parser reads them, ten times slower.
+So it is used only if a body has one of these words.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def loads(body: Body) -> Any:
-    """Return the JSON value in ``body``; raise BadInput, with the place, if it is not JSON in UTF-8.
+    """Return the JSON value in ``body``; raise BadInput, with the position, if it is not JSON in UTF-8.
 
-    It takes up to 40 times the memory of the body: a list, an object or a number of a few bytes becomes an object of Python.
-    Empty lists and objects would take more, and hold nothing, so a large body may have few of them.
+    It takes up to 40 times the memory of the body, because each list, object and number becomes a Python object. Empty lists
+    and objects would take even more, and hold no values. So a large body may have only few of them.
     """
     if len(body) > SMALL_BYTES:
         text = bytes(body)
@@ -38,7 +38,7 @@ def loads(body: Body) -> Any:
         del text
         if empty > MOST_EMPTY:
             raise BadInput(f"body: expected at most {MOST_EMPTY} empty lists and objects, got {empty}")
-    # No value of JSON is garbage, so searching for garbage meanwhile only takes time: half of it for lists of lists.
+    # Parsing makes no garbage. With the collector on, half of the time for lists of lists would go to the search for it.
     gc.disable()
     try:
         return _parsed(body)
@@ -82,7 +82,7 @@ def _lenient(text: str, body: Body) -> Any:
 
 
 def _finite(text: str) -> float:
-    """Read a number as orjson does: one that is too large for a double is refused, not taken for an infinity."""
+    """Read a number as orjson does: refuse one that is too large for a double, instead of making it an infinity."""
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"number is infinity when parsed as double: {text[:40]}")

@@ -1,7 +1,7 @@
-"""The OpenAPI 3.1 document: every route, with what is served now as the examples.
+"""The OpenAPI 3.1 document: every route, with examples for the models that are served now.
 
-Written by hand from the two protocols; tests compare it with the application's routes both ways and send it what it
-promises to accept. Standard library only: the status server answers it too.
+Written by hand from the two protocols. Tests compare it with the application's routes in both directions, and send requests
+that the document allows. It imports no library, because the status server answers it too.
 """
 
 from __future__ import annotations

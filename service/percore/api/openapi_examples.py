@@ -16,7 +16,7 @@ MAX_EXAMPLE_VALUES = 1024
 
 
 def _callable(catalog: Catalog) -> Iterable[tuple[ModelInfo, Signature]]:
-    """Yield the newest version of each model with its default signature, where an example of it stays small."""
+    """Yield the newest version of each model with its default signature, if an example of it is small."""
     for versions in catalog.by_name.values():
         signature = versions[0].signatures.get(DEFAULT_SIGNATURE)
         if signature and sum(math.prod(_sizes(spec)) for spec in signature.inputs) <= MAX_EXAMPLE_VALUES:
@@ -42,7 +42,7 @@ def predict_examples(catalog: Catalog) -> Json:
 
 
 def inference_examples(catalog: Catalog) -> Json:
-    """Return a body of zeros for each model, as the Open Inference Protocol has it."""
+    """Return a body of zeros for each model, in the form of the Open Inference Protocol."""
     return {
         info.name: {"value": {"inputs": [_inference_input(spec) for spec in signature.inputs]}}
         for info, signature in _callable(catalog)
@@ -56,7 +56,7 @@ def _inference_input(spec: TensorSpec) -> Json:
 
 
 def example_requests(catalog: Catalog, method: str) -> Json:
-    """Return a body without features for each signature of the method; which features it needs is in its graph alone."""
+    """Return a body without features for each signature of the method, because only its graph says which features it needs."""
     return {
         f"{info.name}-{info.version}-{name}": {"value": {"signature_name": name, "examples": [{}]}}
         for info in catalog

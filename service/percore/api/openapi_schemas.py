@@ -1,6 +1,6 @@
 """The schemas of the OpenAPI document that do not depend on what is served.
 
-Tensors are described loosely, as any JSON: what one must look like is in a model's metadata, and checked call by call.
+Tensors are described as any JSON. A model's metadata says their types and shapes, and each call is checked against it.
 Read by ``openapi`` alone.
 """
 

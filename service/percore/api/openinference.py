@@ -1,8 +1,8 @@
 """The Open Inference Protocol, version 2, REST: ``infer``.
 
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol. One extension of our own: the
-request's ``parameters.signature_name`` chooses a signature other than the default. Bytes that are not UTF-8 are
-``{"b64": "..."}`` in JSON, for which the protocol has nothing.
+request's ``parameters.signature_name`` chooses a signature other than the default. For bytes that are not UTF-8 the
+protocol has no JSON form; here they are ``{"b64": "..."}``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from percore.api import binary
-from percore.api.encoding import dtype_name, dumps, writable
-from percore.api.error_format import described, names, shape_text, shorten
+from percore.api.encoding import dtype_name, dumps, to_json
+from percore.api.error_format import describe, names, shape_text, shorten
 from percore.api.flask_app import Chunk
-from percore.api.invoke import check_names, choose, run, signature_name
+from percore.api.invoke import check_names, choose_signature, run, signature_name
 from percore.api.jsoncodec import Body, loads
-from percore.api.tensors import MAX_DIMENSIONS, NUMPY, fitted, from_values, unfold
+from percore.api.tensors import MAX_DIMENSIONS, NUMPY_DTYPES, check_shape, flatten, from_values
 from percore.dtypes import BY_NAME, BY_OPENINFERENCE
 from percore.errors import BadInput
 from percore.handlers import Array, Model, Tensors
@@ -29,21 +29,21 @@ BINARY = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """An answer: its chunks, and how many bytes of JSON they begin with where tensors follow as raw bytes."""
+    """An answer: its chunks, and the size of the JSON at its beginning if binary tensors follow."""
 
     chunks: list[Chunk]
     header_length: int | None
 
 
 def infer(model: Model, body: Body, header: str | None) -> Inference:
-    """Answer ``infer``. ``header`` is the request's ``Inference-Header-Content-Length``, where it has one."""
+    """Answer ``infer``. ``header`` is the request's ``Inference-Header-Content-Length``, if it has one."""
     text, data = binary.split(body, header)
     request = _object(loads(text), "body")
     if "id" in request:
         _string(request["id"], "id")
     parameters = _object(request.get("parameters", {}), "parameters")
     name = signature_name(parameters, "parameters.signature_name")
-    signature = choose(model.info, name)
+    signature = choose_signature(model.info, name)
     wanted = _wanted(request.get("outputs", []), signature)
     all_binary = _flag(parameters, "binary_data_output", False)
     inputs = _inputs(_list(request.get("inputs"), "inputs"), binary.Reader(data), signature)
@@ -55,26 +55,26 @@ def infer(model: Model, body: Body, header: str | None) -> Inference:
 
 def _object(value: Any, field: str) -> dict[str, Any]:
     if type(value) is not dict:
-        raise BadInput(f"{field}: expected an object, got {described(value)}")
+        raise BadInput(f"{field}: expected an object, got {describe(value)}")
     return value
 
 
 def _list(value: Any, field: str) -> list[Any]:
     if type(value) is not list:
-        raise BadInput(f"{field}: expected a list, got {described(value)}")
+        raise BadInput(f"{field}: expected a list, got {describe(value)}")
     return value
 
 
 def _string(value: Any, field: str) -> str:
     if type(value) is not str:
-        raise BadInput(f"{field}: expected a string, got {described(value)}")
+        raise BadInput(f"{field}: expected a string, got {describe(value)}")
     return value
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if type(value) is not bool:
-        raise BadInput(f"parameters.{name}: expected a boolean, got {described(value)}")
+        raise BadInput(f"parameters.{name}: expected a boolean, got {describe(value)}")
     return value
 
 
@@ -101,7 +101,7 @@ def _tensor(entry: Mapping[str, Any], reader: binary.Reader, signature: Signatur
             if spec.dtype != dtype:
                 expected = BY_NAME[spec.dtype].openinference
                 raise BadInput(f"{field}: expected the datatype {expected}, got {entry['datatype']}")
-            shape = fitted(shape, spec, field)
+            shape = check_shape(shape, spec, field)
     parameters = _object(entry.get("parameters", {}), f"{field}: parameters")
     size = parameters.get("binary_data_size")
     if ("data" in entry) == (size is not None):
@@ -115,23 +115,23 @@ def _tensor(entry: Mapping[str, Any], reader: binary.Reader, signature: Signatur
 def _dtype(datatype: Any, field: str) -> str:
     known = BY_OPENINFERENCE.get(datatype) if type(datatype) is str else None
     if known is None:
-        raise BadInput(f"{field}: datatype: expected one of {', '.join(BY_OPENINFERENCE)}, got {described(datatype)}")
+        raise BadInput(f"{field}: datatype: expected one of {', '.join(BY_OPENINFERENCE)}, got {describe(datatype)}")
     return known.name
 
 
 def _shape(shape: Any, dtype: str, field: str) -> tuple[int, ...]:
-    """Return a shape that numpy can have: sizes from 0 up, and no more bytes than a machine can address."""
+    """Return the shape; raise BadInput if numpy cannot have it: a size below 0, or more bytes than a machine can address."""
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
         rule = f"a list of at most {MAX_DIMENSIONS} whole numbers from 0 up"
-        raise BadInput(f"{field}: shape: expected {rule}, got {described(shape)}")
-    if math.prod(size or 1 for size in shape) * NUMPY[dtype].itemsize >= 2**63:
+        raise BadInput(f"{field}: shape: expected {rule}, got {describe(shape)}")
+    if math.prod(size or 1 for size in shape) * NUMPY_DTYPES[dtype].itemsize >= 2**63:
         raise BadInput(f"{field}: shape: expected fewer than 2**63 bytes, got {shorten(shape)}")
     return tuple(shape)
 
 
 def _from_json(data: Any, dtype: str, shape: tuple[int, ...], field: str) -> Array:
     """Return a tensor from JSON: flat in row-major order, or nested as the shape says."""
-    values = unfold(data, f"{field}: data")
+    values = flatten(data, f"{field}: data")
     nested = values.shape
     whole = (*nested, *shape[len(nested) :]) if 0 in nested else nested
     if whole != shape and nested != (math.prod(shape),):
@@ -143,12 +143,12 @@ def _from_json(data: Any, dtype: str, shape: tuple[int, ...], field: str) -> Arr
 
 
 def _wanted(entries: Any, signature: Signature | None) -> dict[str, dict[str, Any]]:
-    """Return the parameters of each output that a request asks for; empty where it asks for none, so for all."""
+    """Return the parameters of each output that a request names; empty if it names none, which means all."""
     wanted: dict[str, dict[str, Any]] = {}
     for index, entry in enumerate(_list(entries, "outputs")):
         name = _string(_object(entry, f"outputs[{index}]").get("name"), f"outputs[{index}].name")
         wanted[name] = _object(entry.get("parameters", {}), f"outputs[{index}].parameters")
-        _flag(wanted[name], "binary_data", False)  # here, because a wrong one must not be found after computing
+        _flag(wanted[name], "binary_data", False)  # checked here, so that a mistake is found before the call computes
     if signature is not None:
         _check_outputs(wanted, [spec.name for spec in signature.outputs])
     return wanted
@@ -180,5 +180,5 @@ def _answer(model: Model, request: Mapping[str, Any], outputs: Tensors, raw: set
 def _output(name: str, array: Array, chunk: Chunk | None) -> dict[str, Any]:
     head = {"name": name, "datatype": BY_NAME[dtype_name(array)].openinference, "shape": list(array.shape)}
     if chunk is None:
-        return {**head, "data": writable(array.reshape(-1), "")}
+        return {**head, "data": to_json(array.reshape(-1), "")}
     return {**head, "parameters": {"binary_data_size": len(chunk)}}

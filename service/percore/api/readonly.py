@@ -28,9 +28,9 @@ _VERSION, _LABEL = "/versions/<version:version>", "/labels/<label:label>"
 
 
 def register(app: Flask, current: CurrentCatalog) -> None:
-    """Prepare an application and add the routes to it; each call asks ``current`` anew.
+    """Set an application up and add the routes to it. Each request calls ``current`` again.
 
-    While nothing is loaded they answer 503 ``not-ready``, but for ``/v2`` and ``/v2/health/live``.
+    While no model is loaded they answer 503 ``not-ready``, except ``/v2`` and ``/v2/health/live``.
     """
     prepare(app)
     routes = _Routes(current)
@@ -47,7 +47,7 @@ def register(app: Flask, current: CurrentCatalog) -> None:
 
 
 def _get(app: Flask, rule: str, view: Callable[..., Answer]) -> None:
-    app.add_url_rule(rule, f"GET {rule.replace('.', '_')}", view, methods=["GET"])  # a dot would mean a blueprint
+    app.add_url_rule(rule, f"GET {rule.replace('.', '_')}", view, methods=["GET"])  # Flask reads a dot as a blueprint
 
 
 class _Routes:
@@ -63,7 +63,7 @@ class _Routes:
         return catalog
 
     def status(self, model: str, version: int | None = None, label: str | None = None) -> Answer:
-        """Answer TensorFlow Serving's model status: of every version, or of the one asked for."""
+        """Answer TensorFlow Serving's model status: of every version, or of the requested one."""
         catalog = self._catalog()
         every = version is None and label is None
         versions = catalog.versions(model) if every else (catalog.find(model, version, label),)
@@ -105,7 +105,7 @@ class _Routes:
         )
 
     def model_ready(self, model: str, version: int | None = None) -> Answer:
-        """Answer that a version is loaded: whatever the catalog has is."""
+        """Answer that a version is loaded; every version in the catalog is."""
         info = self._catalog().find(model, version)
         return json_answer({"name": info.name, "ready": True})
 
@@ -131,14 +131,14 @@ def _signature(signature: Signature) -> dict[str, Any]:
 
 
 def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
-    """Return TensorFlow's TensorInfo; its ``name`` is the tensor's in the graph there, which nothing here needs."""
+    """Return TensorFlow's TensorInfo. ``name`` is the input's name; TensorFlow has the name of a tensor in the graph there."""
     dims = [{"size": str(-1 if size is None else size), "name": ""} for size in spec.shape or ()]
     shape = {"dim": dims, "unknown_rank": spec.shape is None}
     return {"dtype": BY_NAME[spec.dtype].tensorflow, "tensor_shape": shape, "name": spec.name}
 
 
 def _tensors(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
-    """Return the Open Inference Protocol's tensors. It has no word for an unknown rank: [-1] stands for it."""
+    """Return the Open Inference Protocol's tensors. The protocol cannot describe an unknown rank; here it is [-1]."""
     return [
         {
             "name": spec.name,

@@ -1,4 +1,4 @@
-"""Reads: status, metadata and documents, made of a catalog alone and kept until it changes. No read reaches a worker."""
+"""Answers reads (status, metadata, documents) from the catalog, without a worker. Answers are kept until it changes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What an application tells the worker about one call, for its log line and its metrics.
+"""What an application reports to the worker about one call, for its log line and its metrics.
 
-Imports nothing of percore; the worker puts one ``CallContext`` a call into the WSGI environ and reads it afterwards.
+The worker puts a ``CallContext`` into the WSGI environ of each call, and reads it afterwards. This module imports nothing of
+percore.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MOST_ROUTES = 200
 
 @dataclass(slots=True)
 class CallContext:
-    """Facts of one call, filled in as soon as they are known."""
+    """Model and version of one call, set as soon as they are known."""
 
     model: str = ""
     """The served model's name; empty until one is found, so that unknown names never become metric labels."""
@@ -27,7 +28,7 @@ class CallContext:
 
 
 def context_of(environ: MutableMapping[str, Any]) -> CallContext:
-    """Return the facts that the worker put into ``environ``; put fresh ones there where it did not."""
+    """Return the context that the worker put into ``environ``; add one if there is none."""
     facts: CallContext | None = environ.get(ENVIRON_KEY)
     if facts is None:
         facts = environ[ENVIRON_KEY] = CallContext()
@@ -35,14 +36,14 @@ def context_of(environ: MutableMapping[str, Any]) -> CallContext:
 
 
 class Routes:
-    """The routes of a user's app that served calls, as templates (``/predict/<name>``): a bounded number of them."""
+    """The routes of a user's app, as Flask writes them (``/predict/<name>``). Their number is bounded."""
 
     def __init__(self, most: int = MOST_ROUTES) -> None:
         self._most = most
         self._known: set[str] = set()
 
     def of(self, environ: Mapping[str, Any]) -> str:
-        """Return the route that serves this request. ``app`` if there is none, if the app is not Flask, or after too many.
+        """Return the route of this request; ``app`` if it has none, if the app is not Flask, or if there are too many routes.
 
         While Flask serves a request, its request object is in the environ, and has the route that matched.
         """

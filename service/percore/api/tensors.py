@@ -1,8 +1,8 @@
-"""JSON values to numpy arrays: strict, and at C speed for numbers.
+"""JSON values to numpy arrays: strict, and fast for numbers.
 
-numpy's own conversion is lenient where a caller should be told: it takes "1" and true for numbers, and mixed strings unfold
-into a table as wide as the longest. So lists are flattened level by level here, by iterators that run in C, and the kinds
-of the values are checked before numpy sees them.
+numpy's own conversion accepts too much: it reads "1" and true as numbers, and it stores strings in an array as wide as the
+longest one. So this module flattens lists level by level, with iterators in C, and checks the kinds of the values before numpy
+gets them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from percore.api.error_format import described, kind, shape_text, shorten
+from percore.api.error_format import describe, kind, shape_text, shorten
 from percore.dtypes import DTYPES
 from percore.errors import BadInput
 from percore.handlers import Array
 from percore.model_metadata import TensorSpec
 
-NUMPY: dict[str, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     dtype.name: np.dtype(dtype.name) for dtype in DTYPES if dtype.name not in {"bfloat16", "bytes"}
 }
 """numpy's type by the names of ``percore.dtypes``; strings are objects."""
-NUMPY["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
-NUMPY["bytes"] = np.dtype(object)
+NUMPY_DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+NUMPY_DTYPES["bytes"] = np.dtype(object)
 
-NAMES = {dtype: name for name, dtype in NUMPY.items()}
-"""The way back. A dictionary, because ``dtype.name`` is computed anew each time, in Python."""
+DTYPE_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+"""The names of numpy's types. A dictionary, because ``dtype.name`` is slow: Python computes it each time."""
 
 MAX_DIMENSIONS = 64
 """numpy's limit."""
@@ -37,23 +37,23 @@ MAX_DIMENSIONS = 64
 _BOOLEANS, _INTEGERS, _NUMBERS, _STRINGS = {bool}, {int}, {int, float}, {str, dict}
 _ACCEPTED = {
     name: _BOOLEANS if name == "bool" else _STRINGS if name == "bytes" else _NUMBERS if "float" in name else _INTEGERS
-    for name in NUMPY
+    for name in NUMPY_DTYPES
 }
 
 
 def decode(value: Any, spec: TensorSpec, field: str) -> Array:
     """Return a JSON value as the array that ``spec`` describes, C-contiguous.
 
-    ``field`` is what messages call it. Raises BadInput where kind, shape or range is another than the spec's.
+    ``field`` is its name in messages. Raises BadInput if kind, shape or range do not fit the spec.
     """
-    values = unfold(value, field)
-    shape = fitted(values.shape, spec, field)
+    values = flatten(value, field)
+    shape = check_shape(values.shape, spec, field)
     return from_values(values, spec.dtype, field).reshape(shape)
 
 
-def infer(value: Any, field: str) -> Array:
-    """Return a JSON value as an array of the kind it has: bool, int64, uint64 where that is too small, float64 or bytes."""
-    values = unfold(value, field)
+def infer_array(value: Any, field: str) -> Array:
+    """Return a JSON value as an array of bool, int64, float64 or bytes, as its values are; uint64 if int64 is too small."""
+    values = flatten(value, field)
     if not values.flat:
         return np.zeros(values.shape)
     dtype = next((name for name in ("int64", "float64", "bool", "bytes") if values.kinds <= _ACCEPTED[name]), None)
@@ -66,16 +66,16 @@ def infer(value: Any, field: str) -> Array:
 
 
 class Values(NamedTuple):
-    """What nested lists hold."""
+    """The values of nested lists."""
 
     flat: list[Any]
     shape: tuple[int, ...]
     kinds: set[type]
-    """The types of the values, found on the way."""
+    """The types of the values."""
 
 
-def unfold(value: Any, field: str) -> Values:
-    """Return what nested lists hold, in one list, with their shape; raise BadInput where rows differ in length."""
+def flatten(value: Any, field: str) -> Values:
+    """Return the values of nested lists in one list, with their shape; raise BadInput if rows differ in length."""
     level: list[Any] = [value]
     shape: tuple[int, ...] = ()
     while True:
@@ -91,7 +91,7 @@ def unfold(value: Any, field: str) -> Values:
 
 
 def _ragged(level: Sequence[Any], shape: tuple[int, ...], field: str) -> BadInput:
-    """Say which row is the first that differs from the one before all others."""
+    """Return an error that names the first row that differs from row 0."""
     wanted = _size(level[0])
     first, found = next((index, _size(row)) for index, row in enumerate(level) if _size(row) != wanted)
     return BadInput(
@@ -100,20 +100,20 @@ def _ragged(level: Sequence[Any], shape: tuple[int, ...], field: str) -> BadInpu
 
 
 def _size(row: Any) -> str:
-    return f"has {len(row)} values" if isinstance(row, list) else f"is {described(row)}"
+    return f"has {len(row)} values" if isinstance(row, list) else f"is {describe(row)}"
 
 
 def _place(index: int, shape: tuple[int, ...]) -> str:
-    """Return an element's place in nested lists: ``1``, or ``[0, 3]`` where they are nested."""
+    """Return an element's index: ``1`` in a flat list, ``[0, 3]`` in nested lists."""
     if len(shape) < 2:
         return str(index)
     return str([int(each) for each in np.unravel_index(index, shape)])
 
 
-def fitted(shape: tuple[int, ...], spec: TensorSpec, field: str) -> tuple[int, ...]:
-    """Return the shape that a value has under ``spec``; raise BadInput where it cannot be one.
+def check_shape(shape: tuple[int, ...], spec: TensorSpec, field: str) -> tuple[int, ...]:
+    """Return the shape of a value, completed by ``spec``; raise BadInput if it does not fit.
 
-    An empty list does not tell the dimensions inside it: those are taken from the spec, 0 where it leaves them open.
+    An empty list has no inner dimensions. They are taken from the spec; a dimension that is unknown there is 0.
     """
     expected = spec.shape
     if expected is None:
@@ -127,7 +127,7 @@ def fitted(shape: tuple[int, ...], spec: TensorSpec, field: str) -> tuple[int, .
 
 
 def from_values(values: Values, dtype: str, field: str) -> Array:
-    """Return values as a one-dimensional array; raise BadInput where one is of another kind, or out of range."""
+    """Return values as a one-dimensional array; raise BadInput if one is of another kind, or out of range."""
     flat, shape, kinds = values
     accepted = _ACCEPTED[dtype]
     if not kinds <= accepted:
@@ -136,8 +136,8 @@ def from_values(values: Values, dtype: str, field: str) -> Array:
         return _strings(flat, shape, field)
     try:
         if accepted is _NUMBERS:
-            return _floats(flat, NUMPY[dtype])
-        return np.fromiter(flat, NUMPY[dtype], len(flat))
+            return _floats(flat, NUMPY_DTYPES[dtype])
+        return np.fromiter(flat, NUMPY_DTYPES[dtype], len(flat))
     except OverflowError:
         raise _out_of_range(flat, dtype, shape, field) from None
 
@@ -162,14 +162,14 @@ def _strings(flat: list[Any], shape: tuple[int, ...], field: str) -> Array:
 
 
 def is_base64(value: Any) -> bool:
-    """Tell ``{"b64": "..."}``, TensorFlow Serving's form of bytes, from other objects."""
+    """Return whether this is ``{"b64": "..."}``, TensorFlow Serving's form of bytes."""
     return type(value) is dict and len(value) == 1 and type(value.get("b64")) is str
 
 
 def from_base64(value: Any, field: str) -> bytes:
-    """Return the bytes that ``{"b64": "..."}`` holds; raise BadInput where it is another object, or not base64."""
+    """Return the bytes that ``{"b64": "..."}`` holds; raise BadInput if it is another object, or not base64."""
     if not is_base64(value):
-        raise BadInput(f'{field}: expected a string or {{"b64": "..."}}, got {described(value)}')
+        raise BadInput(f'{field}: expected a string or {{"b64": "..."}}, got {describe(value)}')
     try:
         return binascii.a2b_base64(value["b64"], strict_mode=True)
     except ValueError as error:  # binascii.Error is one; so is text that is not ASCII
@@ -186,7 +186,7 @@ def _wrong_kind(flat: list[Any], dtype: str, shape: tuple[int, ...], field: str)
     value = flat[index]
     if accepted is _INTEGERS and type(value) is float and value.is_integer() and abs(value) >= 2**63:
         return _out_of_range([*flat[:index], int(value)], dtype, shape, field)  # orjson reads such integers as floats
-    return BadInput(f"{_at(index, shape, field)}: expected {dtype}, got {described(value)}")
+    return BadInput(f"{_at(index, shape, field)}: expected {dtype}, got {describe(value)}")
 
 
 def _out_of_range(flat: list[Any], dtype: str, shape: tuple[int, ...], field: str) -> BadInput:
@@ -200,5 +200,5 @@ def _out_of_range(flat: list[Any], dtype: str, shape: tuple[int, ...], field: st
 def _range(dtype: str) -> tuple[float, float]:
     if _ACCEPTED[dtype] is _INTEGERS:
         return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-    info: Any = ml_dtypes.finfo(NUMPY[dtype])  # type: ignore[no-untyped-call]
+    info: Any = ml_dtypes.finfo(NUMPY_DTYPES[dtype])  # type: ignore[no-untyped-call]
     return float(info.min), float(info.max)

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
-from percore.api.encoding import dumps, rows, writable
-from percore.api.error_format import described, kind, names, shape_text
-from percore.api.invoke import UNNAMED, check_names, choose, run, signature_name
-from percore.api.tensors import decode, infer, is_base64
+from percore.api.encoding import dumps, rows, to_json
+from percore.api.error_format import describe, kind, names, shape_text
+from percore.api.invoke import DEFAULT_INPUT, check_names, choose_signature, run, signature_name
+from percore.api.tensors import decode, infer_array, is_base64
 from percore.errors import BadInput
 from percore.handlers import Array, Model, Tensors
 from percore.model_metadata import Signature
@@ -23,7 +23,7 @@ def predict(model: Model, document: Any) -> bytes:
     """Answer ``:predict``: JSON with ``predictions`` for the row form, ``outputs`` for the column form."""
     request = as_object(document)
     name = signature_name(request)
-    signature = choose(model.info, name)
+    signature = choose_signature(model.info, name)
     in_rows = "instances" in request
     tensors = _read(request, signature)
     request.clear()  # a call computes for minutes, and JSON takes many times the memory of its tensors
@@ -43,15 +43,15 @@ def _read(request: Mapping[str, Any], signature: Signature | None) -> dict[str, 
 
 
 def as_object(document: Any) -> dict[str, Any]:
-    """Return the request's top, which is an object; raise BadInput where it is not."""
+    """Return the request, which must be an object; raise BadInput otherwise."""
     if type(document) is not dict:
-        raise BadInput(f"body: expected an object, got {described(document)}")
+        raise BadInput(f"body: expected an object, got {describe(document)}")
     return document
 
 
 def _tensors(columns: Mapping[str, Any], signature: Signature | None) -> dict[str, Array]:
     if signature is None:
-        return {name: infer(value, f"input {name!r}") for name, value in columns.items()}
+        return {name: infer_array(value, f"input {name!r}") for name, value in columns.items()}
     return {spec.name: decode(columns[spec.name], spec, f"input {spec.name!r}") for spec in signature.inputs}
 
 
@@ -62,11 +62,11 @@ def _is_named(value: Any) -> bool:
 def _only_input(signature: Signature | None, value: Any, field: str) -> str:
     """Return the name of the input that a value without a name is for."""
     if signature is None:
-        return UNNAMED
+        return DEFAULT_INPUT
     if len(signature.inputs) == 1:
         return signature.inputs[0].name
     expected = names(spec.name for spec in signature.inputs)
-    raise BadInput(f"{field}: expected an object with the inputs {expected}, got {described(value)}")
+    raise BadInput(f"{field}: expected an object with the inputs {expected}, got {describe(value)}")
 
 
 def _columns(value: Any, signature: Signature | None) -> Mapping[str, Any]:
@@ -80,7 +80,7 @@ def _columns(value: Any, signature: Signature | None) -> Mapping[str, Any]:
 
 def _rows_to_columns(instances: Any, signature: Signature | None) -> Mapping[str, Any]:
     if type(instances) is not list:
-        raise BadInput(f"instances: expected a list, got {described(instances)}")
+        raise BadInput(f"instances: expected a list, got {describe(instances)}")
     if not instances:
         raise BadInput("instances: expected at least one, got an empty list")
     if dict not in set(map(type, instances)) or not _all_named(instances):
@@ -93,7 +93,7 @@ def _rows_to_columns(instances: Any, signature: Signature | None) -> Mapping[str
 
 
 def _all_named(instances: list[Any]) -> bool:
-    """Tell whether the instances are objects by input name; raise BadInput where some are and some are not."""
+    """Tell whether the instances are objects by input name; raise BadInput if only some are."""
     named = list(map(_is_named, instances))
     if any(named) and not all(named):
         index = named.index(not named[0])
@@ -106,7 +106,7 @@ def _all_named(instances: list[Any]) -> bool:
 
 
 def _refuse_unbatched(signature: Signature | None) -> None:
-    """Refuse before computing what cannot be answered afterwards."""
+    """Raise BadInput before the call computes, if the row form cannot hold the outputs."""
     for spec in signature.outputs if signature else ():
         if spec.shape == ():
             raise _unbatched(spec.name, ())
@@ -120,7 +120,7 @@ def _unbatched(name: str, shape: tuple[int, ...]) -> BadInput:
 
 
 def _columns_answer(outputs: Tensors) -> bytes:
-    columns = {name: writable(array, name) for name, array in outputs.items()}
+    columns = {name: to_json(array, name) for name, array in outputs.items()}
     return dumps({"outputs": next(iter(columns.values())) if len(columns) == 1 else columns})
 
 
@@ -130,6 +130,6 @@ def _rows_answer(outputs: Tensors) -> bytes:
         if not array.ndim or array.shape[:1] != size:
             raise _unbatched(name, array.shape)
     if len(outputs) == 1:
-        return dumps({"predictions": next(writable(array, name) for name, array in outputs.items())})
+        return dumps({"predictions": next(to_json(array, name) for name, array in outputs.items())})
     columns = [rows(array, name) for name, array in outputs.items()]
     return dumps({"predictions": [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]})

@@ -64,7 +64,7 @@ class CallBody(Protocol):
 
 
 class Call:
-    """One call. ``done`` is resolved when no worker has to do with it any more."""
+    """One call. ``done`` is resolved when no worker works on it any more."""
 
     is_stored = False
     """Whether it outlives its connection: see ``store``."""
@@ -115,7 +115,7 @@ class Call:
         """When its last byte was written to a worker."""
         self.run_seconds: float | None = None
         self.overdue = False
-        """Whether it was queued, and sent, for as long as it may be: it is not queued again."""
+        """Whether its queue timeout is over. Then it is not queued again."""
         self.position = 0
         """How many calls were ahead when it was queued."""
         self.overrun = False
@@ -124,7 +124,7 @@ class Call:
         """Whether its run is being cancelled, so that its worker ends."""
         self.requeues = 0
         self.broken_sends = 0
-        """How often a worker ended after its reservation and before this call's last byte."""
+        """How many workers ended after they had got some of this call and before they had got its last byte."""
         self.pod = ""
         self.status = 0
         """The answer's status; 0 while there is none."""
@@ -161,7 +161,7 @@ class Call:
         await relay()
 
     def finish(self) -> None:
-        """Say that no worker has to do with it any more."""
+        """Take note that no worker works on it any more."""
         if not self.done.done():
             self.done.set_result(None)
 

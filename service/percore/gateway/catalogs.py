@@ -1,7 +1,7 @@
 """The catalog: what the pods serve. It is fetched once for all callers from a status server, and kept until it is replaced.
 
-It comes from a ready pod, the one that was listed last: in a rolling update that is one of the newest revision. So reads are
-answered at zero pods too.
+It comes from a ready pod, the one that was listed last: in a rolling update that is one of the newest revision. The catalog is
+kept, so reads are answered at zero pods too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Catalogs:
         return self._catalog
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
-        """Take in which pods there are; those that were listed last are asked first."""
+        """Take in the present pods; the pods that were listed last are asked first."""
         endpoints = list(endpoints)
         latest = max(self._order.values(), default=0)
         self._order = {key: self._order.get(key, latest + 1 + place) for place, key in enumerate(map(key_of, endpoints))}
@@ -52,7 +52,7 @@ class Catalogs:
             self._changed.set()
 
     async def follow(self) -> None:
-        """Keep the catalog as new as it can be, for ever."""
+        """Fetch the catalog when the pods change, and regularly, for ever."""
         while True:
             self._changed.clear()
             known = await self._refresh()
@@ -83,7 +83,7 @@ class Catalogs:
 
 
 async def fetch_catalog(host: str, port: int) -> bytes:
-    """Return what a status server says it serves; raise OSError or ValueError if it does not."""
+    """Return the catalog of a status server; raise OSError or ValueError if it sends none."""
     connection = await connect(host, port)
     try:
         await connection.send(GET_CATALOG)

@@ -35,7 +35,7 @@ WATCH_SECONDS = 60
 """How long one watch lasts. Its end confirms the endpoints, as each of its events does."""
 RETRY_SECONDS = 1.0
 WARN_SECONDS = 60.0
-"""The shortest time between two warnings: what fails once mostly fails every second."""
+"""The shortest time between two warnings, because a failure is mostly repeated every second."""
 COST = "controller.kubernetes.io/pod-deletion-cost"
 COST_VALUE = re.compile(r"-?[0-9]{1,10}")
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -222,13 +222,13 @@ def connect() -> ApiClient:
     except (config.ConfigException, OSError) as error:
         raise StartError(f"PERCORE_GATEWAY_SERVICE: no way to the API server: {error}") from error
     configuration.retries = False
-    configuration.socket_options = usable(OPTIONS)  # one that the kernel does not have would fail every connection
+    configuration.socket_options = usable(OPTIONS)  # with an option that the kernel does not have, every connection would fail
     return ApiClient(configuration)
 
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Raise as OSError what the client raises, and what reading a document raises that is not as documented."""
+    """Turn errors of the client into OSError, and also errors of reading a document that has not the documented form."""
     document_errors = (ValueError, LookupError, TypeError, AttributeError)
     try:
         yield
@@ -237,7 +237,7 @@ def _as_os_errors() -> Iterator[None]:
 
 
 def _items(document: Any) -> list[Any]:
-    """Return the items of a list; raise TypeError if it has none. An empty list is another thing than no list."""
+    """Return the items of a list; raise TypeError if it has none. An empty list is not the same as no list."""
     items = document["items"]
     if not isinstance(items, list):
         raise TypeError(f"items is {items!r}, and not a list"[:300])

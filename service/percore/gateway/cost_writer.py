@@ -18,9 +18,9 @@ RECONCILE_SECONDS = 1.0
 BUDGET_SECONDS = 5.0
 """How long one reconcile may take. The next one does the rest."""
 ASK_SECONDS = 3.0
-"""How much of this time pods are asked, so that there is time for writes too."""
+"""How much of this time may be used to ask pods, so that the rest is left for writes."""
 READ_SECONDS = 20.0
-"""How often costs are read back. So a cost that a dead gateway left is removed within a minute."""
+"""How often costs are read back. So a cost of a gateway that ended is removed within a minute."""
 WARN_SECONDS = 60.0
 """The shortest time between two warnings."""
 
@@ -72,7 +72,7 @@ class CostWriter:
             time.sleep(RECONCILE_SECONDS)
 
     def reconcile(self) -> None:
-        """Write what is due, as far as the time allows; a failure ends this reconcile, and the next one tries again."""
+        """Write the costs that are due, until the time is over. If a write fails, the next reconcile tries again."""
         began = self._clock()
         ends = began + BUDGET_SECONDS
         try:
@@ -102,7 +102,7 @@ class CostWriter:
             self._count(SET)
 
     def _free(self, pods: list[str], ends: float) -> list[str]:
-        """Return the pods that do not compute for another gateway, as far as the time allows to ask."""
+        """Return the pods that do not compute for another gateway. Pods that could not be asked in time are left out."""
         seconds = min(ASK_SECONDS, ends - self._clock())
         if seconds < SLOT_SECONDS:
             return []

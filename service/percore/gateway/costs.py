@@ -1,7 +1,7 @@
 """Which pods get a deletion cost (``controller.kubernetes.io/pod-deletion-cost``), so that scaling in removes free ones. Pure.
 
-A deletion cost only says which pods are removed first: a pod that computes and is removed anyway finishes its call. So a cost
-may come a little late. A pod that computes only for a moment gets none, because each cost is a write to the API server.
+A deletion cost only decides the order in which pods are removed. A pod that is removed while it computes finishes its call. So
+a cost may come a little late. A pod that computes only for a moment gets none, because each cost is a write to the API server.
 Costs are read back from the API server from time to time, so that a cost which another gateway process left is removed.
 """
 
@@ -26,7 +26,7 @@ class DeletionCosts:
     costs: dict[str, int] = field(default_factory=dict)
     """The cost of each pod that has one, as last read or written."""
     _since: dict[str, float] = field(default_factory=dict)
-    """Since when a pod's cost has been wrong. In the future for a pod that is not to be asked yet."""
+    """Since when a pod's cost has been wrong. A time in the future: the pod is not asked before that."""
     _allowance: float = BURST
     _last: float | None = None
 
@@ -66,7 +66,7 @@ class DeletionCosts:
         self.costs.pop(name, None)
 
     def failed(self) -> None:
-        """Take note that a write failed: none is due again before the allowance has grown."""
+        """Take note that a write failed. No cost is due until the allowance has grown again."""
         self._allowance = 0.0
 
     def _refill(self, now: float) -> None:

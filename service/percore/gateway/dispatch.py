@@ -27,7 +27,7 @@ log = logging.getLogger("percore.gateway")
 PATIENCE_SECONDS = 0.002
 """How long reservations may stay unanswered before twice as many pods are tried."""
 MOST_BROKEN_SENDS = 10
-"""Workers that may end while they receive one call, before that call counts as what ends them."""
+"""If so many workers end while they receive the same call, the call probably ends them, and is answered 502."""
 NOT_FORWARDED = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
 
 
@@ -43,7 +43,7 @@ class Dispatcher:
         answer_seconds: float,
         requeued: Callable[[], None] = lambda: None,
     ) -> None:
-        """``run_seconds`` is when a run is given up here: later than the worker itself would end it."""
+        """``run_seconds``: after this time the gateway ends a run. The worker should have ended it before."""
         self._loop = asyncio.get_running_loop()
         self._queue = queue
         self._spool = spool
@@ -54,10 +54,11 @@ class Dispatcher:
         self.pods: dict[Key, Pod] = {}
         """Every pod that is listed, or that still has a run."""
         self._idle: dict[Key, Pod] = {}
-        """Pods to try, the one that was freed last at the end: it is the likeliest to be free."""
+        """Pods to try. The pod that was freed last is at the end, because it is the most likely to be free."""
         self._listed: frozenset[Key] = frozenset()
         self._waiting = 0
-        """Reservations that are not answered, of pods that were tried since the queue was empty last."""
+        """Number of pods that have not answered their reservation. Only pods that were tried since the queue was last empty
+        count."""
         self._doubled = 0
         self._ramp: asyncio.TimerHandle | None = None
         self.running = 0
@@ -66,7 +67,7 @@ class Dispatcher:
     # --- pods
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
-        """Take in which pods there are."""
+        """Take in the present pods."""
         listed = {key_of(endpoint): endpoint for endpoint in endpoints}
         for key, endpoint in listed.items():
             pod = self.pods.get(key)
@@ -96,7 +97,7 @@ class Dispatcher:
             pod.state = PodState.ENDING
 
     def _offer(self, pod: Pod) -> None:
-        """Have a pod tried when a call is queued."""
+        """Put a pod on the list of pods to try."""
         key = key_of(pod.endpoint)
         if not pod.usable:
             pod.state = PodState.ENDING
@@ -110,7 +111,7 @@ class Dispatcher:
     # --- who is tried
 
     def match(self) -> None:
-        """Try as many pods as calls are queued, and twice as many each time that those do not answer in time."""
+        """Try as many pods as calls are queued. If these do not answer in time, try twice as many, and so on."""
         queued = len(self._queue)
         if not queued:
             return
@@ -131,9 +132,9 @@ class Dispatcher:
             self.match()
 
     def queue_shrank(self) -> None:
-        """Take note that a call left the queue. When it is empty, the next call is the first of a new search for a free pod.
+        """Take note that a call left the queue. If the queue is empty now, the next call begins a new search for a free pod.
 
-        Reservations that are not answered stay: a pod that computes for long would get a dead connection for each new one.
+        Reservations that are not answered stay open. Otherwise a pod that computes for long would collect dead connections.
         """
         if len(self._queue):
             return
@@ -179,13 +180,13 @@ class Dispatcher:
                 worker.close()
 
     def _answered(self, pod: Pod) -> None:
-        """Take note that a reservation no longer counts among those that are waited for."""
+        """Take note that a reservation no longer counts as waiting."""
         if pod.waits:
             pod.waits = False
             self._waiting -= 1
 
     def _served(self, pod: Pod, task: asyncio.Task[float]) -> None:
-        """Offer a pod again. A callback, because a task that is cancelled before its first step runs none of its own code."""
+        """Offer a pod again. This is a callback, because a task that is cancelled before it starts runs no code of its own."""
         self._answered(pod)
         pod.task = None
         delay = 0.0 if task.cancelled() else task.result()
@@ -250,10 +251,10 @@ class Dispatcher:
         return PodLost("the pod went away while it computed the call; whether to send it again is yours to decide")
 
     def _not_begun(self, pod: Pod, call: Call, worker: WorkerConnection, error: BaseException) -> float:
-        """Put a call back whose worker was lost before its last byte: it did not run. Return how long not to try the pod again.
+        """Put a call back, because its worker was lost before the last byte. Return how long not to try the pod again.
 
-        A worker that got no byte of the call did not end because of it. If the gateway was late, or if the client left, the pod
-        is not to blame either.
+        A worker that got no byte of the call did not end because of the call. If the gateway was late, or if the client left,
+        it is not the pod's fault.
         """
         call.connection = None
         if call.ended:

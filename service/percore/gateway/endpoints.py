@@ -1,4 +1,4 @@
-"""Which pods there are: what an endpoint is, and where the gateway learns of endpoints without Kubernetes."""
+"""Endpoints: the addresses of pods, and the sources of endpoints without Kubernetes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READ_SECONDS = 0.1
 
 
 class State(StrEnum):
-    """What the source of endpoints says about one."""
+    """State of an endpoint, as its source lists it."""
 
     READY = "ready"
     """It may get calls."""
@@ -46,7 +46,7 @@ Publish = Callable[[Endpoints], None]
 
 
 class Source(Protocol):
-    """Where the gateway learns which endpoints there are."""
+    """A source of endpoints."""
 
     def follow(self, publish: Publish) -> None:
         """Call ``publish`` with all endpoints, at once and after each change. It blocks, so it needs a thread of its own."""

@@ -1,4 +1,4 @@
-"""Every metric of the gateway: its name, its unit, its labels, and who looks at it.
+"""Every metric of the gateway: its name, its unit, its labels, and who uses it.
 
 ``code`` is ``disconnected``, a usual status, or the class of another one (``2xx``): see ``label_of``.
 """
@@ -16,7 +16,8 @@ DISCONNECTED, OTHER = "disconnected", "other"
 CODES = frozenset(map(str, (200, 400, 401, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)))
 CLASSES = frozenset(("2xx", "3xx", "4xx", "5xx"))
 QUEUE_CODES = frozenset(("200", "503", DISCONNECTED, OTHER))
-"""How most queue times end. Every code would make hundreds of series, which are scraped every two seconds."""
+"""The codes that the histogram of queue times distinguishes. With every code it would have hundreds of series, and it is
+scraped every two seconds."""
 DISCONNECT_STATES = ("receiving", "queued", "executing", "answering")
 REJECTION_REASONS = ("bad-request", "body-timeout", "body-too-large", "queue-full", "overloaded", "queue-timeout", "not-ready")
 SET, FAILED, GONE = "set", "failed", "gone"
@@ -145,7 +146,7 @@ class GatewayMetrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """Have the series there before the first event: Prometheus does not see a rise from nothing to one."""
+        """Create the series before the first event: Prometheus does not see a rise from no series to 1."""
         for code in CODES | CLASSES | {DISCONNECTED}:
             self.total.labels(code)
         for code in QUEUE_CODES:

@@ -89,26 +89,28 @@ class GatewaySettings:
     pod_status_port: int = setting("PERCORE_GATEWAY_POD_STATUS_PORT", "9090", PORT)
     """In Kubernetes: the port of the pods' status servers. The gateway asks them for the catalog and the slot."""
     connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
-    """Connections of clients beyond those of queued calls. At the bound the one that is idle longest is closed. Without an
-    idle one, further connections wait in the kernel."""
+    """Connections of clients beyond those of queued calls. At the bound the connection that has been idle longest
+    is closed. If none is idle, further connections wait in the kernel."""
     idle_timeout: float = setting("PERCORE_GATEWAY_IDLE_TIMEOUT", "620", SECONDS)
-    """How long a connection may be idle between requests: longer than load balancers in front keep theirs."""
+    """How long a connection may be idle between requests. It must be longer than the idle timeout of load balancers in
+    front."""
     uploads: int = setting("PERCORE_GATEWAY_UPLOADS", "256", within(1, 65535))
     """Bodies over 64 KiB, or of unknown length, that may be received at once; the next one gets 503. Others do not count."""
     upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", within(1, 2**50))
-    """Bytes of all those bodies: as announced, and for bodies of unknown length as they come. One body is always taken."""
+    """Bytes that these bodies may have together. A body of unknown length counts as it comes. A single body is always
+    received."""
     spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
     """Folder, on a disk, for bodies and answers that wait. Files in it have no name. Empty: the state directory."""
     spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", within(0, 2**50))
     """Bytes that may wait in files. Beyond it callers get 503."""
     spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", within(0, 2**40))
-    """Bytes of bodies and answers that may stay in memory, large ones in half of it; what finds no room goes to files."""
+    """Bytes of bodies and answers that may stay in memory; large ones may use half of it. All others go to files."""
     shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
     """Seconds from SIGTERM to closing the listener. In this time load balancers see that the gateway is not ready. On one
     machine this time is part of `PERCORE_SHUTDOWN_TIMEOUT`."""
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
-    """A request header in which callers may set 1 to 9: higher ones are served first, and all before calls without it. Empty:
-    there is no such header."""
+    """A request header in which callers may set 1 to 9: higher ones are served first. Calls without the header are
+    served last. Empty: there is no such header."""
     caller_header: str = setting("PERCORE_GATEWAY_CALLER_HEADER", "", HEADER)
     """A request header that tells callers apart. Then they take turns: each has one call in each round of the queue. Something
     in front must set it, because callers can write what they like. Empty: the order is that of arrival."""

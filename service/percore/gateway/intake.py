@@ -140,7 +140,7 @@ class Intake:
     # --- steps
 
     def admit(self, request: Request, *, stored: bool = False) -> None:
-        """Decide by the head alone: what cannot be taken is rejected before its body is read."""
+        """Reject a call before its body is read, if its head shows already that it cannot be accepted."""
         if self.stopping:
             raise NotReady("the gateway is stopping; send the call again")
         length = request.content_length

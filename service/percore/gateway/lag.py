@@ -1,4 +1,4 @@
-"""How late the event loop runs: a timer that looks at the clock, and the longest delay of the last minute."""
+"""Measures how late the event loop runs: the longest delay of a timer in the last minute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPANS = 12
 
 
 class LoopLag:
-    """Measures from the loop; may be read from any thread."""
+    """Measures in the loop; may be read from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -36,5 +36,5 @@ class LoopLag:
         self._loop.call_at(self._expected, self._tick)
 
     def longest(self) -> float:
-        """Return the longest delay of the last minute, in seconds; a loop that stands still counts as late now."""
+        """Return the longest delay of the last minute, in seconds. It includes the delay of a loop that hangs now."""
         return max(*self._spans, time.monotonic() - self.ticked - TICK_SECONDS, 0.0)

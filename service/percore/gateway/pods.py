@@ -1,4 +1,4 @@
-"""Pods as the gateway sees them: where they are, and what each has to do with this gateway.
+"""Pods as the gateway sees them: their endpoints, and the state of each in this gateway.
 
 ::
 
@@ -22,7 +22,7 @@ Key = tuple[str, str, int]
 
 
 class PodState(StrEnum):
-    """What a pod has to do with this gateway."""
+    """State of a pod in this gateway."""
 
     UNKNOWN = "unknown"
     WAITING = "waiting"
@@ -33,12 +33,13 @@ class PodState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Pod:
-    """One pod. Not compared by value: two lives at one address are two pods."""
+    """One pod. Not compared by value: a pod and a later pod at the same address are two pods."""
 
     endpoint: Endpoint
     state: PodState = PodState.UNKNOWN
     usable: bool = True
-    """Whether it may get calls: it is listed and not terminating. A pod that is not ready yet may: its answer is the truth."""
+    """Whether it may get calls: it is listed and not terminating. A pod that is not ready yet may: it answers a reservation
+    only when it is free."""
     failures: int = 0
     """Connections in a row that did not lead to a run."""
     waits: bool = False
@@ -58,7 +59,7 @@ class Pod:
 
 
 def key_of(endpoint: Endpoint) -> Key:
-    """Return what tells one pod from all others, also from an earlier one at the same address."""
+    """Return a key that is unique for a pod, even if an earlier pod had the same address."""
     return endpoint.pod, endpoint.address, endpoint.port
 
 

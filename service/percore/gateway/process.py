@@ -42,7 +42,7 @@ from percore.http.front import Front, FrontLimits, bind
 from percore.http.request import Answer, Request
 from percore.http.status import StatusServer
 from percore.model_metadata import Catalog
-from percore.status import app
+from percore.status import worker_status
 from percore.status.event_receiver import EventReceiver
 from percore.status.workers import Workers
 from percore.threads import start_vital
@@ -56,12 +56,12 @@ log = logging.getLogger("percore.gateway")
 SPARE_DESCRIPTORS = 1024
 """Open files for connections to pods, and for everything else."""
 BACKSTOP_SECONDS = 60.0
-"""How much later than the worker the gateway gives a run up."""
+"""How long the gateway waits for a run after the time at which the worker should have ended it."""
 STUCK_SECONDS = 60.0
-"""A restart costs the queue, so the gateway is alive until its loop has stood still this long."""
+"""A restart loses the queue, so ``/livez`` fails only if the event loop has not run for this long."""
 STEP_SECONDS = 0.05
 SWITCH_SECONDS = 0.001
-"""Threads beside the event loop (metrics, the watch) give way to it so soon."""
+"""After this time other threads (metrics, endpoints) must let the event loop run."""
 
 
 class Gateway:
@@ -148,7 +148,7 @@ class Gateway:
         return None
 
     def publish(self, endpoints: Endpoints) -> None:
-        """Take in which pods there are; on the loop."""
+        """Take in the present pods; call it on the loop."""
         self.endpoints = {each.pod: each for each in endpoints if each.pod}
         self.dispatcher.publish(endpoints)
         if self._catalogs is not None:
@@ -168,12 +168,12 @@ class Gateway:
         return "no worker has loaded yet" if self._catalogs is None and self._catalog() is None else ""
 
     def running_pods(self) -> list[str]:
-        """Return the names of pods that calls of this gateway run on; from any thread."""
+        """Return the names of the pods on which calls of this gateway run; may be called from any thread."""
         pods = list(self.dispatcher.pods.values())
         return [pod.endpoint.pod for pod in pods if pod.endpoint.pod and pod.task is not None and _runs(pod.state)]
 
     def observe(self) -> None:
-        """Set the gauges; from any thread."""
+        """Set the gauges; may be called from any thread."""
         to = self.metrics
         executing, queued = self.dispatcher.running, len(self.queue)
         to.in_flight.labels("executing").set(executing)
@@ -235,7 +235,7 @@ class Gateway:
 
 
 def _must_go_on(task: asyncio.Task[None]) -> None:
-    """End the process if a task failed without which the gateway is none."""
+    """End the process if this task failed, because the gateway cannot work without it."""
     if not task.cancelled() and (error := task.exception()) is not None:
         if isinstance(error, StartError):
             log.critical("%s", error)
@@ -276,7 +276,7 @@ class Machine:
 
 
 def serve(settings: Settings, machine: Machine | None = None) -> int:
-    """Run the gateway until it is told to stop; return the exit status."""
+    """Run the gateway until a signal stops it; return the exit status."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
     metrics = GatewayMetrics()
     writer = logs.configure_background(settings.server.log_level, metrics.lines_lost.inc)
@@ -349,15 +349,15 @@ def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
 
     def observe() -> None:
         gateway.observe()
-        app.observe(workers)
+        worker_status.observe(workers)
 
-    probes = {"/livez": livez, "/readyz": lambda: gateway.not_ready() or app.no_worker(workers)}
-    return StatusServer(registry, observe, probes, app.documents(workers), lists)
+    probes = {"/livez": livez, "/readyz": lambda: gateway.not_ready() or worker_status.no_worker(workers)}
+    return StatusServer(registry, observe, probes, worker_status.documents(workers), lists)
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What the gateway learns from elsewhere."""
+    """Where the gateway gets its information."""
 
     endpoints: Source
     costs: PodCosts | None = None
@@ -377,7 +377,7 @@ def _sources(settings: Settings, metrics: GatewayMetrics, machine: Machine | Non
         return Sources(Fixed(endpoints), workers=workers)
     if not gateway.service:
         return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file))
-    # Only here: elsewhere the client of Kubernetes need not be installed.
+    # Imported here, because without Kubernetes its client need not be installed.
     from percore.gateway.cluster import Cluster  # noqa: PLC0415
 
     cluster = Cluster(gateway)
@@ -386,7 +386,7 @@ def _sources(settings: Settings, metrics: GatewayMetrics, machine: Machine | Non
 
 
 def _check_descriptors(settings: Settings) -> None:
-    """Raise the limit of open files as far as it goes; raise StartError if that is not far enough."""
+    """Set the limit of open files to its maximum; raise StartError if the maximum is too low."""
     gateway, queue = settings.gateway, settings.limits.queue_length
     # A queued call, and one that is received, has a connection and perhaps a file.
     needed = 2 * (queue + gateway.uploads) + gateway.connections + SPARE_DESCRIPTORS

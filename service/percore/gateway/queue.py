@@ -95,7 +95,7 @@ class CallQueue(Generic[T]):
         return call
 
     def remove(self, call: T) -> bool:
-        """Take a call out, wherever it is; return False if it is not queued."""
+        """Remove a call from any place in the queue; return False if it is not queued."""
         key = _key(call)
         if self._calls.pop(key, None) is None:
             return False

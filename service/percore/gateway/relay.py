@@ -1,7 +1,7 @@
-"""The way of an answer from the worker to the client.
+"""Passes an answer from the worker to the client.
 
-It is taken as fast as the worker sends it, so that the worker is free early. What the client has not read yet goes to the
-spool; if the spool is full, the worker is held back. A client that keeps up gets every piece at once.
+The gateway takes the answer as fast as the worker sends it, so that the worker is free early. Bytes that the client has not
+read yet go to the spool. If the spool is full, the worker must wait. A client that reads fast enough gets every piece at once.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def _pass_on(call: Call, data: bytes, spool: Spool, answer_seconds: float)
         return
     call.backlog = call.backlog or Backlog(spool)
     await _put(call, call.backlog, data, answer_seconds)
-    # A delivery that met an empty backlog while this piece went to the disk has ended.
+    # While this piece went to the disk, the backlog was empty, and the delivery may have ended. Start it again.
     if call.backlog and not _is_delivering(call):
         call.delivery = asyncio.get_running_loop().create_task(_deliver(call, call.backlog, answer_seconds))
         call.delivery.add_done_callback(lambda task: task.cancelled() or task.exception())

@@ -13,7 +13,7 @@ from typing import Any
 from percore.gateway.endpoints import Endpoint, Endpoints, State
 
 FAMILIES = ("IPv4", "IPv6")
-"""In this order: a pod with addresses of both is one pod, and gets one slot."""
+"""In this order: if a pod has addresses of both families, the first one is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def endpoints_of(slices: Iterable[Slice], port: int, status_port: int) -> Endpoi
         for entry in slice_.entries:
             key = entry.pod or f"{slice_.family} {entry.address}"
             known = by_pod.get(key)
-            # The same address twice: the slice that says it is ready is no older than the other.
+            # The same address twice: READY wins, because the slice that says so is not older than the other.
             if known is None or (known.address == entry.address and entry.state is State.READY):
                 by_pod[key] = Endpoint(entry.address, port, status_port, entry.state, entry.pod)
     return tuple(by_pod.values())
@@ -72,7 +72,7 @@ def _text(value: Any) -> str:
 
 
 def _state(conditions: Any) -> State:
-    """Read conditions; one that is absent is unknown, and then ready counts as true, terminating as false."""
+    """Read conditions. A missing condition is unknown: then ``ready`` counts as true, and ``terminating`` as false."""
     if conditions.get("terminating"):
         return State.TERMINATING
     return State.NOT_READY if conditions.get("ready") is False else State.READY

@@ -28,9 +28,9 @@ class Slots:
             start_vital("slots", self._answer)
 
     def ask(self, endpoints: Mapping[str, Endpoint], seconds: float) -> dict[str, bool]:
-        """Return which slots are taken, by pod; after so many seconds without the pods that have not been asked by then.
+        """Return for each pod whether its slot is taken. It takes at most ``seconds``.
 
-        A pod that has been asked and has not answered counts as taken.
+        A pod that was asked and has not answered in time counts as taken. A pod that could not be asked in time is left out.
         """
         answers: Answers = SimpleQueue()
         for pod, endpoint in endpoints.items():

@@ -1,7 +1,7 @@
 """The spool: bytes of requests and answers that wait, in memory up to a bound, and in unlinked files beyond it.
 
-Bytes stay in memory while there is room; large bodies and answers may take half of it, so that the rest is there for small
-ones. What finds no room goes to files. A file has no name, so the kernel frees it when the gateway ends, however it ends. Reads
+Bytes stay in memory while there is room. Large bodies and answers may use half of it, so that the rest is free for small ones.
+All others go to files. A file has no name, so the kernel frees it when the gateway ends, however it ends. Reads
 and writes of files run in a small pool of threads: the event loop never waits for a disk.
 """
 
@@ -88,13 +88,13 @@ class Spool:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-        fd, name = tempfile.mkstemp(dir=self.folder)  # a file system that has no files without a name
+        fd, name = tempfile.mkstemp(dir=self.folder)  # a file system without O_TMPFILE
         Path(name).unlink()
         return fd
 
 
 class Body:
-    """One body: written once from front to back, read from front to back, as often as needed."""
+    """One body: written once, and read as often as needed, always from its first byte to its last."""
 
     __slots__ = ("_busy", "_chunks", "_discarded", "_disk", "_fd", "_memory", "_spool", "size")
 
@@ -115,14 +115,14 @@ class Body:
         return self._fd is not None
 
     def reserve(self, size: int) -> None:
-        """Have room for ``size`` bytes in all; raise Overloaded if there is none."""
+        """Reserve room for ``size`` bytes in all; raise Overloaded if there is none."""
         if not self._disk and self._spool.take_memory(size - self._memory, large=size > SMALL_BYTES):
             self._memory = size
         else:
             self.reserve_disk(size)
 
     def reserve_disk(self, size: int) -> None:
-        """Have room for ``size`` bytes in a file; raise Overloaded if there is none."""
+        """Reserve room for ``size`` bytes in a file; raise Overloaded if there is none."""
         self._spool.take_disk(size - self._disk)
         self._disk = size
 
@@ -237,7 +237,7 @@ class Backlog:
         return self._spool.has_room(size, large=self._size + size > SMALL_BYTES)
 
     async def put(self, data: bytes) -> None:
-        """Append. Once a file has begun, everything goes there until it has been read to its end."""
+        """Append. While a file has unread bytes, all new bytes go to this file, so that their order is kept."""
         if self._discarded:
             return
         size = self._size + len(data)
@@ -249,7 +249,7 @@ class Backlog:
             self._body = Body(self._spool)
             self._read = self._written = 0
             self._body.reserve_disk(len(data))
-        self._putting = True  # meanwhile the file must not be dropped, though all of it may have been read
+        self._putting = True  # so that ``get`` does not drop the file, even if it has read all of it
         try:
             await self._body.write(data)
         finally:

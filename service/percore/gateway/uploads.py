@@ -1,6 +1,6 @@
 """Bounds for bodies that are being received. Pure.
 
-Only bodies that are large, or may become so, count: so slow uploads keep no small call out.
+Only large bodies and bodies of unknown length count. So slow uploads do not prevent small calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Uploads:
         self._most_bytes = most_bytes
 
     def admit(self, length: int | None) -> Upload:
-        """Take in an upload of an announced length; None: unknown. Raises Overloaded if there are too many; one always may."""
+        """Take in an upload of this length; None: unknown. Raises Overloaded if there are others and they are too many."""
         upload = Upload(self, counts=length is None or length > SMALL_BYTES)
         if upload.counts:
             if self.count >= self._most:
@@ -61,7 +61,7 @@ class Upload:
         self.counts = counts
 
     def grow(self, size: int) -> None:
-        """Have room for ``size`` bytes in all; raise Overloaded if they are too many."""
+        """Count ``size`` bytes in all; raise Overloaded if they are too many."""
         if self.counts and size > self._size:
             self._uploads.reserve(size - self._size)
             self._size = size

@@ -33,11 +33,11 @@ OPTIONS: tuple[Option, ...] = (
     *keepalive(idle=10, interval=5, count=4),
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", SILENCE_MILLISECONDS),
 )
-"""A worker that is dead without a word is noticed within 30 s, whether or not anything was sent to it."""
+"""If a worker is lost without closing its connection, this is noticed within 30 s, even if nothing was sent to it."""
 
 
 RESERVED = (b"Percore-Worker", b"free")
-"""The header by which a worker answers a reservation: no other server that has got a pod's address is taken for one."""
+"""The header by which a worker answers a reservation. A server without it is not a worker, even at a pod's old address."""
 
 
 class BrokenAnswer(ConnectionError):
@@ -62,7 +62,7 @@ class WorkerConnection(asyncio.Protocol):
         self._reserved = math.inf
         self._ended = select.poll()
         self._bare_bytes = 0
-        """Bytes since the last one of a body: of a head, of trailers, of what stands between chunks."""
+        """Bytes that are not part of a body (head, trailers, framing of chunks), since the last byte of a body."""
         self._paused = False
         self._writable = True
         self._failure: Exception | None = None
@@ -87,7 +87,7 @@ class WorkerConnection(asyncio.Protocol):
         self._ended.register(transport.get_extra_info("socket"), select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Say so to whoever waits."""
+        """Take note of the loss, and wake the coroutine that waits."""
         self._transport = None
         if self._failure is None:
             self._failure = error if isinstance(error, ConnectionError) else ConnectionResetError(str(error or "closed"))
@@ -110,7 +110,7 @@ class WorkerConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserCallbackError) as error:
-            if not self._has_ended():  # what comes after an answer does not matter
+            if not self._has_ended():  # bytes after an answer do not matter
                 self._fail(BrokenAnswer(f"the worker's answer is not well-formed HTTP: {error}"))
             return
         if self._bare_bytes > MOST_HEAD_BYTES and not self._has_ended():
@@ -199,7 +199,7 @@ class WorkerConnection(asyncio.Protocol):
     # --- a call
 
     def expect(self, *, head_only: bool) -> None:
-        """Say whether the next answer ends at its head: that to HEAD does."""
+        """Set whether the next answer ends at its head, as the answer to a HEAD request does."""
         self._ends_at_head = head_only
 
     async def send(self, data: bytes) -> bool:
@@ -212,7 +212,7 @@ class WorkerConnection(asyncio.Protocol):
     async def send_last(self, data: bytes) -> None:
         """Hand over the piece with the last byte. Raises ConnectionError if the kernel did not take all of it.
 
-        A worker that closed without the event loop having seen it yet is noticed here, before it counts as a run.
+        If the worker has closed and the event loop has not seen it yet, it is noticed here, before the call counts as a run.
         """
         if await self._hand_over(data) and (self._transport is None or self._transport.is_closing()):
             raise self._failure or ConnectionResetError("closed")
@@ -240,7 +240,7 @@ class WorkerConnection(asyncio.Protocol):
         self._reserved = math.inf
 
     def _peer_closed(self) -> bool:
-        """Tell whether the end of the connection is the next that the loop would read; bytes before it are an answer."""
+        """Return whether the worker has closed and nothing is left to read. Unread bytes would be an answer."""
         if not self._ended.poll(0):
             return False
         with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as look:
@@ -300,7 +300,7 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.write_eof()
 
     def abort(self) -> None:
-        """Close at once, and tell whoever waits."""
+        """Close at once, and wake the coroutine that waits."""
         if self._failure is None:
             self._failure = ConnectionAbortedError("the connection was closed here")
         if self._transport is not None:

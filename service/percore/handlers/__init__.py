@@ -1,4 +1,4 @@
-"""What computes. The protocols that the API calls and that every kind of model fulfils.
+"""Models and handlers: the interface that the API calls, and that every kind of model implements.
 
 A *handler* is what a user writes; a *model* is what the API calls: a loaded TensorFlow model, or a handler in an adapter.
 Both are loaded in the worker's main thread and called in that same thread, never anywhere else.
@@ -15,19 +15,19 @@ from percore.model_metadata import ModelInfo
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
-"""Tensors by name. Strings are object arrays of ``bytes``. A handler may write to its inputs, whichever way they came."""
+"""Tensors by name. Strings are object arrays of ``bytes``. A handler may change its inputs in place."""
 
 
 class Handler(Protocol):
     """A user's own code, named by ``PERCORE_HANDLER=module:Class``.
 
     It may also declare ``signature``, a ``percore.model_metadata.Signature``: then inputs are checked and converted to it
-    before ``predict`` is called, and described in the metadata. Without one any input is taken as numpy reads it from JSON;
-    input that has no name in the request is named ``inputs``.
+    before ``predict`` is called, and described in the metadata. Without a signature every input is accepted, with the type
+    of its JSON values. An input without a name in the request is named ``inputs``.
     """
 
     def load(self) -> None:
-        """Prepare whatever ``predict`` needs; called once."""
+        """Prepare for ``predict``; called once."""
 
     def predict(self, inputs: Tensors) -> Tensors:
         """Answer one call. Raise ``percore.errors.BadInput`` to answer 400; anything else answers 500."""
@@ -38,14 +38,14 @@ class Model(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """What the read-only routes tell of it."""
+        """Its metadata, for the read-only routes."""
 
     def predict(self, signature: str, inputs: Tensors) -> Tensors:
         """Run one signature.
 
         ``inputs`` are checked against the signature already: every name, dtype and shape is right, and every array is
-        C-contiguous, though it may be read-only (a view of the request's bytes). Raises BadInput where the model itself
-        finds the values wrong; any other exception is the model's failure.
+        C-contiguous, though it may be read-only (a view of the request's bytes). Raises BadInput if the model itself rejects
+        the values. Any other exception is a failure of the model.
         """
 
     def encode_examples(self, examples: Sequence[Mapping[str, Any]]) -> Array:

@@ -1,4 +1,4 @@
-"""A user's own code as a model: finds the class that ``PERCORE_HANDLER`` names, and checks what it answers.
+"""A user's own code as a model: imports the class that ``PERCORE_HANDLER`` names, and checks its outputs.
 
 Imported by ``percore.model_store`` only.
 """
@@ -24,21 +24,21 @@ VERSION = 1
 
 
 class CustomModel:
-    """Fulfils ``percore.handlers.Model`` with a handler."""
+    """Implements ``percore.handlers.Model`` by a handler."""
 
     def __init__(self, handler: Handler, info: ModelInfo) -> None:
         self.info = info
         self._handler = handler
 
     def predict(self, signature: str, inputs: Tensors) -> Tensors:  # noqa: ARG002 (a handler has but one)
-        """Call the handler; raise TypeError where it does not answer with arrays by name."""
+        """Call the handler; raise TypeError if it does not return arrays by name."""
         outputs: object = self._handler.predict(inputs)
         if not isinstance(outputs, Mapping):
             raise TypeError(f"predict must return a mapping of names to arrays; it returned {type(outputs).__name__}")
         return {_name(name): _array(name, value) for name, value in outputs.items()}
 
     def encode_examples(self, examples: Sequence[Mapping[str, Any]]) -> Array:  # noqa: ARG002
-        """Refuse: ``tf.Example`` is TensorFlow's, and a handler may run without it."""
+        """Raise BadInput: ``tf.Example`` needs TensorFlow, and a handler may run without it."""
         raise BadInput(f"examples: model {self.info.name!r} is a handler, which takes tensors by :predict")
 
 
@@ -48,7 +48,7 @@ def load(target: str, name: str, labels: tuple[str, ...] = ()) -> CustomModel:
     Raises LoadError with one sentence that says what is missing, or what raised.
     """
     began = time.perf_counter()
-    handler = _constructed(target)
+    handler = _instance(target)
     signature = getattr(handler, "signature", None)
     if not isinstance(signature, Signature | None):
         raise LoadError(f"handler {target}: signature must be a percore.model_metadata.Signature; it is {signature!r}")
@@ -57,17 +57,17 @@ def load(target: str, name: str, labels: tuple[str, ...] = ()) -> CustomModel:
     return CustomModel(handler, ModelInfo(name, VERSION, PLATFORM, signatures, labels, seconds))
 
 
-def _constructed(target: str) -> Handler:
+def _instance(target: str) -> Handler:
     """Return a loaded instance of the class that ``target`` names."""
     found = _class(target)
     try:
         handler: Handler = found()
     except (Exception, SystemExit) as error:
-        raise LoadError(f"handler {target}: its constructor raised {told(error)}") from error
+        raise LoadError(f"handler {target}: its constructor raised {error_line(error)}") from error
     try:
         handler.load()
     except (Exception, SystemExit) as error:
-        raise LoadError(f"handler {target}: load() raised {told(error)}") from error
+        raise LoadError(f"handler {target}: load() raised {error_line(error)}") from error
     return handler
 
 
@@ -83,7 +83,7 @@ def _class(target: str) -> Any:
 
 
 def import_module(wanted_by: str, module: str) -> Any:
-    """Import a module of the user's; raise LoadError that names who wanted it."""
+    """Import a module of the user; raise LoadError, which begins with ``wanted_by``."""
     here = str(Path.cwd())
     if here not in sys.path:  # last: a user's settings.py or click.py must not take the place of a library's
         sys.path.append(here)
@@ -94,10 +94,10 @@ def import_module(wanted_by: str, module: str) -> Any:
             raise LoadError(f"{wanted_by}: there is no module {error.name!r} in {here} or installed") from error
         raise LoadError(f"{wanted_by}: module {module!r} imports {error.name!r}, which is not installed") from error
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        raise LoadError(f"{wanted_by}: importing module {module!r} raised {told(error)}") from error
+        raise LoadError(f"{wanted_by}: importing module {module!r} raised {error_line(error)}") from error
 
 
-def told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return an exception's type and the first line of its message."""
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
@@ -110,13 +110,13 @@ def _name(name: object) -> str:
 
 
 def _array(name: str, value: object) -> Array:
-    """Return ``value`` as an array of a type that can be answered; strings become objects of bytes."""
+    """Return ``value`` as an array of a type that an answer can have; strings become an object array of bytes."""
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise TypeError(f"predict returned {name!r} as {type(value).__name__}, which numpy cannot convert: {error}") from error
     if array.dtype.kind in "OSU":
-        # Again, as objects: numpy's own strings lose the zero bytes at their ends.
+        # Converted again, to objects, because numpy's own strings lose zero bytes at their end.
         return _strings(name, np.asarray(value, object))
     if array.dtype.name not in BY_NAME:
         raise TypeError(f"predict returned {name!r} with dtype {array.dtype.name}; known: {', '.join(BY_NAME)}")

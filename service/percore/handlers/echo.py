@@ -1,4 +1,4 @@
-"""Handlers that compute nothing: what is left of a call's time is percore's own. For benches and tests."""
+"""Handlers that compute nothing, for benches and tests. The time of such a call is percore's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Echo:
 
 
 class Sleep:
-    """Waits without computing, as a call does that is bound by a disk or a network."""
+    """Waits without computing, like a call that waits for a disk or a network."""
 
     signature = Signature(
         inputs=(TensorSpec("seconds", "float64", (None,)),),

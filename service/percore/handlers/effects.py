@@ -1,4 +1,4 @@
-"""What a signature does besides computing its outputs. It is read from the graph, before the signature runs.
+"""Side effects of a signature, read from its graph before it runs.
 
 Imports no TensorFlow: graphs and definitions of operations come as protocol buffers.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-"""Operations that call a function of the Python program that made them, which no file holds."""
+"""Operations that call a Python function of the program that wrote the model. The function is in no file."""
 
 HARMLESS = frozenset(
     {
@@ -35,13 +35,13 @@ HARMLESS = frozenset(
         *("RefIdentity", "RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefSelect"),
     }
 )
-"""Operations that TensorFlow calls stateful, or that take a reference, and that change nothing that outlives a call."""
+"""TensorFlow marks these operations as stateful, or they take a reference. But they change nothing beyond their call."""
 PREFIXES = ("TensorArray", "Stack")
-"""The names of operations whose state ends with the call begin so."""
+"""Operations whose names begin so have a state that ends with the call."""
 
 
 def operations(graph: Any) -> set[str]:
-    """Return the names of all operations that a ``GraphDef`` can come to, in the functions that it calls as well."""
+    """Return the names of all operations that a ``GraphDef`` can run, including those of the functions that it calls."""
     return operations_of(graph.node, graph.library)
 
 
@@ -71,8 +71,8 @@ def _called(node: Any) -> Iterator[str]:
 def changing(names: Iterable[str], definition: Callable[[str], Any]) -> list[str]:
     """Return those of the operations that may change something that outlives a call, sorted.
 
-    ``definition`` returns an operation's ``OpDef``, or None. TensorFlow does not tell apart what reads and what writes. So an
-    operation that is stateful, takes a reference or is not known counts as one that writes, unless it is listed above.
+    ``definition`` returns an operation's ``OpDef``, or None. TensorFlow does not say whether an operation reads or writes. So
+    an operation counts as writing if it is stateful, takes a reference or is not known, unless it is listed above.
     """
     return sorted(name for name in names if not _is_harmless(name, definition(name)))
 

@@ -1,4 +1,4 @@
-"""A handler that misbehaves as it is told: fault injection for tests and demonstrations, never for a real service."""
+"""A handler that fails on request: fault injection for tests and demonstrations, never for a real service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Faulty:
         """Nothing to load."""
 
     def predict(self, inputs: Tensors) -> Tensors:
-        """Each input that is named like a fault is one value, and asks for it; any other is only returned."""
+        """Run each fault that an input names, with the input's single value. Other inputs are only returned."""
         held = [fault(_single(name, inputs[name])) for name, fault in FAULTS.items() if name in inputs]
         del held
         return {**inputs, "pid": np.array(os.getpid())}

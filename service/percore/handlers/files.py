@@ -10,23 +10,23 @@ SAVED_MODEL, KERAS = "tensorflow_savedmodel", "keras"
 """Platforms, as in ``ModelInfo``."""
 SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
 KERAS_FILES = ("model.keras", "model.h5", "model.hdf5")
-"""The first wins where there are several."""
+"""If there are several, the first one is used."""
 KERAS_SUFFIXES = tuple(Path(name).suffix for name in KERAS_FILES)
 NAMES = (SAVED_MODEL_FILES[0], *KERAS_FILES)
-"""What a user is asked for."""
+"""The usual names, for messages."""
 
 
 def platform(folder: Path) -> str | None:
-    """Return the platform of the model in ``folder``; None where there is no model. Raises LoadError as ``keras_file`` does."""
+    """Return the platform of the model in ``folder``; None if there is no model. Raises LoadError as ``keras_file`` does."""
     if any((folder / name).is_file() for name in SAVED_MODEL_FILES):
         return SAVED_MODEL
     return KERAS if keras_file(folder) else None
 
 
 def keras_file(folder: Path) -> Path | None:
-    """Return the Keras file in ``folder``: one of the usual names, or else the only one. None where there is none.
+    """Return the Keras file in ``folder``: one of the usual names, or else the only one. None if there is none.
 
-    Raises LoadError where there are several and none has a usual name.
+    Raises LoadError if there are several and none has a usual name.
     """
     for name in KERAS_FILES:
         if (folder / name).is_file():

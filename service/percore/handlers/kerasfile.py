@@ -37,15 +37,15 @@ OPERATIONS = re.compile(
 """What a ``TFOpLambda`` layer may call: TensorFlow's functions that only compute."""
 CODE_KEYS = ("function_type", "output_shape_type", "mask_type")
 CHANGED = frozenset({"hard_sigmoid"})
-"""Names that Keras 3 kept, and whose formula it changed: 0.2 x + 0.5 became x / 6 + 0.5."""
+"""Keras 3 has these names too, but computes them by another formula: 0.2 x + 0.5 became x / 6 + 0.5."""
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What a Keras file says of itself."""
+class KerasFile:
+    """The content of a Keras file, without its weights."""
 
     version: str
-    """Of the Keras that wrote it; empty if the file does not say."""
+    """Version of the Keras that wrote it; empty if the file does not say."""
     config: Any
     """The model without its weights, as JSON has it."""
 
@@ -55,9 +55,9 @@ class Written:
         return not self.version.startswith("3.")
 
     def holds_code(self) -> bool:
-        """Tell whether it has Python functions, in the form of Keras 2 or 3.
+        """Return whether it has Python functions, in the form of Keras 2 or 3.
 
-        Not left to Keras: Keras 2 asks for permission only when it reads its own newest format.
+        Keras's own check is not enough: Keras 2 checks only its own newest format.
         """
         return any(
             each.get("class_name") == "__lambda__" or "lambda" in [each.get(key) for key in CODE_KEYS]
@@ -66,10 +66,10 @@ class Written:
         )
 
     def calls(self, is_registered: Callable[[str], bool]) -> str:
-        """Return the first thing in it by which Keras 2 would call more than its own layers; empty if there is none.
+        """Return the first entry that would make Keras 2 call code outside its own layers; empty if there is none.
 
-        Keras 2 imports whatever module a file names, and calls whatever function of TensorFlow. ``is_registered`` tells whether
-        a module of the user's has registered a name.
+        Keras 2 imports every module that a file names, and calls every function of TensorFlow that it names. ``is_registered``
+        returns whether a module of the user has registered a name.
         """
         for each in _nodes(self._read_part()):
             if isinstance(each, dict) and (found := _called(each, is_registered)):
@@ -77,21 +77,21 @@ class Written:
         return ""
 
     def _read_part(self) -> Any:
-        """Return the model without what it was compiled with, which is never read."""
+        """Return the model without its compile settings, which percore never reads."""
         if isinstance(self.config, dict):
             return {key: value for key, value in self.config.items() if key != "compile_config"}
         return self.config
 
     def changed(self) -> set[str]:
-        """Return the names in it that mean another formula in Keras 3 than in the Keras that wrote it."""
+        """Return the names in it for which Keras 3 has another formula than the Keras that wrote the file."""
         return {each for each in _nodes(self.config) if isinstance(each, str)} & CHANGED if self.by_keras_2 else set()
 
 
 def read(path: Path, title: str, *, allow_code: bool) -> Any:
     """Return the model of Keras 3 or 2, not compiled; ``title`` names it in the log.
 
-    Raises ValueError where the file holds code that is not allowed, or is no Keras file. Raises LoadError where no installed
-    Keras can read it. Raises whatever Keras 3 raises for a file that Keras 3 wrote.
+    Raises ValueError if the file holds code that is not allowed, or is not a Keras file. Raises LoadError if no installed Keras
+    can read it. For a file that Keras 3 wrote, raises what Keras 3 raises.
     """
     written = _written(path)
     if written.holds_code() and not allow_code:
@@ -105,7 +105,7 @@ def read(path: Path, title: str, *, allow_code: bool) -> Any:
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=not allow_code)
         except Exception as error:
-            # What Keras 3 wrote, Keras 2 cannot read.
+            # Keras 2 cannot read a file of Keras 3.
             if not written.by_keras_2:
                 raise _explained(error) from error
             unknown = _unknown(error)
@@ -116,7 +116,7 @@ def read(path: Path, title: str, *, allow_code: bool) -> Any:
 
 
 def _called(node: dict[str, Any], is_registered: Callable[[str], bool]) -> str:
-    """Return what Keras 2 would call for a node of a configuration, other than a layer of its own; empty if nothing."""
+    """Return what Keras 2 would call for a node of a configuration, except its own layers; empty if nothing."""
     name, module = str(node.get("class_name", "")), node.get("module")
     config = node.get("config")
     if name == "Lambda":
@@ -139,7 +139,7 @@ def _called(node: dict[str, Any], is_registered: Callable[[str], bool]) -> str:
     return ""
 
 
-def _read_by_keras_2(path: Path, written: Written, failure: str, *, allow_code: bool) -> Any:
+def _read_by_keras_2(path: Path, written: KerasFile, failure: str, *, allow_code: bool) -> Any:
     try:
         import tf_keras  # noqa: PLC0415
     except ImportError as error:
@@ -162,7 +162,7 @@ def _unknown(error: Exception) -> str | None:
 
 
 def _explained(error: Exception) -> Exception:
-    """Return the error, or for a class that no module has registered one that says what to do."""
+    """Return the error. If a class is not registered, return an error that says what to do."""
     name = _unknown(error)
     if name is None:
         return error
@@ -172,20 +172,20 @@ def _explained(error: Exception) -> Exception:
     )
 
 
-def _written(path: Path) -> Written:
-    """Return what the file says of itself; raise ValueError if it is no Keras file, or has weights only."""
-    # By the same rule as Keras: a file may be both, and what is checked must be what is read.
+def _written(path: Path) -> KerasFile:
+    """Read the file without its weights; raise ValueError if it is not a Keras file, or has weights only."""
+    # The same rule as in Keras, so that we check what Keras reads: a file may be a zip archive and HDF5 at once.
     if path.suffix == ".keras" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             version = json.loads(archive.read("metadata.json")).get("keras_version", "")
-            return Written(version, json.loads(archive.read("config.json")))
+            return KerasFile(version, json.loads(archive.read("config.json")))
     if not h5py.is_hdf5(path):
         raise ValueError(f"{path.name} is no Keras file: its content is neither a Keras archive nor HDF5")
     with h5py.File(path) as file:
         config, version = (_text(file.attrs.get(key, "")) for key in ("model_config", "keras_version"))
     if not config:
         raise ValueError(f"{path.name} has weights without a model: write it by `model.save`, not by `save_weights`")
-    return Written(version, json.loads(config))
+    return KerasFile(version, json.loads(config))
 
 
 def _text(value: str | bytes) -> str:

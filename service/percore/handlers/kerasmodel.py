@@ -1,7 +1,7 @@
 """A Keras model, of Keras 3 or 2, traced into one concrete function: one signature, ``serving_default``.
 
-An input is named as its key, if the model takes a dictionary, or else as the tensor or the parameter. An output is named as its
-key, or else after the layer that it comes from.
+If the model takes a dictionary, an input has the name of its key; otherwise the name of the tensor or of the parameter. An
+output has the name of its key, or of its layer.
 """
 
 from __future__ import annotations
@@ -18,56 +18,56 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry  # nothing public tells which operations are stateful
 
 from percore.handlers import effects, files, kerasfile, runners
-from percore.handlers.runners import Callable
+from percore.handlers.runners import SignatureRunner
 from percore.model_metadata import DEFAULT_SIGNATURE
 
-WHOLE = "int64"
+ID_DTYPE = "int64"
 MOST_ATTEMPTS = 81
 """Four inputs with three dtypes each."""
 
 
-def read(folder: Path, title: str, *, allow_code: bool) -> dict[str, Callable]:
-    """Return what runs the one signature, by name; raise whatever Keras raises. ``title`` names the model in the log."""
+def read(folder: Path, title: str, *, allow_code: bool) -> dict[str, SignatureRunner]:
+    """Return the runner of the one signature, by name; raise what Keras raises. ``title`` names the model in the log."""
     path = files.keras_file(folder)
     if path is None:
         raise FileNotFoundError(f"there is no {' or '.join(files.KERAS_FILES)}")
     model = kerasfile.read(path, title, allow_code=allow_code)
     variables = len(model.variables)
-    traced = _traced(model, _taken(model))
+    traced = _traced(model, _inputs(model))
     if len(model.variables) != variables:
         raise ValueError("calling it created its layers again, so its weights are lost: give it `get_build_config`")
-    signature = runners.traced(
+    signature = runners.signature_of_trace(
         ((name, spec) for name, (_, spec) in traced.inputs.items()), traced.function.structured_outputs.items()
     )
     keywords = {name: (keyword, spec.dtype) for name, (keyword, spec) in traced.inputs.items()}
-    return {DEFAULT_SIGNATURE: runners.of_function(traced.function, keywords, signature, model)}
+    return {DEFAULT_SIGNATURE: runners.runner_of(traced.function, keywords, signature, model)}
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
+class InputTensor:
     """One tensor that a Keras model takes."""
 
     name: str
     shape: tuple[int | None, ...]
     dtypes: tuple[str, ...]
-    """More than one if the file does not tell it: those to try, the likely one first."""
+    """If the file does not say it, several: they are tried in this order, the most likely first."""
     any_batch: bool
-    """Whether the first dimension is only that of the data that the model was built with."""
+    """Whether the first dimension is free, and the file only has the batch size with which the model was built."""
 
     def spec(self, keyword: str, dtype: str, *, free: bool) -> Any:
-        """Return a ``tf.TensorSpec`` of a dtype, free of the recorded batch or not."""
+        """Return a ``tf.TensorSpec`` of a dtype. ``free``: without the recorded batch size."""
         shape = (None, *self.shape[1:]) if free and self.any_batch else self.shape
         return tf.TensorSpec(shape, dtype, keyword)
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ModelInputs:
     """What a Keras model is called with."""
 
     structure: Any
-    """Nested as Keras wants it; its leaves are placeholders."""
-    leaves: list[Leaf]
-    """As ``keras.tree.flatten`` orders them."""
+    """The argument of the model: nested dictionaries or lists, with a placeholder for each tensor."""
+    leaves: list[InputTensor]
+    """In the order of ``keras.tree.flatten``."""
     by_keyword: bool = False
     """Whether the structure is a dictionary of the parameters of ``call``, instead of its first argument."""
 
@@ -81,43 +81,45 @@ class Taken:
     def call(self, model: Any, tensors: list[Any]) -> Any:
         """Call the model with tensors in the order of the leaves."""
         packed = keras.tree.pack_sequence_as(self.structure, tensors)
-        # Also if `call` has no such parameter: layers inside it may have one, and augment images by default.
+        # Given even if `call` has no such parameter, because a layer inside may have it, and augment images without it.
         return model(**packed, training=False) if self.by_keyword else model(packed, training=False)
 
 
-def _taken(model: Any) -> Taken:
-    """Return what a model is called with; raise ValueError if the file does not tell."""
+def _inputs(model: Any) -> ModelInputs:
+    """Return what a model is called with; raise ValueError if the file does not say it."""
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise ValueError("it was never built, so its file tells no shape of its input: call it once before it is saved")
         [tensor] = model.inputs
-        return Taken(tensor, [Leaf(tensor.name, tensor.shape, (_recorded(tensor),), any_batch=True)])
+        return ModelInputs(tensor, [InputTensor(tensor.name, tensor.shape, (_recorded(tensor),), any_batch=True)])
     if getattr(model, "inputs", None):
         structure = model.input
         flat = isinstance(structure, dict) and all(hasattr(each, "shape") for each in structure.values())
         keys = {id(tensor): key for key, tensor in structure.items()} if flat else {}
         tensors = keras.tree.flatten(structure)
-        leaves = [Leaf(keys.get(id(each), each.name), each.shape, (_recorded(each),), any_batch=False) for each in tensors]
-        return Taken(structure, leaves)
-    return _taken_when_built(model)
+        leaves = [
+            InputTensor(keys.get(id(each), each.name), each.shape, (_recorded(each),), any_batch=False) for each in tensors
+        ]
+        return ModelInputs(structure, leaves)
+    return _inputs_when_built(model)
 
 
-def _taken_when_built(model: Any) -> Taken:
+def _inputs_when_built(model: Any) -> ModelInputs:
     """Return what a subclassed model is called with: Keras keeps the shapes that it was built with."""
     config = model.get_build_config() or {}
     parameter = next(iter(inspect.signature(model.call).parameters))
     if shapes := config.get("shapes_dict"):
         structure = {key.removesuffix("_shape"): shape for key, shape in shapes.items()}
-        return Taken(
+        return ModelInputs(
             dict.fromkeys(structure, 0), [_leaf(model, key, structure[key]) for key in sorted(structure)], by_keyword=True
         )
     shape: Any = config.get("input_shape")
     if _is_shape(shape):
-        return Taken(0, [_leaf(model, parameter, shape)])
+        return ModelInputs(0, [_leaf(model, parameter, shape)])
     if isinstance(shape, dict) and shape and all(map(_is_shape, shape.values())):
-        return Taken(dict.fromkeys(shape, 0), [_leaf(model, key, shape[key]) for key in sorted(shape)])
+        return ModelInputs(dict.fromkeys(shape, 0), [_leaf(model, key, shape[key]) for key in sorted(shape)])
     if isinstance(shape, list | tuple) and shape and all(map(_is_shape, shape)):
-        return Taken([0] * len(shape), [_leaf(model, f"{parameter}_{index}", each) for index, each in enumerate(shape)])
+        return ModelInputs([0] * len(shape), [_leaf(model, f"{parameter}_{index}", each) for index, each in enumerate(shape)])
     raise ValueError(
         "its file does not tell the shapes of its inputs: call it once before it is saved, or give it `get_build_config`"
     )
@@ -128,8 +130,8 @@ def _recorded(tensor: Any) -> str:
     return str(tf.as_dtype(tensor.dtype).name)
 
 
-def _leaf(model: Any, name: str, shape: Sequence[int | None]) -> Leaf:
-    return Leaf(name, tuple(shape), (model.compute_dtype, "int64", "string"), any_batch=True)
+def _leaf(model: Any, name: str, shape: Sequence[int | None]) -> InputTensor:
+    return InputTensor(name, tuple(shape), (model.compute_dtype, "int64", "string"), any_batch=True)
 
 
 def _is_shape(value: Any) -> bool:
@@ -150,10 +152,10 @@ class Traced:
 class Tracer:
     """Traces a model with one choice of dtypes after the other."""
 
-    def __init__(self, model: Any, taken: Taken) -> None:
+    def __init__(self, model: Any, model_inputs: ModelInputs) -> None:
         self._model = model
-        self._taken = taken
-        self._names = taken.names()
+        self._inputs = model_inputs
+        self._names = model_inputs.names()
         # A layer with a state has it for one batch size.
         self._free = not any(getattr(layer, "stateful", False) for layer in model._flatten_layers())
         self.failure: Exception | None = None
@@ -161,59 +163,59 @@ class Tracer:
 
     def trace(self, dtypes: tuple[str, ...]) -> Traced:
         """Return the function for these dtypes; raise whatever Keras raises."""
-        leaves = zip(self._names, self._taken.leaves, dtypes, strict=True)
+        leaves = zip(self._names, self._inputs.leaves, dtypes, strict=True)
         specs = {key: leaf.spec(key, dtype, free=self._free) for key, leaf, dtype in leaves}
         function = tf.function(self._serve, autograph=False).get_concrete_function(**specs)
         return Traced(function, {self._names[keyword]: (keyword, spec) for keyword, spec in specs.items()}, dtypes)
 
     def traceable(self) -> Iterator[Traced]:
         """Yield the function of each choice that can be traced."""
-        for dtypes in _attempts(self._taken.leaves):
+        for dtypes in _attempts(self._inputs.leaves):
             try:
                 yield self.trace(dtypes)
             except Exception as error:  # noqa: BLE001 - Keras raises of every kind
                 self.failure = self.failure or error
 
     def _serve(self, **inputs: Any) -> dict[str, Any]:
-        return _named_outputs(self._model, self._taken.call(self._model, [inputs[keyword] for keyword in self._names]))
+        return _named_outputs(self._model, self._inputs.call(self._model, [inputs[keyword] for keyword in self._names]))
 
 
-def _traced(model: Any, taken: Taken) -> Traced:
+def _traced(model: Any, model_inputs: ModelInputs) -> Traced:
     """Return the concrete function.
 
     If the file does not tell a dtype, several are tried, until the model computes with them. If none works, the first error is
     raised.
     """
-    tracer = Tracer(model, taken)
-    is_certain = all(len(leaf.dtypes) == 1 for leaf in taken.leaves)
+    tracer = Tracer(model, model_inputs)
+    is_certain = all(len(leaf.dtypes) == 1 for leaf in model_inputs.leaves)
     for converted in (False, True):
         if converted:
             _convert(model)
         found = list[Traced]()
         for each in tracer.traceable():
             if is_certain or _computes(each):
-                exact = _exact(each, taken.leaves)
+                exact = _with_ids(each, model_inputs.leaves)
                 return each if exact == each.dtypes else tracer.trace(exact)
             found.append(each)
-        if found:  # perhaps zeros mean nothing to it
+        if found:  # perhaps the model only fails for zeros
             return found[0]
     raise tracer.failure or ValueError("it takes no input")
 
 
-def _attempts(leaves: list[Leaf]) -> list[tuple[str, ...]]:
-    """Return the dtypes to try, one for each leaf: those first in which the fewest leaves have another than the likely one."""
+def _attempts(leaves: list[InputTensor]) -> list[tuple[str, ...]]:
+    """Return the choices of dtypes to try, one dtype for each leaf. Choices with more likely dtypes come first."""
     ranks = itertools.islice(itertools.product(*(range(len(leaf.dtypes)) for leaf in leaves)), MOST_ATTEMPTS)
     ordered = sorted(ranks, key=lambda chosen: (sum(map(bool, chosen)), chosen))
     return [tuple(leaf.dtypes[rank] for leaf, rank in zip(leaves, chosen, strict=True)) for chosen in ordered]
 
 
 def _computes(traced: Traced) -> bool:
-    """Tell whether the model computes with zeros. One that may change something is not run: that it can be traced must do."""
+    """Return whether the model computes with zeros. A model that may change something is not run, and counts as computing."""
     if effects.changing(effects.operations(traced.function.graph.as_graph_def()), op_def_registry.get):
         return True
     try:
         traced.function(**{keyword: _zeros(spec) for keyword, spec in traced.inputs.values()})
-    except Exception:  # noqa: BLE001 - whatever it is, another dtype may do
+    except Exception:  # noqa: BLE001 - another dtype may work
         return False
     return True
 
@@ -222,17 +224,17 @@ def _zeros(spec: Any) -> Any:
     return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
 
 
-def _exact(traced: Traced, leaves: list[Leaf]) -> tuple[str, ...]:
-    """Return the dtypes with whole numbers for each float that the model turns into a whole number at once.
+def _with_ids(traced: Traced, leaves: list[InputTensor]) -> tuple[str, ...]:
+    """Return the dtypes, with int64 instead of float for each input that the model converts to whole numbers at once.
 
-    Layers such as ``Embedding`` do so. A float32 holds whole numbers up to 2**24 only, so a larger id would become another one.
+    Layers such as ``Embedding`` do so. A float32 is exact only up to 2**24, so a larger id would become another one.
     """
     # The function orders its inputs by their keywords as text ("input_10" before "input_2"), and adds the variables.
     placeholders = {tensor.op.name: tensor for tensor in traced.function.inputs}
     found = []
     for (keyword, _), leaf, dtype in zip(traced.inputs.values(), leaves, traced.dtypes, strict=True):
-        is_id = dtype.startswith("float") and WHOLE in leaf.dtypes and _becomes_whole(placeholders[keyword])
-        found.append(WHOLE if is_id else dtype)
+        is_id = dtype.startswith("float") and ID_DTYPE in leaf.dtypes and _becomes_whole(placeholders[keyword])
+        found.append(ID_DTYPE if is_id else dtype)
     return tuple(found)
 
 
@@ -248,7 +250,7 @@ def _becomes_whole(tensor: Any) -> bool:
 
 
 def _convert(model: Any) -> None:
-    """Let an author's own classes have an ``if`` or a loop on a tensor, which Keras's own do without."""
+    """Convert classes that are not Keras's own, so that they may have an ``if`` or a loop on a tensor."""
     autograph = tf.__internal__.autograph
     for layer in model._flatten_layers():
         if not type(layer).__module__.startswith(("keras.", "tf_keras.")):

@@ -1,10 +1,9 @@
-"""One signature of a loaded model, ready to be called, and what TensorFlow tells of it. Every kind of model comes to this."""
+"""Signature runners: one signature of a loaded model, ready to be called. Every kind of model is loaded as these."""
 
 from __future__ import annotations
 
 import re
-from collections import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,23 +24,23 @@ LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Callable:
+class SignatureRunner:
     """One signature of a loaded model, ready to be called."""
 
     signature: Signature
-    run: abc.Callable[[Tensors], dict[str, Array]]
+    run: Callable[[Tensors], dict[str, Array]]
     """Numpy in, numpy out, by the names of the signature."""
     operations: frozenset[str]
-    """The names of all operations that it can come to."""
+    """The names of all operations that it can run."""
     owner: Any
-    """What owns its variables: kept for as long as it may be called."""
+    """The object that owns its variables, kept so that they stay while it may be called."""
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         """Run it."""
         return self.run(inputs)
 
-    def unfit(self) -> str | None:
-        """Return why it cannot be served; None where it can."""
+    def why_not_served(self) -> str | None:
+        """Return why it cannot be served; None if it can."""
         if self.operations & effects.PYTHON:
             return "it calls a Python function, which the file does not hold"
         specs = (*self.signature.inputs, *self.signature.outputs)
@@ -49,11 +48,11 @@ class Callable:
         return f"its {', '.join(odd)} cannot be sent" if odd else None
 
 
-def of_function(function: Any, keywords: Mapping[str, tuple[str, Any]], signature: Signature, owner: Any) -> Callable:
-    """Return what runs a ``tf.types.experimental.ConcreteFunction`` that takes keywords and returns a dictionary.
+def runner_of(function: Any, keywords: Mapping[str, tuple[str, Any]], signature: Signature, owner: Any) -> SignatureRunner:
+    """Return the runner of a ``tf.types.experimental.ConcreteFunction`` that takes keywords and returns a dictionary.
 
-    ``keywords`` has, by the name of an input, the keyword that the function has for it, and its ``tf.DType``. Inputs are copied
-    once, because TensorFlow wants them aligned; outputs are views.
+    ``keywords`` has for each name of an input its keyword in the function and its ``tf.DType``. Inputs are copied once, because
+    TensorFlow needs them aligned; outputs are views.
     """
 
     def run(inputs: Tensors) -> dict[str, Array]:
@@ -64,16 +63,16 @@ def of_function(function: Any, keywords: Mapping[str, tuple[str, Any]], signatur
         outputs = function(**tensors)
         return {spec.name: _array(outputs[spec.name]) for spec in signature.outputs}
 
-    return Callable(signature, run, frozenset(effects.operations(function.graph.as_graph_def())), owner)
+    return SignatureRunner(signature, run, frozenset(effects.operations(function.graph.as_graph_def())), owner)
 
 
 def _array(tensor: Any) -> Array:
-    if tensor.dtype == tf.bfloat16:  # numpy takes no scalar of it from TensorFlow as it is
+    if tensor.dtype == tf.bfloat16:  # numpy cannot convert a bfloat16 scalar of TensorFlow directly
         return np.asarray(tensor.numpy(), tf.bfloat16.as_numpy_dtype)
     return np.asarray(tensor)
 
 
-def defined(definition: Any) -> Signature:
+def signature_of_definition(definition: Any) -> Signature:
     """Translate a ``SignatureDef``, which TensorFlow 1 and 2 both write."""
     method = definition.method_name if definition.method_name in (CLASSIFY, REGRESS) else PREDICT
     return Signature(_described(definition.inputs), _described(definition.outputs), method)
@@ -84,7 +83,7 @@ def _described(tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 
 
 def _info_spec(name: str, info: Any) -> TensorSpec:
-    """Translate a ``TensorInfo``; what is no single tensor, as a sparse one, gets a dtype that is not served."""
+    """Translate a ``TensorInfo``. One that is not a single tensor, such as a sparse one, gets a dtype that is not served."""
     encoding = info.WhichOneof("encoding")
     if encoding != "name":
         return TensorSpec(name, encoding or "no tensor", None)
@@ -92,14 +91,14 @@ def _info_spec(name: str, info: Any) -> TensorSpec:
     return _tensor_spec(name, tf.as_dtype(info.dtype).base_dtype, shape)
 
 
-def traced(inputs: Iterable[tuple[str, Any]], outputs: Iterable[tuple[str, Any]]) -> Signature:
-    """Return the signature of a function that was traced here, from ``tf.TensorSpec`` and tensors of a graph by name."""
+def signature_of_trace(inputs: Iterable[tuple[str, Any]], outputs: Iterable[tuple[str, Any]]) -> Signature:
+    """Return the signature of a function that percore traced, from its inputs and outputs by name."""
     read, written = (tuple(_spec(name, each) for name, each in sorted(specs)) for specs in (inputs, outputs))
     return Signature(read, written, PREDICT)
 
 
 def _spec(name: str, spec: Any) -> TensorSpec:
-    """Translate a ``tf.TensorSpec`` or a graph's tensor; what is neither, as a sparse one, gets a dtype that is not served."""
+    """Translate a ``tf.TensorSpec`` or a graph's tensor. A sparse one, for example, gets a dtype that is not served."""
     if not isinstance(spec, tf.TensorSpec | tf.Tensor):
         return TensorSpec(name, type(spec).__name__, None)
     return _tensor_spec(name, spec.dtype, spec.shape)

@@ -8,8 +8,7 @@ with an optimizer of TensorFlow 2.0 to 2.10. The graph with its SignatureDefs co
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable as Function
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,17 @@ from tensorflow.python.saved_model.loader_impl import parse_saved_model  # reads
 
 from percore.errors import LoadError
 from percore.handlers import runners, session
-from percore.handlers.runners import Callable, reason
+from percore.handlers.runners import SignatureRunner, reason
 
 logger = logging.getLogger(__name__)
 
 LONGEST_LIST = 3
 
 
-def read(folder: Path, title: str, tags: Collection[str]) -> dict[str, Callable]:
-    """Return what runs each signature, by name; ``title`` names the model in the log.
+def read(folder: Path, title: str, tags: Collection[str]) -> dict[str, SignatureRunner]:
+    """Return the runner of each signature, by name; ``title`` names the model in the log.
 
-    ``tags`` choose the graph where the file has several. Raises LoadError with the reasons of both ways where both fail.
+    ``tags`` choose the graph if the file has several. Raises LoadError with the reasons of both ways if both fail.
     """
     graph = chosen(parse_saved_model(str(folder)).meta_graphs, tags)
     failures: list[str] = []
@@ -45,9 +44,10 @@ def read(folder: Path, title: str, tags: Collection[str]) -> dict[str, Callable]
 
 
 def chosen(graphs: Iterable[Any], tags: Collection[str]) -> Any:
-    """Return the ``MetaGraphDef`` to serve: the only one, or that with exactly these tags, or else the only one that has them.
+    """Return the ``MetaGraphDef`` to serve.
 
-    Raises ValueError where no single one is left.
+    That is the only one; or the only one with exactly these tags; or the only one that has these and other tags. Raises
+    ValueError if there is no such graph.
     """
     graphs = list(graphs)
     wanted = set(tags)
@@ -62,11 +62,11 @@ def chosen(graphs: Iterable[Any], tags: Collection[str]) -> Any:
     )
 
 
-def _objects(folder: Path, graph: Any) -> dict[str, Callable]:
-    """Load the object graph; raise whatever TensorFlow raises, and ValueError where a variable has no value."""
+def _objects(folder: Path, graph: Any) -> dict[str, SignatureRunner]:
+    """Load the object graph; raise what TensorFlow raises, and ValueError if a variable has no value."""
     loaded = tf.saved_model.load(str(folder), list(graph.meta_info_def.tags))
-    found = {name: _callable(each, graph.signature_def[name], loaded) for name, each in loaded.signatures.items()}
-    served = [loaded.signatures[name] for name, each in found.items() if not each.unfit()]
+    found = {name: _runner(each, graph.signature_def[name], loaded) for name, each in loaded.signatures.items()}
+    served = [loaded.signatures[name] for name, each in found.items() if not each.why_not_served()]
     require_values(name for function in served for name in _without_value(function))
     return found
 
@@ -74,39 +74,43 @@ def _objects(folder: Path, graph: Any) -> dict[str, Callable]:
 def _without_value(function: Any) -> Iterator[str]:
     """Yield the names of the variables that a function reads and that have no value."""
     yield from (each.name.removesuffix(":0") for each in function.graph.variables if not each.is_initialized())
-    # Variables of the first kind in TensorFlow 1 stay in the graph, and are no objects.
+    # Reference variables of TensorFlow 1 are only operations in the graph, and not objects.
     if within := [each for each in function.graph.get_operations() if each.type in session.HAS_VALUE]:
         with function.graph.as_default():
             questions = session.have_values(within)
         yield from (name for name, has_value in function.prune([], questions)().items() if not has_value)
 
 
-def _callable(function: Any, definition: Any, loaded: Any) -> Callable:
+def _runner(function: Any, definition: Any, loaded: Any) -> SignatureRunner:
     keywords = {}
     for key, spec in function.structured_input_signature[1].items():
-        # A name that is no identifier, as "my-input", stands in one of the two, and what TensorFlow made of it in the other;
-        # which is which differs between TensorFlow 1 and 2. The two lists' orders differ too: pair by name, never by place.
+        # TensorFlow keeps two names of an input that is not an identifier, such as "my-input": the name itself, and a changed
+        # one. `key` is one of them and `spec.name` the other; which one differs between TensorFlow 1 and 2. The orders differ
+        # too, so match by name.
         keyword = key if key in function.function_type.parameters else spec.name
         keywords[key if key in definition.inputs else spec.name or key] = (keyword, spec.dtype)
     # TensorFlow 2 forgets a signature's method name when it loads a model: it is in the definition alone.
-    return runners.of_function(function, keywords, runners.defined(definition), loaded)
+    return runners.runner_of(function, keywords, runners.signature_of_definition(definition), loaded)
 
 
-def _session(folder: Path, graph: Any) -> dict[str, Callable]:
-    """Load the graph into a session; raise whatever TensorFlow raises, and ValueError where a variable has no value."""
-    loaded = session.Loaded(folder, graph)
-    found = loaded.callables()
-    require_values(loaded.without_value(name for name, each in found.items() if not each.unfit()))
+def _session(folder: Path, graph: Any) -> dict[str, SignatureRunner]:
+    """Load the graph into a session; raise what TensorFlow raises, and ValueError if a variable has no value."""
+    loaded = session.LoadedGraph(folder, graph)
+    found = loaded.signature_runners()
+    require_values(loaded.without_value(name for name, each in found.items() if not each.why_not_served()))
     return found
 
 
 def require_values(missing: Iterable[str]) -> None:
-    """Raise ValueError if the names of variables without a value are any."""
+    """Raise ValueError if ``missing`` names any variable: these have no value."""
     names = sorted(set(missing))
     if names:
         more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
         raise ValueError(f"it restores no value for the variables {', '.join(names[:LONGEST_LIST])}{more}")
 
 
-WAYS: dict[str, Function[[Path, Any], dict[str, Callable]]] = {"object graph": _objects, "graph with signatures": _session}
+WAYS: dict[str, Callable[[Path, Any], dict[str, SignatureRunner]]] = {
+    "object graph": _objects,
+    "graph with signatures": _session,
+}
 """In the order in which they are tried."""

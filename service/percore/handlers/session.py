@@ -1,4 +1,4 @@
-"""A SavedModel as a graph with SignatureDefs, in a session: the way in which TensorFlow Serving loads it.
+"""A SavedModel as a graph with SignatureDefs, in a session, as TensorFlow Serving loads it.
 
 The session belongs to a graph of its own, so nothing else in the process changes to graph mode.
 """
@@ -13,54 +13,54 @@ import numpy as np
 import tensorflow as tf
 
 from percore.handlers import Array, Tensors, effects, runners, warmup
-from percore.handlers.runners import Callable
+from percore.handlers.runners import SignatureRunner
 
 v1 = tf.compat.v1
 RESERVED = "__saved_model_"
-"""Names of signatures that TensorFlow itself writes, for what is run once after a load, begin so."""
+"""The names of signatures that TensorFlow itself writes, to run once after a load, begin so."""
 HAS_VALUE = {
     "VarHandleOp": lambda tensor: tf.raw_ops.VarIsInitializedOp(resource=tensor),
     "Variable": lambda tensor: tf.raw_ops.IsVariableInitialized(ref=tensor),
     "VariableV2": lambda tensor: tf.raw_ops.IsVariableInitialized(ref=tensor),
 }
-"""By the operation that holds a variable: what asks whether the variable has a value."""
+"""For each operation that holds a variable: a function that makes a tensor, which says whether the variable has a value."""
 
 
 def have_values(variables: Iterable[Any]) -> dict[str, Any]:
-    """Return tensors of the default graph, by the name of a variable's operation: whether the variable has a value."""
+    """Return for each variable, by the name of its operation, a tensor that says whether it has a value."""
     return {each.name: HAS_VALUE[each.type](each.outputs[0]) for each in variables}
 
 
-class Loaded:
-    """One graph of a SavedModel in a session, with its variables, tables and assets. Raises whatever TensorFlow raises."""
+class LoadedGraph:
+    """One graph of a SavedModel in a session, with its variables, tables and assets. Raises what TensorFlow raises."""
 
     def __init__(self, folder: Path, graph: Any) -> None:
         self._graph = tf.Graph()
-        # Without a configuration a session takes that of the process: the threads that were set.
+        # Without its own configuration a session uses that of the process, with the number of threads.
         self._session = v1.Session(graph=self._graph)
         with self._graph.as_default():
             loaded = v1.saved_model.loader.load(self._session, list(graph.meta_info_def.tags), str(folder))
         self._definitions = {name: each for name, each in loaded.signature_def.items() if not name.startswith(RESERVED)}
 
-    def callables(self) -> dict[str, Callable]:
-        """Return what runs each signature, by name."""
+    def signature_runners(self) -> dict[str, SignatureRunner]:
+        """Return the runner of each signature, by name."""
         # Once: it holds every constant of the graph.
         library = self._graph.as_graph_def().library
-        return {name: self._callable(name, definition, library) for name, definition in self._definitions.items()}
+        return {name: self._runner(name, definition, library) for name, definition in self._definitions.items()}
 
-    def _callable(self, name: str, definition: Any, library: Any) -> Callable:
-        signature = runners.defined(definition)
+    def _runner(self, name: str, definition: Any, library: Any) -> SignatureRunner:
+        signature = runners.signature_of_definition(definition)
         inputs, outputs = self._tensors(definition.inputs), self._tensors(definition.outputs)
         fetched = self._session.make_callable(outputs, list(inputs.values()))
         dtypes = {spec.name: spec.dtype for spec in signature.outputs}
 
         def run(given: Tensors) -> dict[str, Array]:
             found = fetched(*(given[each] for each in inputs))
-            # A scalar comes as a number or as bytes. With its type, so that numpy drops no zero byte at the end of a string.
+            # A scalar comes as a number or as bytes. With an explicit type, numpy keeps zero bytes at the end of a string.
             return {each: np.asarray(found[each], warmup.numpy_dtype(dtype)) for each, dtype in dtypes.items()}
 
         nodes = (operation.node_def for operation in self._needed(name))  # one at a time: a constant may be large
-        return Callable(signature, run, frozenset(effects.operations_of(nodes, library)), self)
+        return SignatureRunner(signature, run, frozenset(effects.operations_of(nodes, library)), self)
 
     def without_value(self, signatures: Iterable[str]) -> list[str]:
         """Return the names of the variables that these signatures need and that have no value."""
@@ -83,5 +83,5 @@ class Loaded:
                 yield operation
 
     def _tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the graph's tensors by name. What is no single tensor is left out: its signature is not served."""
+        """Return the graph's tensors by name. One that is not a single tensor is left out: its signature is not served."""
         return {name: self._graph.get_tensor_by_name(info.name) for name, info in tensors.items() if info.name}

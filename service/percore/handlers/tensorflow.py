@@ -1,9 +1,9 @@
-"""TensorFlow models: what every kind of them shares.
+"""TensorFlow models: the code that all kinds share.
 
 Imported by the arbiter before it forks, or by ``percore.model_store`` in a worker. The import must run no operation and start
-no thread. ``savedmodel`` and ``kerasmodel`` load. ``Model.predict`` is never called: it costs 35 ms a call, and fails
-("Model.predict in graph mode is not supported ...") where a model is loaded in one mode or thread and called in another. A
-concrete function knows no modes, and neither does a session with its own graph.
+no thread. ``savedmodel`` and ``kerasmodel`` load. percore never calls Keras's ``Model.predict``: it takes 35 ms for
+each call, and it fails ("Model.predict in graph mode is not supported ...") if a model is loaded in one thread and called in
+another. A concrete function does not depend on the thread, nor does a session with its own graph.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable as Function
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,20 +28,20 @@ from tensorflow.python.framework import op_def_registry  # nothing public tells 
 
 from percore.errors import BadInput, LoadError
 from percore.handlers import Array, Tensors, effects, files, kerasmodel, savedmodel, warmup
-from percore.handlers.runners import Callable, reason
+from percore.handlers.runners import SignatureRunner, reason
 from percore.handlers.tf_example import Feature, features
 from percore.model_metadata import PREDICT, ModelInfo
 
 logger = logging.getLogger(__name__)
 
 CALLERS_FAULT = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
-"""What TensorFlow raises for tensors that do not fit, or for bytes that are no image or no compressed data. All else is the
-model's fault."""
+"""TensorFlow raises these for tensors that do not fit, and for bytes that are not an image or not compressed data. Every other
+error is the model's fault."""
 MODELS_FAULT = re.compile(
     r"No OpKernel was registered|only supports .* on device type|Cannot assign a device|Could not satisfy .*device|"
     r"You must feed a value for placeholder"
 )
-"""What TensorFlow also calls an invalid argument, though no input changes it: this machine cannot run the graph."""
+"""Messages of InvalidArgumentError that do not depend on the input: this machine cannot run the graph."""
 CHANGES = (
     "%s: signature %r may change the model or the machine (%s). It is not warmed up, unless warmup.json names it. "
     "What it changes in the model stays in one worker, and is lost with it"
@@ -50,7 +49,7 @@ CHANGES = (
 
 
 def configure(threads: int) -> None:
-    """Let one call compute on ``threads`` cores; raise LoadError where TensorFlow runs with another number already."""
+    """Let one call compute on ``threads`` cores; raise LoadError if TensorFlow runs with another number already."""
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -60,14 +59,15 @@ def configure(threads: int) -> None:
         raise LoadError(f"TensorFlow cannot be set to {threads} threads: it computed in this process before") from error
 
 
-Reader = Function[[Path, str], dict[str, Callable]]
-"""Takes the folder of a version, and the words that name the model in the log; returns what runs each signature, by name."""
+Reader = Callable[[Path, str], dict[str, SignatureRunner]]
+"""Takes the folder of a version, and the model's name for the log; returns the runner of each signature, by name."""
 
 
 class TensorFlowModel:
-    """What all kinds of model share: ``percore.handlers.Model``.
+    """Implements ``percore.handlers.Model`` for all kinds of TensorFlow models.
 
-    The constructor loads and warms up, in the thread that will predict. It raises LoadError naming the model, the path and why.
+    The constructor loads and warms up, in the thread that will call the model. It raises LoadError, which names the model, the
+    path and the reason.
     """
 
     def __init__(self, info: ModelInfo, folder: Path, read: Reader) -> None:
@@ -85,7 +85,7 @@ class TensorFlowModel:
         self.info = replace(self.info, load_seconds=round(time.perf_counter() - began, 3))
 
     def predict(self, signature: str, inputs: Tensors) -> Tensors:
-        """Run one signature; raise BadInput where TensorFlow finds its arguments invalid, however deep in the graph."""
+        """Run one signature; raise BadInput if TensorFlow rejects its inputs, at any operation of the graph."""
         try:
             return self._callables[signature](inputs)
         except CALLERS_FAULT as error:
@@ -94,7 +94,7 @@ class TensorFlowModel:
             raise BadInput(f"the model refused the input: {reason(error)}") from error
 
     def _is_callers_fault(self, error: Exception, signature: str) -> bool:
-        if isinstance(error, tf.errors.DataLossError):  # only bytes can be damaged; else it is a file of the model
+        if isinstance(error, tf.errors.DataLossError):  # without bytes in the input, it is a damaged file of the model
             return any(spec.dtype == "bytes" for spec in self.info.signatures[signature].inputs)
         return not MODELS_FAULT.search(str(error))
 
@@ -105,14 +105,14 @@ class TensorFlowModel:
             serialised[index] = _example(example).SerializeToString()
         return serialised
 
-    def _is_fit(self, name: str, of: Callable) -> bool:
-        why = of.unfit()
+    def _is_fit(self, name: str, of: SignatureRunner) -> bool:
+        why = of.why_not_served()
         if why:
             logger.warning("%s: signature %r is left out: %s", self._title, name, why)
         return why is None
 
     def _warm_up(self, path: Path) -> None:
-        """Ask what ``warmup.json`` says, which must succeed; without it, zeros, which a model may refuse."""
+        """Run the calls of ``warmup.json``, which must succeed. Without this file, call with zeros, which may fail."""
         if not path.exists():
             return self._try_zeros()
         try:
@@ -136,7 +136,7 @@ class TensorFlowModel:
 
 
 SERVING = ("serve",)
-"""The tags of the graph that a SavedModel is served by, if it has several: TensorFlow's ``tf.saved_model.SERVING``."""
+"""Tags of the graph to serve, if a SavedModel has several. The same as ``tf.saved_model.SERVING``."""
 
 
 def load(info: ModelInfo, folder: Path, tags: Collection[str] = SERVING, *, allow_code: bool = False) -> TensorFlowModel:

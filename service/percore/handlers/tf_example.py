@@ -1,6 +1,6 @@
-"""Features of a ``tf.Example`` from plain Python values: which list of the message they belong to.
+"""Features of a ``tf.Example`` from plain Python values: decides in which list of the message they are stored.
 
-Apart from ``tensorflow.py`` so that the rule is tested without TensorFlow. Imported by ``percore.handlers.tensorflow`` only.
+This is not in ``tensorflow.py``, so that it can be tested without TensorFlow. Imported by ``percore.handlers.tensorflow`` only.
 Source: tensorflow/core/example/feature.proto, and TensorFlow Serving's rules for JSON in classify and regress requests.
 """
 
@@ -13,7 +13,7 @@ from percore.errors import BadInput
 
 Kind = Literal["int64_list", "float_list", "bytes_list"]
 Feature = tuple[Kind, list[Any]] | None
-"""None for an empty list: a feature without values has no kind, so that the model's default for it applies."""
+"""None for an empty list: such a feature is written without a kind, so the model uses its default."""
 
 INT64 = range(-(2**63), 2**63)
 
@@ -27,9 +27,9 @@ def features(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Feature]]:
 
 
 def feature(value: Any, where: str) -> Feature:
-    """Return the list of the message that holds ``value``, a scalar or a list; raise BadInput naming ``where``.
+    """Return the list of the message for ``value``, a scalar or a list; raise BadInput, which names ``where``.
 
-    Booleans are whole numbers there, and whole numbers among floats are floats.
+    Booleans become whole numbers. Whole numbers in a list with floats become floats.
     """
     values = list(value) if isinstance(value, list | tuple) else [value]
     if not values:

@@ -1,7 +1,7 @@
-"""What a model is asked once before it serves: the author's ``warmup.json``, or zeros.
+"""The inputs for a model's first call, during its load: the author's ``warmup.json``, or zeros.
 
-The first call of a TensorFlow function is slower than all others; it belongs to the load, not to a caller.
-No TensorFlow here, so that it is tested without.
+The first call of a TensorFlow function is slower than all others, so no caller should wait for it. This module does not import
+TensorFlow, so that it can be tested without it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def _filled(spec: TensorSpec) -> Array:
 def read(path: Path, signatures: Mapping[str, Signature]) -> list[Request]:
     """Read one request, or a list of them, in TensorFlow Serving's column form.
 
-    Each is ``{"signature_name": optional, "inputs": {name: values}}``; where a signature has one input its values may stand
-    without the name. Raises OSError, ValueError, TypeError or OverflowError where the file is not of that form.
+    Each is ``{"signature_name": optional, "inputs": {name: values}}``; if a signature has one input, its values may be given
+    without the name. Raises OSError, ValueError, TypeError or OverflowError if the file has another form.
     """
     document = json.loads(path.read_bytes())
     return [_request(each, signatures) for each in (document if isinstance(document, list) else [document])]

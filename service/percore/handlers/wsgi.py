@@ -1,4 +1,4 @@
-"""A user's own WSGI app: finds what ``PERCORE_APP`` names.
+"""A user's own WSGI app: imports the app that ``PERCORE_APP`` names.
 
 Imported in a worker only, after the fork. It imports no web framework: an app brings its own.
 """
@@ -34,7 +34,7 @@ def load(target: str) -> Application:
         try:
             found = found(*given, **given_by_name)
         except (Exception, SystemExit) as error:
-            raise LoadError(f"{wanted_by}: {call} raised {custom.told(error)}") from error
+            raise LoadError(f"{wanted_by}: {call} raised {custom.error_line(error)}") from error
         if not callable(found):
             raise LoadError(f"{wanted_by}: {call} must return a WSGI app, which is callable; it returned {_article(found)}")
     app: Application = found

@@ -11,8 +11,8 @@ complete and is being answered. ``flushing``: its answer is written, and the ker
 the answer is with the kernel and this side is closed; what the client still sends is dropped for a while, because a socket that
 is closed with unread bytes resets the answer.
 
-The connection is never paused for reading once a request is complete: only so the gateway sees at once that the client left.
-Bytes that come before the answer's end (a pipelined request) are dropped, and the connection closes after the answer.
+Once a request is complete, the connection is always read, so that the gateway sees at once when the client leaves. Bytes that
+come before the answer's end (a pipelined request) are dropped, and the connection closes after the answer.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
         """Bounds the present stage."""
         self._drain_waiter: asyncio.Future[None] | None = None
         self._bare_bytes = 0
-        """Bytes since the last one of a body: of a head, of trailers, of what stands between chunks."""
+        """Bytes that are not part of a body (head, trailers, framing of chunks), since the last byte of a body."""
         self._discarded = 0
         self._more_follows = False
         """Whether the client sent more before its request was answered."""
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
         self._front.joined(self)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """End whatever the client no longer waits for."""
+        """Cancel the task that serves the request, because the client no longer waits."""
         self._front.left(self)
         self._stop_timer()
         self._transport = None
@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def data_received(self, data: bytes) -> None:
-        """Parse what belongs to the request that is received; drop what comes before its answer's end."""
+        """Parse bytes of the request that is received. Drop bytes that come while it is answered."""
         if self._stage is Stage.LINGERING:
             self._discard(len(data))
         elif self._stage in (Stage.ANSWER, Stage.FLUSHING):
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """Parse the body of a request that asks for another protocol, which is ignored.
 
-        llhttp takes the head of such a request for its end. So a fresh parser gets a head without ``Upgrade``.
+        llhttp treats such a request as complete after its head. So a new parser gets a head without ``Upgrade``.
         """
         request = self._request
         if request is None or not self._upgrade:
@@ -275,7 +275,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _refuse(self, error: CallError) -> None:
-        """Answer a request that cannot be parsed, or have it answered by whoever reads its body."""
+        """Answer a request that cannot be parsed. If a task reads its body already, that task answers."""
         request = self._request = self._request or Request(self, self._peer)
         self._stop_timer()
         self._front.head_ends(self)
@@ -291,7 +291,10 @@ class Connection(asyncio.Protocol):
     # --- answering
 
     def must_close(self, request: Request) -> bool:
-        """Tell whether the connection closes after the answer: the next request could not be told from the rest of this one."""
+        """Return whether the connection closes after the answer.
+
+        It must, if bytes of this request may still come: they would look like the next request.
+        """
         return request.close or not request.complete or self._more_follows or self._front.stopping
 
     def send_continue(self) -> None:
@@ -341,7 +344,7 @@ class Connection(asyncio.Protocol):
             self._watch_flush()
 
     def _delivered(self, request: Request) -> None:
-        """End a request: wait for the next one, or close. What its client does from now on does not matter to this request."""
+        """End a request: wait for the next one, or close. From now on a client that leaves does not cancel this request."""
         self._task = None
         request.deliver()
         if not self.must_close(request):

@@ -22,8 +22,8 @@ log = logging.getLogger("percore.gateway")
 
 HEAD_SECONDS = 10.0
 UNSENT_BYTES = 128 * 1024
-"""What the kernel may hold of an answer and has not sent. Otherwise a client that does not read costs megabytes each, and a
-slow one shows no progress for minutes."""
+"""Unsent bytes of an answer that the kernel may hold. Without this bound each client that does not read would cost megabytes,
+and a slow client would show no progress for minutes."""
 BACKLOG = 4096
 Handler = Callable[[Request], Awaitable[None]]
 OPTIONS: tuple[Option, ...] = (
@@ -31,7 +31,7 @@ OPTIONS: tuple[Option, ...] = (
     *keepalive(idle=30, interval=10, count=3),
     (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", UNSENT_BYTES),
 )
-"""Accepted sockets inherit these. A client that vanished without a word is noticed after a minute."""
+"""Accepted sockets inherit these. If a client is lost without closing its connection, this is noticed after a minute."""
 
 
 @dataclass(slots=True)
@@ -39,12 +39,12 @@ class FrontLimits:
     """What the front bounds."""
 
     connections: int
-    """Connections at once. At the bound the one that has been idle longest is closed; without one, the one whose head has been
-    incomplete for longest. Without either, no more is accepted."""
+    """Connections at once. At the bound, the connection that has been idle longest is closed. If none is idle, the one whose
+    head has been incomplete for longest is closed. If there is none either, no connection is accepted."""
     idle_seconds: float
     """How long a connection may be idle between requests, and before its first one."""
     answer_seconds: float
-    """How long a client may take none of an answer that waits for it."""
+    """How long a client may read nothing while bytes of its answer wait."""
     head_seconds: float = HEAD_SECONDS
 
 
@@ -92,7 +92,7 @@ class Front:
                 self._pause_accepting()
 
     def _pause_accepting(self) -> None:
-        """Leave further connections in the kernel's queue: a descriptor too many would be accepted and closed at once."""
+        """Leave further connections in the kernel's queue, because without free descriptors they would be closed at once."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -157,7 +157,7 @@ class Front:
         self._heads.pop(connection, None)
 
     def _sweep(self) -> None:
-        """Close what has been idle for too long; the order of ``_idle`` is that of time."""
+        """Close connections that have been idle for too long; ``_idle`` is in the order of time."""
         latest = self.loop.time() - self.limits.idle_seconds
         while self._idle and next(iter(self._idle.values())) < latest:
             connection, _ = self._idle.popitem(last=False)
@@ -179,7 +179,7 @@ class Front:
             else:
                 request.reject(error)
         except OSError as error:
-            log.error("a request could not be served: %s", error)  # noqa: TRY400 - the reason is the whole story
+            log.error("a request could not be served: %s", error)  # noqa: TRY400 - the message says everything
             self._fail(request)
         except Exception:
             log.exception("a request could not be served")

@@ -1,4 +1,4 @@
-"""One HTTP request of a client, as the front hands it over: its head, its body as it arrives, and the way to answer it.
+"""One HTTP request of a client: its head, its body as it arrives, and the methods that answer it.
 
 The front creates it and feeds it; the gateway reads and answers. Nothing here knows of calls, pods or queues.
 """
@@ -36,7 +36,7 @@ MOST_HEADERS = 90
 MOST_FIELD_BYTES = 8000
 """Gunicorn takes 8,190 for a header's line."""
 MOST_HEAD_BYTES = 32 * 1024
-"""For all headers together, and for what stands between and after the pieces of a body."""
+"""For all headers together, and for trailers and the framing of chunks."""
 MOST_TARGET_BYTES = 4000
 """Gunicorn takes 4,094 for the request line."""
 NO_BODY_STATUSES = frozenset((204, 304))
@@ -106,7 +106,7 @@ class Request:
     # --- the head
 
     def finish_head(self) -> None:
-        """Check the head and derive what depends on it; raise BadRequest for what HTTP/1.1 does not allow."""
+        """Check the head and set the fields that depend on it; raise BadRequest if HTTP/1.1 does not allow it."""
         self.target = _origin_form(self.target)
         if self.version not in ("1.1", "1.0"):
             raise BadRequest(f"HTTP version: expected 1.1 or 1.0, got {self.version}")
@@ -126,7 +126,7 @@ class Request:
             raise BadRequest(f"Host: expected exactly one such header, got {hosts}")
 
     def _note(self, name: bytes, value: bytes) -> None:
-        """Derive what a header says of the body."""
+        """Set the field that a header about the body decides."""
         if name == b"content-length":
             self.content_length = int(value)
         elif name == b"transfer-encoding":
@@ -168,7 +168,7 @@ class Request:
         self._wake()
 
     def fail(self, error: CallError) -> None:
-        """Take note that the rest cannot be received; whoever reads the body gets the error."""
+        """Take note that the rest cannot be received; ``read`` raises the error."""
         self.failed = error
         self._wake()
 
@@ -279,9 +279,10 @@ class Request:
             await self._waiter
 
     def interrupt(self) -> None:
-        """Close the connection in the middle of an answer: without the last chunk or byte the client sees that it is cut.
+        """Close the connection in the middle of an answer. The client sees that the answer is cut: the last chunk or byte is
+        missing.
 
-        An answer that ends with its connection (HTTP/1.0) has neither, so the client gets a reset.
+        An answer without length and chunks (HTTP/1.0) ends with its connection. So here the client gets a reset.
         """
         if self._head_sent and not self._framed:
             self._connection.reset()
@@ -299,7 +300,7 @@ def connection_tokens(headers: Iterable[Header]) -> frozenset[bytes]:
 
 
 def _origin_form(target: bytes) -> bytes:
-    """Return a target's path and query; raise BadRequest for what is neither origin form nor absolute form."""
+    """Return a target's path and query; raise BadRequest if it is neither in origin form nor in absolute form."""
     if len(target) > MOST_TARGET_BYTES:
         raise BadRequest(f"request target: expected at most {MOST_TARGET_BYTES} bytes, got {len(target)}")
     scheme, separator, rest = target.partition(b"://")

@@ -1,4 +1,4 @@
-"""Paths under ``/-/``: percore answers them itself, also where a user's app has every other path.
+"""Paths under ``/-/``. percore answers them itself, even if a user's app has every other path.
 
 A load balancer or a person asks there whether the service takes calls. Such a request is never a call: it waits for no worker,
 and it starts no pod of a release that is scaled to zero.
@@ -23,7 +23,7 @@ OK: Answer = (200, [JSON], b'{"status":"ok"}')
 
 
 def decoded(path: str) -> str:
-    """Return a percent-encoded path as an app sees it, so that no spelling of a path leads past a comparison."""
+    """Return a percent-encoded path as an app sees it, so that every spelling of a path compares equal."""
     return unquote(path, "latin-1") if "%" in path else path
 
 

@@ -1,7 +1,7 @@
 """The status server: probes, metrics and documents on asyncio. An idle connection costs nothing, and no call waits for it.
 
-It runs on an event loop of its own: in a thread of the gateway's process, so that a probe is answered while the gateway's loop
-is busy, and in a process of its own in a pod. Metrics are rendered a few times a second, however many ask.
+It runs on an event loop of its own. In the gateway's process this loop has its own thread, so that a probe is answered while
+the gateway's loop is busy. In a pod it has its own process. Metrics are rendered a few times a second at most.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StatusServer:
         loop.run_forever()
 
     def start(self, listener: socket.socket) -> None:
-        """Serve in a thread from now on. Its end is the process's end: without probes nothing says what is wrong."""
+        """Serve in a thread. If the thread fails, the process ends, because without probes the failure would not be seen."""
         start_vital("status-server", self.run, listener)
 
     async def serve(self, request: Request) -> None:

@@ -1,5 +1,5 @@
-"""The process beside the workers that answers while they compute: probes, metrics, and whatever is read only.
+"""The status server of workers: it answers probes, metrics and reads while the workers compute.
 
-It is a process of its own, so that a crash of one side never takes the other down, and it imports neither numpy nor
-TensorFlow, so that it stays small.
+In a pod it is a process of its own, so that a crash of one does not end the other. It imports neither numpy nor TensorFlow, so
+that it stays small.
 """

@@ -44,7 +44,7 @@ class EventReceiver:
         state_dir.own(path.parent)
         state_dir.clear_socket(path)  # a status server that was killed left its own
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with state_dir.explained(path):
+        with state_dir.start_errors(path):
             listener.bind(str(path))
             path.chmod(0o600)
         listener.listen(128)
@@ -58,10 +58,10 @@ class EventReceiver:
     def _run(self) -> None:
         while True:
             self.receive(CHECK_SECONDS)
-            self.tend()
+            self.keep_socket()
 
-    def tend(self) -> None:
-        """Keep the socket's file from cleaners; make it again if it is gone. Workers that are connected stay so."""
+    def keep_socket(self) -> None:
+        """Keep the socket's file from cleaners, and create it again if it is gone. Connected workers stay connected."""
         if state_dir.touch(self._path):
             return
         try:
@@ -76,7 +76,7 @@ class EventReceiver:
         self._selector.register(listener, selectors.EVENT_READ, None)
 
     def receive(self, seconds: float | None = None) -> None:
-        """Take in whatever is there, waiting up to ``seconds`` for something."""
+        """Read all events that are there; wait up to ``seconds`` for the first one."""
         for key, _ in self._selector.select(seconds):
             if key.data is None:
                 self._accept()
@@ -94,12 +94,12 @@ class EventReceiver:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError:  # no open file left, for example: the worker is still there afterwards
+        except OSError:  # for example no free descriptor: the connection waits, and is accepted later
             log.exception("a worker's connection could not be accepted; it is tried again")
             time.sleep(REST_SECONDS)
             return
         connection.setblocking(False)
-        self._workers.joined(connection.fileno())
+        self._workers.connected(connection.fileno())
         self._selector.register(connection, selectors.EVENT_READ, _Connection(connection))
 
     def _read(self, fd: int, connection: _Connection) -> None:
@@ -117,7 +117,7 @@ class EventReceiver:
         connection.partial = rest
         try:
             for line in lines:
-                self._workers.tell(fd, orjson.loads(line))
+                self._workers.handle(fd, orjson.loads(line))
             if len(rest) > LARGEST_LINE:
                 raise ValueError(f"a line of more than {LARGEST_LINE} bytes")
         except Exception:
@@ -126,5 +126,5 @@ class EventReceiver:
 
     def _close(self, fd: int, connection: _Connection) -> None:
         self._selector.unregister(connection.socket)
-        self._workers.left(fd)
+        self._workers.disconnected(fd)
         connection.socket.close()

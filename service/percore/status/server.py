@@ -12,8 +12,8 @@ from prometheus_client import disable_created_metrics
 from percore import logs, state_dir
 from percore.http.front import bind
 from percore.settings import Settings
-from percore.status.app import create_server
 from percore.status.event_receiver import EventReceiver
+from percore.status.worker_status import create_server
 from percore.status.workers import Workers
 from percore.worker_metrics import WorkerMetrics
 
@@ -25,7 +25,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until told to stop."""
+    """Serve until a signal stops the process."""
     logs.configure(settings.server.log_level)
     state_dir.own(settings.server.state_dir)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads

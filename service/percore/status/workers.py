@@ -1,4 +1,4 @@
-"""What the status server knows of the workers, from their events alone. Pure: no sockets, no clock."""
+"""The state of the workers, from their events alone. Pure: no sockets, no clock."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from percore.worker_metrics import CLIENT_DISCONNECT, LOST, WorkerMetrics
 log = logging.getLogger("percore.status")
 
 
-class State(StrEnum):
-    """What a worker does."""
+class WorkerState(StrEnum):
+    """WorkerState of a worker."""
 
     LOADING = "loading"
     FREE = "free"
@@ -29,13 +29,13 @@ class Worker:
     """One connected worker."""
 
     pid: int = 0
-    state: State = State.LOADING
+    state: WorkerState = WorkerState.LOADING
     ending: str = ""
-    """Why it said it would end."""
+    """The reason for its end, which it has reported before."""
 
 
 class Workers:
-    """Every connected worker; a connection's end is a worker's end, so nothing can be left behind.
+    """Every connected worker. A worker is removed when its connection ends, which is when its process ends.
 
     The thread of the unix socket writes, the threads of HTTP read: each under the lock.
     """
@@ -46,24 +46,24 @@ class Workers:
         self._workers: dict[int, Worker] = {}
         self._catalog: Catalog | None = None
 
-    def joined(self, connection: int) -> None:
-        """Take in a new connection; what it is, its first event tells."""
+    def connected(self, connection: int) -> None:
+        """Take in a new connection. Its first event says which worker it is."""
         with self._lock:
             self._workers[connection] = Worker()
 
-    def left(self, connection: int) -> None:
-        """Forget a worker, and count how it ended where it should not have ended."""
+    def disconnected(self, connection: int) -> None:
+        """Remove a worker; unless it was stopped, count why it ended."""
         with self._lock:
             worker = self._workers.pop(connection)
-        if worker.pid and worker.state is State.BUSY:
+        if worker.pid and worker.state is WorkerState.BUSY:
             self.metrics.calls.labels("", LOST).inc()
         if worker.pid == 0 or worker.ending == "stopped":
             return
         self.metrics.restarts.labels(worker.ending or "crashed").inc()
         if not worker.ending:
-            log.error("worker %d died without a word", worker.pid)
+            log.error("worker %d died, and reported no reason", worker.pid)
 
-    def tell(self, connection: int, event: Mapping[str, Any]) -> None:
+    def handle(self, connection: int, event: Mapping[str, Any]) -> None:
         """Take in one event of a worker."""
         with self._lock:
             worker = self._workers[connection]
@@ -71,11 +71,11 @@ class Workers:
                 case "hello":
                     self._hello(worker, event)
                 case "started":
-                    worker.state = State.BUSY
+                    worker.state = WorkerState.BUSY
                 case "released":
-                    worker.state = State.FREE
+                    worker.state = WorkerState.FREE
                 case "finished":
-                    worker.state = State.FREE
+                    worker.state = WorkerState.FREE
                     self._finished(event)
                 case "client-disconnect":
                     self.metrics.client_disconnects.labels(event["state"]).inc()
@@ -86,7 +86,7 @@ class Workers:
         worker.pid = event["worker"]
         if "catalog" not in event:
             return
-        worker.state = State.FREE
+        worker.state = WorkerState.FREE
         self._catalog = Catalog.from_document(event["catalog"])
         for model in self._catalog:
             self.metrics.load.labels(model.name, model.version).set(model.load_seconds)
@@ -98,26 +98,26 @@ class Workers:
             self.metrics.duration.labels(event["model"]).observe(event["run"])
 
     def catalog(self) -> Catalog | None:
-        """Return what is served; None before the first worker has loaded it."""
+        """Return the catalog; None before the first worker has loaded its models."""
         return self._catalog
 
     def ready(self) -> bool:
         """Tell whether any worker can take calls, now or when it is free: busy is ready, loading is not."""
         with self._lock:
-            return any(worker.state is not State.LOADING for worker in self._workers.values())
+            return any(worker.state is not WorkerState.LOADING for worker in self._workers.values())
 
     def slot(self) -> str:
         """Return whether a pod's worker can take a call: ``free``, ``taken`` or ``loading``.
 
-        It is taken as long as anything is computed, whoever may still wait for the answer.
+        It is taken as long as something computes, even if no client waits for the answer.
         """
         with self._lock:
             states = {worker.state for worker in self._workers.values()}
-        if State.BUSY in states:
+        if WorkerState.BUSY in states:
             return "taken"
-        return "free" if State.FREE in states else "loading"
+        return "free" if WorkerState.FREE in states else "loading"
 
-    def states(self) -> Counter[State]:
-        """Return how many workers do what."""
+    def states(self) -> Counter[WorkerState]:
+        """Return the number of workers in each state."""
         with self._lock:
             return Counter(worker.state for worker in self._workers.values() if worker.pid)

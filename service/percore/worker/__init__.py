@@ -1,1 +1,1 @@
-"""What a worker is: a Gunicorn sync worker with one call, one clock and one watchful thread."""
+"""The worker: a Gunicorn sync worker that computes one call at a time, with a watchdog thread. And the arbiter over it."""

@@ -1,7 +1,7 @@
 """The arbiter: Gunicorn, configured from the settings.
 
-Before it forks, it imports the modules that its workers need (``before_fork``). It loads no model and computes nothing: that is
-for the workers, after the fork.
+Before it forks, it imports the modules that its workers need (``before_fork``). It loads no model and computes nothing: the
+workers do so, after the fork.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from percore.worker.call_worker import CallWorker, shut_down
 from percore.worker.restart_backoff import RestartBackoff, restart_delay
 
 MARGIN_SECONDS = 30.0
-FAST_SECONDS = 2
+QUIT_SECONDS = 2
 """How long workers have on SIGQUIT."""
 KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
-"""A gateway or a client that is dead without a word is noticed within 14 s: it must not hold the worker.
+"""If a gateway or a client is lost without closing its connection, this is noticed within 14 s, so that it holds no worker.
 
-There is no ``TCP_USER_TIMEOUT`` among them. Linux applies it to a peer that lives but does not read as well, so that it would
-cut off the slow reader of a large answer. The time that an answer may take has its own limit.
+``TCP_USER_TIMEOUT`` is not among them. Linux applies it also to a peer that lives but does not read, so it would cut the
+connection of a slow reader of a large answer. ``PERCORE_ANSWER_TIMEOUT`` limits the time of an answer.
 """
 MOST_DEATHS = 4
-"""How many times each worker may die by itself, as by a signal, before any was ever ready."""
-SCARCE = (errno.EAGAIN, errno.ENOMEM)
+"""While no worker was ever ready, this many deaths for each worker end the service."""
+OUT_OF_RESOURCES = (errno.EAGAIN, errno.ENOMEM)
 """Why a fork fails if the limit of processes or of memory is reached."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
 
@@ -59,13 +59,13 @@ class JsonLogger(Logger):  # type: ignore[misc]
         self.error_log.setLevel(logging.NOTSET)
 
 
-def backstop(limits: LimitSettings) -> int:
-    """Return Gunicorn's ``timeout``: longer than any call may take, for when not even the watchdog gets a turn."""
+def gunicorn_timeout(limits: LimitSettings) -> int:
+    """Return Gunicorn's ``timeout``. It is longer than any call may take, and ends a call if the watchdog cannot run."""
     return math.ceil(limits.body_timeout + limits.run_timeout + limits.answer_timeout + MARGIN_SECONDS)
 
 
 def options(settings: Settings, workers: int | None) -> dict[str, Any]:
-    """Return Gunicorn's settings for so many workers of one machine, each with a unix socket; None: a pod, one TCP port."""
+    """Return Gunicorn's settings. ``workers``: of one machine, each with a unix socket. None: one worker of a pod, on TCP."""
     server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     if workers is None:
@@ -77,11 +77,11 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
         "workers": len(bind),
         "worker_class": CallWorker,
         "preload_app": False,
-        "timeout": backstop(settings.limits),
+        "timeout": gunicorn_timeout(settings.limits),
         "graceful_timeout": math.ceil(settings.limits.shutdown_timeout),
         "logger_class": JsonLogger,
         "control_socket_disable": True,
-        "forwarder_headers": "",  # nobody in front may change the path or the scheme that a call sees
+        "forwarder_headers": "",  # a proxy in front must not change the path or the scheme that a call sees
         "forwarded_allow_ips": "",
         "proc_name": "percore",
         "when_ready": _prepare,
@@ -92,22 +92,23 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
 
 
 def _prepare(arbiter: CallArbiter) -> None:
-    """Do what comes between the sockets and the first fork. Connections wait in the sockets meanwhile."""
+    """Run after the sockets listen and before the first fork. Connections wait in the sockets meanwhile."""
     _keep_alive(arbiter)
     arbiter.import_before_fork()
 
 
 def _keep_alive(arbiter: CallArbiter) -> None:
-    """Have the kernel probe the peer of each connection that is accepted: it passes a listener's options on."""
+    """Set keepalives on the listeners. The kernel passes the options to each accepted connection."""
     for listener in arbiter.LISTENERS:
         if listener.sock.family != socket.AF_UNIX:
             sockets.set_options(listener.sock, KEEPALIVE)
 
 
 class CallArbiter(Arbiter):  # type: ignore[misc]
-    """Gunicorn's arbiter, with other reasons to stop.
+    """Gunicorn's arbiter, with other rules for stopping.
 
-    There it stops whenever a worker ends with status 3 or 4; a handler that calls ``exit(3)`` must not end the service.
+    Gunicorn's own stops whenever a worker ends with status 3 or 4. But a handler that calls ``exit(3)`` must not end the
+    service.
     """
 
     WORKER_BOOT_ERROR = APP_LOAD_ERROR = START_FAILED
@@ -131,7 +132,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         except LoadError as error:
             self.log.critical("cannot start: %s", error)
             self.log.debug("why it cannot start", exc_info=error.__cause__)
-            os._exit(START_FAILED)  # a thread that a module has started must not hold up the end
+            os._exit(START_FAILED)  # do not wait for threads that a module has started
         if threads:
             self.log.warning(
                 "not imported before the fork, because threads or processes run after the import: %s. Each worker imports for "
@@ -139,7 +140,8 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
                 *(", ".join(threads), ", ".join(names), before_fork.KEY),
             )
             sock.close_sockets(self.LISTENERS)
-            # In the environment as it was: what the modules have set must not win over what a handler sets.
+            # With the environment as it was, because variables that the modules set must not override those that a handler
+            # sets.
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environ, before_fork.KEY: "no"})  # noqa: S606
         self.app.imported = True
 
@@ -150,29 +152,29 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         try:
             super().spawn_worker()
         except OSError as error:
-            if error.errno not in SCARCE and not self.app.backoff.ever_ready:
-                raise  # such as no folder for Gunicorn's files: a mistake to be mended
+            if error.errno not in OUT_OF_RESOURCES and not self.app.backoff.ever_ready:
+                raise  # such as no folder for Gunicorn's files: the operator must correct it
             self.fork_failures += 1
             delay = restart_delay(self.fork_failures)
             self.fork_due = time.monotonic() + delay
-            self.log.error(  # noqa: TRY400 - the reason is all there is to say
+            self.log.error(  # noqa: TRY400 - the message says everything
                 "a worker cannot be started: %s; it is tried again in %.1f s", error.strerror or error, delay
             )
         else:
             self.fork_failures = 0
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
-        """Stop with a reason; what ends meanwhile is no other reason."""
+        """Stop with a reason. Workers that end during the stop do not change it."""
         self.halting = True
         super().halt(reason, exit_status)
 
     def _ignore(self, *_: object) -> None:
-        """Do nothing: there are as many workers as groups of cores, and the supervisor is the one to be upgraded."""
+        """Do nothing on this signal: the number of workers is fixed, and an upgrade restarts the supervisor."""
 
     handle_ttin = handle_ttou = handle_usr2 = handle_winch = _ignore
 
     def reap_workers(self) -> None:
-        """Take note of workers that ended; stop only for one that could not load before any ever had."""
+        """Take note of workers that ended. Stop only if a worker could not load and none was ever ready."""
         before = set(self.WORKERS)
         try:
             super().reap_workers()
@@ -188,7 +190,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             self.log.critical(reason)
             raise HaltServer(reason, START_FAILED)
         for group in ended:
-            # What a handler started would go on computing on the core that the next worker takes.
+            # Otherwise processes that a handler started would go on computing on the core that the next worker takes.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
 
@@ -200,7 +202,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         super().manage_workers()
 
     def _listen_again(self, number: int) -> bool:
-        """Make a socket again whose file was removed; return whether it is there."""
+        """Create a socket again, because its file was removed; return whether that succeeded."""
         old = self.LISTENERS[number]
         try:
             state_dir.own(Path(old.cfg_addr).parent)
@@ -215,7 +217,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
     def stop(self, graceful: bool = True) -> None:
         """Stop. Close the sockets at once, so that gateways use other pods, and let running calls end."""
         if not graceful:
-            self.cfg.set("graceful_timeout", FAST_SECONDS)
+            self.cfg.set("graceful_timeout", QUIT_SECONDS)
         for listener in self.LISTENERS:
             shut_down(listener.sock)
         # Gunicorn removes the files. If one is gone already, it fails in the middle of the stop.
@@ -224,25 +226,25 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
 
 
 def _is_gone(listener: Any) -> bool:
-    """Keep the file of a worker's socket from cleaners; tell whether it is gone."""
+    """Keep the file of a worker's socket from cleaners; return whether it is gone."""
     return listener.sock.family == socket.AF_UNIX and not state_dir.touch(Path(listener.cfg_addr))
 
 
-class Server(BaseApplication):  # type: ignore[misc]
+class GunicornApp(BaseApplication):  # type: ignore[misc]
     """Gunicorn's application object: the workers take the settings and the groups of cores from it."""
 
     def __init__(self, settings: Settings, workers: int | None) -> None:
         self.settings = settings
         self.workers = workers
-        self.pins = workers is not None
+        self.pins_cores = workers is not None
         """Whether workers pin themselves to their cores; in a pod the kubelet does."""
-        groups = cores.deal(cores.usable_cores(), settings.cores.per_call)
+        groups = cores.core_groups(cores.usable_cores(), settings.cores.per_call)
         if workers is not None and workers > len(groups):
             raise SettingsError(f"--workers {workers}: must be at most {len(groups)}: this machine has so many groups of cores")
         self.groups = groups[: workers or 1]
         self.backoff = RestartBackoff(len(self.groups))
         self.deaths = 0
-        """How many workers ended; counts until the first one is ready."""
+        """How many workers ended. It matters only until the first worker is ready."""
         self.imported = False
         """Whether the modules were imported before the fork."""
         super().__init__()
@@ -258,17 +260,17 @@ class Server(BaseApplication):  # type: ignore[misc]
 
 
 def serve(settings: Settings, workers: int | None = None) -> None:
-    """Run the arbiter until it is told to stop; never returns. ``workers``: see ``options``."""
+    """Run the arbiter until a signal stops it; never returns. ``workers``: see ``options``."""
     logs.configure(settings.server.log_level)
     _check_environment()
     state_dir.own(settings.server.state_dir)
     for number in range(workers or 0):
         _check_free(settings.server.worker_socket(number))
-    Server(settings, workers).run()
+    GunicornApp(settings, workers).run()
 
 
 def _check_environment() -> None:
-    """Raise StartError if Gunicorn would end over a variable of its own."""
+    """Raise StartError if Gunicorn would fail because of its own environment variable."""
     value = os.environ.get("FORWARDED_ALLOW_IPS", "")
     try:
         for each in filter(None, (part.strip() for part in value.split(","))):
@@ -281,7 +283,7 @@ def _check_environment() -> None:
 
 
 def _check_free(path: Path) -> None:
-    """Raise StartError unless the socket of a worker can be made here. The file of an earlier life is removed."""
+    """Raise StartError unless the socket of a worker can be created here. A file that an earlier process left is removed."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
@@ -293,6 +295,6 @@ def _check_free(path: Path) -> None:
         else:
             raise StartError(f"{path}: another service has workers there; set another PERCORE_STATE_DIR")
     state_dir.clear_socket(path)
-    with state_dir.explained(path), socket.socket(socket.AF_UNIX) as trial:  # Gunicorn's own try ends in a loop of restarts
+    with state_dir.start_errors(path), socket.socket(socket.AF_UNIX) as trial:  # a failed bind of Gunicorn's own loops
         trial.bind(str(path))
         path.unlink()

@@ -1,4 +1,4 @@
-"""What the arbiter imports before it forks, and what a forked worker sets again.
+"""The imports of the arbiter before it forks, and the settings that a forked worker makes again.
 
 A worker whose modules are imported already is ready in a fraction of a second instead of seconds. Only modules are imported
 here, because TensorFlow does not survive a fork after it has run an operation or loaded a model. A fork copies one thread, and
@@ -29,23 +29,23 @@ from percore.settings import Settings
 
 log = logging.getLogger("percore.worker")
 
-ENDING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+END_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 LOAD_EXPIRED = "cannot start: the %s not loaded within PERCORE_LOAD_TIMEOUT, %g s"
 KEY = "PERCORE_IMPORT_BEFORE_FORK"
 FOR_MODELS = ("percore.api.app", "percore.model_store", "percore.handlers.tensorflow")
 """What a worker imports if it serves a model repository."""
 IF_INSTALLED = ("tf_keras",)
-"""What ``tf.saved_model.load`` imports if it is there. That takes a second of each worker's start."""
+"""Modules that ``tf.saved_model.load`` imports if they are installed. The import takes a second."""
 FOR_HANDLERS = ("percore.api.readonly",)
-"""What a worker imports for a handler. Numpy and TensorFlow are not imported, because the handler may set what they read at
-their import, such as KERAS_BACKEND."""
+"""What a worker imports for a handler. Numpy and TensorFlow are not among them, because the handler may set variables that
+they read when they are imported, such as KERAS_BACKEND."""
 THREAD_SETTINGS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
     *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
 )
-"""Environment variables by which libraries learn how many threads to compute with. One that is set stays as it is."""
+"""Environment variables that set the number of threads of libraries. If the user has set one, it is not changed."""
 SETTING_OF = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "openmp": "OMP_NUM_THREADS"}
-"""Of a library, by the name that threadpoolctl has for it."""
+"""The variable of each library, by threadpoolctl's name for the library."""
 TICK_SECONDS = 0.05
 BACKSTOP_SECONDS = 2.0
 SETTLE_SECONDS = 1.0
@@ -55,7 +55,7 @@ CHILDREN = Path("/proc/thread-self/children")
 
 
 def modules(settings: Settings) -> tuple[str, ...]:
-    """Return the modules to import: those that a worker needs in any case, and those of the setting."""
+    """Return the modules to import: those that every worker needs, and those of the setting."""
     chosen = settings.models.import_before_fork
     if chosen == ():
         return ()
@@ -71,28 +71,28 @@ def modules(settings: Settings) -> tuple[str, ...]:
 def import_modules(names: tuple[str, ...], limit: float) -> list[str]:
     """Import modules within ``limit`` seconds, and return the threads and processes that the modules have started.
 
-    A process with other threads must not fork, and the processes are ended: they belong to a worker. Raises LoadError if a
-    module cannot be imported. Ends the process if the time is over, and at once if a signal tells it to end. Call it in the
-    main thread.
+    A process with other threads must not fork. Processes that the modules have started are ended, because each worker must
+    start its own. Raises LoadError if a module cannot be imported. Ends this process if the time is over, or at once on a
+    signal that ends it. Call it in the main thread.
     """
     began = time.monotonic()
-    with _single_threaded_libraries(), _watched(limit):
+    with _single_threaded_libraries(), _within_limit(limit):
         for name in names:
             _import(name)
     others = [*_other_threads(), *_end_children()]
     if not others:
-        # The objects of the modules are never collected. So no collection in a worker writes to the pages that it shares.
+        # The objects of the modules are never collected. So the garbage collection of a worker does not write to shared pages.
         gc.collect()
         gc.freeze()
         log.info("imported before the fork, in %.1f s: %s", time.monotonic() - began, ", ".join(names))
     return others
 
 
-def renew(threads: int) -> None:
+def set_up_fork(threads: int) -> None:
     """Make a forked worker differ from its siblings: new random numbers, and ``threads`` threads for a call.
 
-    The environment is read no more by libraries that are imported. So they are set to what it says. Python and Gunicorn give
-    the module ``random`` a new seed. TensorFlow has drawn no number yet.
+    Libraries that are imported already do not read the environment again. So their number of threads is set here. Python and
+    Gunicorn give the module ``random`` a new seed. TensorFlow has drawn no random number yet.
     """
     if "numpy" in sys.modules:
         import numpy as np  # noqa: PLC0415 - only if it was imported
@@ -133,11 +133,11 @@ def _single_threaded_libraries() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(limit: float) -> Iterator[None]:
-    """Watch the clock and the signals in a second thread, because the main thread may be inside of C for long."""
+def _within_limit(limit: float) -> Iterator[None]:
+    """Watch the time and the signals in a second thread, because the main thread may run C code for a long time."""
     done = threading.Event()
-    # By the interpreter's own descriptor, to which it writes at once. A blocked mask would be inherited by every process that a
-    # module starts.
+    # Python writes the number of a signal to this descriptor at once. Signals are not blocked instead, because every process
+    # that a module starts would inherit that.
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     waiting = select.poll()
     waiting.register(reader, select.POLLIN)
@@ -145,14 +145,14 @@ def _watched(limit: float) -> Iterator[None]:
     def watch() -> None:
         ends = time.monotonic() + limit
         while not done.is_set():
-            if waiting.poll(TICK_SECONDS * 1000) and not ENDING.isdisjoint(os.read(reader, 4096)):
+            if waiting.poll(TICK_SECONDS * 1000) and not END_SIGNALS.isdisjoint(os.read(reader, 4096)):
                 os._exit(0)  # no worker was forked yet
             if time.monotonic() > ends:
                 log.critical(LOAD_EXPIRED, "modules were", limit)
                 os._exit(START_FAILED)
 
     thread = threading.Thread(target=watch, name="import-watchdog", daemon=True)
-    handlers = {each: signal.signal(each, lambda _number, _frame: None) for each in ENDING}
+    handlers = {each: signal.signal(each, lambda _number, _frame: None) for each in END_SIGNALS}
     earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread.start()
     # A C library that does not release the interpreter's lock keeps that thread from running. This timer needs no lock.

@@ -1,8 +1,9 @@
-"""The worker: a plain Gunicorn sync worker, whose accept is what says that it is free.
+"""The worker: a plain Gunicorn sync worker. It accepts a connection only when it is free.
 
 Its listening socket belongs to the arbiter and stays open while the worker computes, loads or is replaced. Connections wait in
-the kernel's accept queue, first come, first served. So a gateway need not ask whether the worker is free, and none is refused.
-On one machine each group of cores has a socket of its own: a worker serves the socket of the cores that it holds.
+the kernel's accept queue, first come, first served. So a gateway need not ask again and again whether the worker is free, and
+no connection is refused. On one machine each group of cores has a socket of its own: a worker serves the socket of the cores
+that it holds.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from percore.parent_death import die_with_parent
 from percore.settings import Settings
 from percore.worker import before_fork
 from percore.worker.answer import wait_for_helpers
-from percore.worker.exchange import Application, Exchange, Surroundings
+from percore.worker.exchange import Application, Exchange, WorkerContext
 from percore.worker.report import Reporter
 from percore.worker.user_app import UserApp
 from percore.worker.watchdog import Deadline, Watchdog
 
-GOODBYE_SECONDS = 3.0
+EXIT_SECONDS = 3.0
 LOAD_FAILED = 1
 LOCAL = ("127.0.0.1", 0)
 """The address of a peer on a unix socket, which has none."""
@@ -41,7 +42,7 @@ LOCAL = ("127.0.0.1", 0)
 
 def shut_down(listener: socket.socket) -> None:
     """Stop listening in every process that has the socket, which ``close`` does not; connections not yet accepted are reset."""
-    with contextlib.suppress(OSError):  # a kernel that does not tell: it listens, unless this is done twice
+    with contextlib.suppress(OSError):  # a kernel without this option: assume that it listens
         if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
     with contextlib.suppress(OSError):
@@ -53,25 +54,25 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
 
     sockets: list[Any]
     settings: Settings
-    surroundings: Surroundings
+    context: WorkerContext
     wsgi: Application
     claim: cores.Claim | None = None
     client: socket.socket | None = None
-    shares = False
+    lost_cores = False
     """Whether another worker has the same cores."""
 
     def init_process(self) -> None:
-        """Set up what lives as long as the process, then load and run as Gunicorn does."""
+        """Set up the parts that exist once for each process, then load and run as Gunicorn does."""
         die_with_parent(self.ppid)
-        os.setpgid(0, 0)  # what a handler starts is in this group, and ends with it
+        os.setpgid(0, 0)  # processes that a handler starts are in this group, and end with it
         self.settings = self.app.settings
         self.reporter = Reporter(self.settings.server.reports)
         self.watchdog = Watchdog(on_tick=self.tick)
-        os.register_at_fork(after_in_child=self._let_go)
+        os.register_at_fork(after_in_child=self._close_inherited)
         super().init_process()
 
-    def _let_go(self) -> None:
-        """In a process that a handler forks: hold nothing whose end must be this worker's end, and answer signals as usual."""
+    def _close_inherited(self) -> None:
+        """In a process that a handler forks: close the worker's lock and connections, and restore the usual signals."""
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
             if getattr(signal.getsignal(number), "__self__", None) is self:
@@ -84,16 +85,16 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
                 each.close()
 
     def load_wsgi(self) -> None:
-        """Claim cores, then load the models, here and now: after the fork, in the thread that will call them."""
+        """Claim cores, then load the models: after the fork, in the thread that will call them."""
         time.sleep(self.app.backoff.begin())
         try:
             self.claim = cores.claim(self.settings.server.state_dir, self.app.groups)
         except StartError as error:
             self._fail(error)
         self._listen_at(self.app.groups.index(self.claim.cores))
-        if self.app.pins:
+        if self.app.pins_cores:
             cores.pin(self.claim.cores)
-        self.reporter.tend()
+        self.reporter.reconnect()
         self.watchdog.start()
         self.watchdog.arm(Deadline(self.settings.limits.load_timeout, on_expired=self._load_expired))
         began = time.monotonic()
@@ -102,10 +103,10 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         except LoadError as error:
             self._fail(error)
         self.watchdog.disarm()
-        self.surroundings.load_seconds = time.monotonic() - began
+        self.context.load_seconds = time.monotonic() - began
         self.reporter.loaded(catalog.document())
         self.app.backoff.succeed()
-        self.log.info("ready after %.1f s, %d threads a call", self.surroundings.load_seconds, len(self.claim.cores))
+        self.log.info("ready after %.1f s, %d threads a call", self.context.load_seconds, len(self.claim.cores))
 
     def _listen_at(self, index: int) -> None:
         """Accept from the socket of this worker's cores alone."""
@@ -116,15 +117,15 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         self.wait_fds = [self.sockets[0], self.PIPE[0]]
 
     def _load(self, threads: int) -> Catalog:
-        # Read when numpy, scikit-learn and others are imported; otherwise they use every core of the node.
+        # Numpy, scikit-learn and others read these when they are imported. Without them they use every core of the node.
         for name in before_fork.THREAD_SETTINGS:
             os.environ.setdefault(name, str(threads))
         if self.app.imported:
-            before_fork.renew(threads)
+            before_fork.set_up_fork(threads)
         catalog = self._load_app() if self.settings.app.target else self._load_models(threads)
         server = self.settings.server
         is_users = bool(self.settings.app.target)
-        self.surroundings = Surroundings(
+        self.context = WorkerContext(
             application=self.wsgi,
             config=self.cfg,
             limits=self.settings.limits,
@@ -167,12 +168,12 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         self._end_unloaded()
 
     def _end_unloaded(self) -> NoReturn:
-        """End the service where it never served, and otherwise this worker alone."""
-        self.reporter.counted("ending", reason="crashed")
+        """End the service if it was never ready, and otherwise only this worker."""
+        self.reporter.count_event("ending", reason="crashed")
         os._exit(LOAD_FAILED if self.app.backoff.ever_ready else START_FAILED)
 
     def accept(self, listener: Any) -> None:
-        """Serve the connection that has waited longest. End where the arbiter has shut the listener down."""
+        """Serve the connection that has waited longest. If the arbiter has shut the listener down, end."""
         try:
             client, address = listener.accept()
         except OSError as error:
@@ -185,19 +186,19 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
     def handle(self, _listener: Any, client: socket.socket, address: Any) -> None:
         """Serve one connection."""
         self.client = client
-        Exchange(self.surroundings, client, address or LOCAL).serve()
+        Exchange(self.context, client, address or LOCAL).serve()
         self.client = None
 
     def tick(self) -> None:
-        """Do what is due ten times a second, also while a call computes; called by the watchdog's thread.
+        """Run the regular checks, ten times a second, also while a call computes. The watchdog's thread calls it.
 
         If the arbiter has died, the worker closes its socket at once, because no worker would serve the connections that wait.
-        If a signal comes while it loads, it ends at once: no signal handler of Python runs inside TensorFlow.
+        If a signal comes while the worker loads, it ends at once here, because Python runs no signal handler inside TensorFlow.
         """
-        self.reporter.tend()
+        self.reporter.reconnect()
         self._keep_cores()
         if not self.booted and self._is_told_to_end():
-            self.reporter.counted("ending", reason="stopped")
+            self.reporter.count_event("ending", reason="stopped")
             os._exit(0)
         if os.getppid() != self.ppid:
             for listener in self.sockets:
@@ -205,8 +206,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
 
     def _keep_cores(self) -> None:
         """Keep the lock of the cores. If its file was removed and another worker has the cores now, end after this call."""
-        if self.claim is not None and not self.shares and not self.claim.lock.keep():
-            self.shares = True
+        if self.claim is not None and not self.lost_cores and not self.claim.lock.keep():
+            self.lost_cores = True
             self.log.error("the lock of the cores %s was removed, and another worker has them: this one ends", self.claim.cores)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -214,26 +215,26 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         """Read the numbers of signals that have come, which the interpreter writes to Gunicorn's pipe at once."""
         waiting = select.poll()
         waiting.register(self.PIPE[0], select.POLLIN)
-        return bool(waiting.poll(0)) and not before_fork.ENDING.isdisjoint(os.read(self.PIPE[0], 4096))
+        return bool(waiting.poll(0)) and not before_fork.END_SIGNALS.isdisjoint(os.read(self.PIPE[0], 4096))
 
     def run(self) -> None:
-        """Serve until told to stop; helper threads still finish what they say."""
+        """Serve until a signal stops the worker; then wait for the helper threads that still close connections."""
         super().run()
         reason = "stopped" if os.getppid() == self.ppid else "arbiter-lost"
-        self.reporter.counted("ending", reason=reason)
-        wait_for_helpers(GOODBYE_SECONDS)
+        self.reporter.count_event("ending", reason=reason)
+        wait_for_helpers(EXIT_SECONDS)
         self._run_exit_functions()
-        # Not by way of Python's own end, which waits for every thread that a handler left behind.
+        # Python's normal exit would wait for every thread that a handler left behind.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         if reason == "arbiter-lost":
-            os.killpg(0, signal.SIGKILL)  # what a handler started: no arbiter ends it
+            os.killpg(0, signal.SIGKILL)  # processes that a handler started: no arbiter is left to end them
         os._exit(0)
 
     def _run_exit_functions(self) -> None:
         """Run what a handler or an app has registered with ``atexit``, for a few seconds at most."""
-        self.watchdog.arm(Deadline(GOODBYE_SECONDS, on_expired=lambda: os._exit(0)))
+        self.watchdog.arm(Deadline(EXIT_SECONDS, on_expired=lambda: os._exit(0)))
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()
         self.watchdog.disarm()
@@ -241,17 +242,17 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
     def handle_exit(self, sig: int, frame: Any) -> None:
         """On SIGTERM finish the running call; while loading there is none, so end at once."""
         if not self.booted:
-            self.reporter.counted("ending", reason="stopped")
+            self.reporter.count_event("ending", reason="stopped")
             os._exit(0)
         super().handle_exit(sig, frame)
 
     def handle_quit(self, _sig: int, _frame: Any) -> None:
         """On SIGQUIT or SIGINT end at once. The connection of a running call closes without an answer, so the call is lost."""
-        self.reporter.counted("ending", reason="stopped")
+        self.reporter.count_event("ending", reason="stopped")
         os._exit(0)
 
     def handle_abort(self, _sig: int, _frame: Any) -> None:
-        """On SIGABRT, the backstop behind the watchdog: end the call, which is answered 504, and then the worker."""
+        """On SIGABRT, which the arbiter sends if the watchdog cannot run: answer the call 504, and end the worker."""
         self.alive = False
         self.aborted = True
         sys.exit(1)

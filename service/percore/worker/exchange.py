@@ -1,4 +1,4 @@
-"""One connection from accept to close: receive, run, answer, and say what happened, once."""
+"""One connection from accept to close: receive, run, answer, report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from percore.api.request_context import ENVIRON_KEY, CallContext
 from percore.errors import CallError, HandlerFailed, RunTimeout
 from percore.logs import write_call
 from percore.settings import LimitSettings
-from percore.worker import answer, client_disconnect, receive
-from percore.worker.reply import Headers, Reply
+from percore.worker import answer, receive
+from percore.worker.answer import Headers, Reply
 from percore.worker.report import Reporter
 from percore.worker.reservation import Reservations
 from percore.worker.user_app import UserApp
-from percore.worker.watchdog import Deadline, Watchdog
+from percore.worker.watchdog import Deadline, Watchdog, peer_is_gone, should_end
 
 log = logging.getLogger("percore.worker")
 
@@ -34,14 +34,14 @@ CLIENT_DISCONNECT = "client-disconnect"
 UNDELIVERED = "undelivered"
 INCOMPLETE = "incomplete"
 HELD_SECONDS = 1.0
-"""Who holds the worker for longer is counted and logged, also without a call: by a read, by half a request, or by silence."""
+"""A connection that holds the worker for longer is counted and logged, even if it is a read, half a request, or silent."""
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[receive.Buffer]]
 
 
 @dataclass(slots=True)
-class Surroundings:
-    """What an exchange needs of its worker."""
+class WorkerContext:
+    """The parts of the worker that serving a connection needs."""
 
     application: Application
     config: Any
@@ -53,7 +53,7 @@ class Surroundings:
     """The listening address, for WSGI's ``SERVER_NAME``."""
     load_seconds: float
     timed_out: Callable[[], bool] = lambda: False
-    """Whether the arbiter aborted this worker, because not even the watchdog got a turn."""
+    """Whether the arbiter aborted this worker, because the watchdog could not run."""
     user_app: UserApp | None = None
     """Set if the application is a user's own app: then a GET is a call too."""
     reservations: Reservations = field(init=False)
@@ -65,12 +65,12 @@ class Surroundings:
 class Exchange:
     """One connection. ``serve`` does all of it, and never raises."""
 
-    def __init__(self, around: Surroundings, client: socket.socket, address: receive.Address) -> None:
-        self._around = around
+    def __init__(self, worker: WorkerContext, client: socket.socket, address: receive.Address) -> None:
+        self._worker = worker
         self._client = client
         self._address = address
         self._run: float | None = None
-        self._facts = CallContext()
+        self._context = CallContext()
         self._call_environ: dict[str, Any] = {}
         self._status = "500"
         self._head: receive.Head | None = None
@@ -85,33 +85,33 @@ class Exchange:
         self._accepted = time.monotonic()
 
     def serve(self) -> None:
-        """Serve whatever comes over the connection, and close it."""
+        """Serve the request of the connection, and close it."""
         unread = True
         try:
-            source = receive.TimedSource(self._client, self._around.limits.body_timeout)
-            self._head, self._gateway = self._around.reservations.read(self._client, source, self._address)
+            source = receive.TimedSource(self._client, self._worker.limits.body_timeout)
+            self._head, self._gateway = self._worker.reservations.read(self._client, source, self._address)
             if self._head is None:
                 self._drop()
                 return
             self._begin(self._head)
             body = self._receive(self._head, source)
             unread, self._request_bytes = not self._is_call and receive.has_body(self._head), len(body)
-            if client_disconnect.peer_is_gone(self._client):
+            if peer_is_gone(self._client):
                 self._left_while_queued()
                 return
             chunks: list[receive.Buffer] | None
             if self._user_app is not None and not self._is_call:
-                chunks = self._user_app.own_answer(self._head, self._own_headers())
+                chunks = self._user_app.own_answer(self._head, self._added_headers())
             else:
                 chunks = self._compute(self._head, body)
         except CallError as error:
-            chunks = self._refusal(error)
+            chunks = self._error_answer(error)
         except OSError:  # the client left before the last byte of its call
             self._drop()
             return
         except Exception:  # a fault of ours must not end the worker
             log.exception("a call could not be served")
-            chunks = self._refusal(HandlerFailed())
+            chunks = self._error_answer(HandlerFailed())
         if chunks is not None:
             self._answer(chunks, unread=unread)
 
@@ -122,21 +122,21 @@ class Exchange:
             headers = dict(head.headers)
             self._call_id, self._run_number = headers.get("PERCORE-CALL", "")[:64], headers.get("PERCORE-RUN", "")[:8]
         self._began = True
-        self._around.reporter.started()
+        self._worker.reporter.started()
 
     def _receive(self, head: receive.Head, source: receive.TimedSource) -> receive.Buffer:
-        """Return the body of a call. A read needs none, so a body that is announced and does not come holds no worker."""
+        """Return the body of a call. The body of a read is not received, so a client that never sends it holds no worker."""
         if not self._is_call:
             return b""
-        return receive.read_body(head, self._client, source, self._around.limits.max_body_bytes)
+        return receive.read_body(head, self._client, source, self._worker.limits.max_body_bytes)
 
     @property
     def _user_app(self) -> UserApp | None:
-        return self._around.user_app
+        return self._worker.user_app
 
     @property
     def _is_call(self) -> bool:
-        """Only calls are counted and logged, and what holds the worker for long: reads belong on the status server's port."""
+        """Whether this is a call. Calls are counted and logged; of reads only those that hold the worker for long."""
         if self._head is None:
             return True
         if self._user_app is not None:
@@ -144,16 +144,16 @@ class Exchange:
         return self._head.method not in ("GET", "HEAD")
 
     def _compute(self, head: receive.Head, body: receive.Buffer) -> list[receive.Buffer] | None:
-        """Run the application. Return what is to be sent; None where it was sent already, or never will be."""
+        """Run the application. Return the answer; None if it was sent already, or cannot be sent."""
         reply, environ = self._environ(head, body)
         began = time.perf_counter()
-        self._watch(self._around.limits.run_timeout, self._expired)
+        self._watch(self._worker.limits.run_timeout, self._expired)
         try:
             chunks = self._produce(reply, environ)
         except answer.Undelivered:
             code = UNDELIVERED
-        except BaseException as error:  # also SystemExit, which a model must not end its worker with
-            timed_out = self._around.timed_out()
+        except BaseException as error:  # also SystemExit, because a model must not end its worker by it
+            timed_out = self._worker.timed_out()
             if not timed_out:
                 log.exception("the application raised %s", type(error).__name__)
             if not reply.headers_sent:
@@ -162,14 +162,14 @@ class Exchange:
         else:
             code = str(reply.status).split(" ", 1)[0]
         finally:
-            self._around.watchdog.disarm()
+            self._worker.watchdog.disarm()
             self._run = time.perf_counter() - began
         if reply.headers_sent:
             self._client.close()
             self._end(code, reply.wire_bytes)
             return None
         self._status = code
-        return [reply.head(self._own_headers()), *(chunks or ())]
+        return [reply.head(self._added_headers()), *(chunks or ())]
 
     def _failed(self) -> HandlerFailed:
         if self._user_app is None:
@@ -178,7 +178,7 @@ class Exchange:
 
     def _produce(self, reply: Reply, environ: dict[str, Any]) -> list[receive.Buffer] | None:
         try:
-            result = self._around.application(environ, self._start_of(reply))
+            result = self._worker.application(environ, self._start_response(reply))
             try:
                 return reply.produce(result)
             finally:
@@ -187,24 +187,24 @@ class Exchange:
         finally:
             self._end_if_forked(failed=(reply.status or "").startswith("5"))
 
-    def _start_of(self, reply: Reply) -> Callable[..., Any]:
+    def _start_response(self, reply: Reply) -> Callable[..., Any]:
         if self._user_app is None:
             return reply.start_response
 
         def start_response(*given: Any) -> Callable[[bytes], None]:
-            self._note_route()  # later Flask has forgotten it
+            self._note_route()  # Flask knows the route only now
             return reply.start_response(*given)
 
         return start_response
 
     def _note_route(self) -> None:
-        if self._user_app is not None and self._call_environ and not self._facts.model:
-            self._facts.model = self._user_app.route(self._call_environ)
+        if self._user_app is not None and self._call_environ and not self._context.model:
+            self._context.model = self._user_app.route(self._call_environ)
 
     def _end_if_forked(self, *, failed: bool) -> None:
-        """End a process that the application forked: nothing of ours runs in it, whichever way it comes here.
+        """If this is a process that the application forked, end it: it must not answer the caller.
 
-        An error that the child raised is an answer of 500 here. So such an answer counts as a failure.
+        If the child raised an error, the framework has made an answer 500 of it. So such an answer counts as a failure.
         """
         if os.getpid() == self._pid:
             return
@@ -221,14 +221,14 @@ class Exchange:
         os._exit(status if isinstance(status, int) else int(status is not None))
 
     def _environ(self, head: receive.Head, body: receive.Buffer) -> tuple[Reply, dict[str, Any]]:
-        around = self._around
-        more = (lambda: self._begin_stream(reply), around.limits.answer_timeout)
-        created = wsgi.create(head, self._client, self._address, around.server, around.config, Reply, more)
+        worker = self._worker
+        more = (lambda: self._begin_stream(reply), worker.limits.answer_timeout)
+        created = wsgi.create(head, self._client, self._address, worker.server, worker.config, Reply, more)
         reply: Reply = created[0]
         environ: dict[str, Any] = created[1]
         environ["wsgi.input"] = receive.WholeBody(body)
-        environ[ENVIRON_KEY] = self._facts
-        environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
+        environ[ENVIRON_KEY] = self._context
+        environ.pop("HTTP_UPGRADE", None)  # no other protocol is supported
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         environ["CONTENT_LENGTH"] = str(len(body))  # chunks are joined, and a read's body is left out
         if self._user_app is not None:
@@ -237,33 +237,33 @@ class Exchange:
         return reply, environ
 
     def _watch(self, seconds: float, on_expired: Callable[[], None]) -> None:
-        self._around.watchdog.arm(
+        self._worker.watchdog.arm(
             Deadline(
                 seconds,
                 on_expired=on_expired,
-                is_gone=lambda: client_disconnect.peer_is_gone(self._client),
-                on_gone=self._left_while_computing,
+                is_disconnected=lambda: peer_is_gone(self._client),
+                on_disconnect=self._left_while_computing,
             )
         )
 
     def _begin_stream(self, reply: Reply) -> Headers:
-        """From now on the watchdog must not answer, for an answer is on its way."""
-        left = self._around.watchdog.disarm()
-        self._watch(left, lambda: self._cut(reply))
-        return self._own_headers()
+        """Begin a streamed answer: from now on the watchdog must not answer 504 at the run timeout, but cut the connection."""
+        left = self._worker.watchdog.disarm()
+        self._watch(left, lambda: self._end_streamed(reply))
+        return self._added_headers()
 
-    def _own_headers(self) -> Headers:
+    def _added_headers(self) -> Headers:
         timing = [] if self._run is None else [("Server-Timing", f"run;dur={self._run * 1000:.3f}")]
         return [("X-Request-ID", self._request_id), *timing]
 
-    def _refusal(self, error: CallError) -> list[receive.Buffer]:
+    def _error_answer(self, error: CallError) -> list[receive.Buffer]:
         self._request_id = self._request_id or uuid.uuid4().hex
         self._status = str(error.status)
-        return answer.error_answer(error, self._own_headers())
+        return answer.error_answer(error, self._added_headers())
 
     def _answer(self, chunks: list[receive.Buffer], *, unread: bool) -> None:
         try:
-            sent = answer.send(self._client, chunks, self._around.limits.answer_timeout)
+            sent = answer.send(self._client, chunks, self._worker.limits.answer_timeout)
         except answer.Undelivered as error:
             self._client.close()
             self._end(UNDELIVERED, error.sent)
@@ -274,15 +274,15 @@ class Exchange:
     def _end(self, code: str, response_bytes: int) -> None:
         held = time.monotonic() - self._accepted
         if not self._is_call and held < HELD_SECONDS:
-            self._around.reporter.released()
+            self._worker.reporter.released()
             return
-        self._note_route()  # of a call that ends before its answer begins
-        self._around.reporter.finished(self._facts.model, code, self._run)
+        self._note_route()  # needed if the call ends before its answer begins
+        self._worker.reporter.finished(self._context.model, code, self._run)
         fields = {
             "request_id": self._request_id,
             "gateway": self._gateway,
-            "model": self._facts.model,
-            "version": self._facts.version,
+            "model": self._context.model,
+            "version": self._context.version,
             "status": code,
             "held_seconds": held,
             "run_seconds": self._run,
@@ -299,46 +299,44 @@ class Exchange:
         if time.monotonic() - self._accepted >= HELD_SECONDS:
             self._end(INCOMPLETE, 0)
         elif self._began:
-            self._around.reporter.released()
+            self._worker.reporter.released()
 
     def _left_while_queued(self) -> None:
         """Drop a whole call whose client left before it was computed."""
         self._client.close()
-        self._around.reporter.counted("client-disconnect", state="queued")
+        self._worker.reporter.count_event("client-disconnect", state="queued")
         self._end(CLIENT_DISCONNECT, 0)
 
     def _left_while_computing(self, left: float) -> bool:
         if not self._client_left:
             self._client_left = True
-            self._around.reporter.counted("client-disconnect", state="executing")
-        if self._call_id or client_disconnect.should_end(
-            self._around.limits.on_client_disconnect, left, self._around.load_seconds
-        ):
-            self._run = self._around.limits.run_timeout - left
+            self._worker.reporter.count_event("client-disconnect", state="executing")
+        if self._call_id or should_end(self._worker.limits.on_client_disconnect, left, self._worker.load_seconds):
+            self._run = self._worker.limits.run_timeout - left
             self._end_process(CLIENT_DISCONNECT, 0, reason="client-disconnect")
         return True
 
     def _run_timeout(self) -> RunTimeout:
         return RunTimeout(
-            f"the call computed longer than the run timeout, {self._around.limits.run_timeout:g} s, and was ended"
+            f"the call computed longer than the run timeout, {self._worker.limits.run_timeout:g} s, and was ended"
         )
 
     def _expired(self) -> None:
-        self._run = self._around.limits.run_timeout
+        self._run = self._worker.limits.run_timeout
         code = "504"
         try:
-            sent = answer.send(self._client, self._refusal(self._run_timeout()), seconds=1.0)
+            sent = answer.send(self._client, self._error_answer(self._run_timeout()), seconds=1.0)
             answer.discard_unread(self._client)
         except answer.Undelivered as error:
             code, sent = UNDELIVERED, error.sent
         self._end_process(code, sent, reason="run-timeout")
 
-    def _cut(self, reply: Reply) -> None:
-        self._run = self._around.limits.run_timeout
+    def _end_streamed(self, reply: Reply) -> None:
+        self._run = self._worker.limits.run_timeout
         self._end_process("504", reply.wire_bytes, reason="run-timeout")
 
     def _end_process(self, code: str, sent: int, reason: str) -> None:
-        """End the worker from the watchdog's thread: nothing else can stop TensorFlow; the arbiter starts another."""
+        """End the worker from the watchdog's thread, because nothing else can stop TensorFlow. The arbiter replaces it."""
         self._end(code, sent)
-        self._around.reporter.counted("ending", reason=reason)
+        self._worker.reporter.count_event("ending", reason=reason)
         os._exit(0)

@@ -1,7 +1,7 @@
-"""HTTP requests in, each under one deadline for the whole of it.
+"""Receives HTTP requests, each within one deadline.
 
-Gunicorn parses the head. The body is received here, straight into one buffer, because a body of many megabytes must not be
-copied, a trickled one must not outlive the body timeout, and one that is too large must be refused before it is read.
+Gunicorn parses the head. The body is received here, straight into one buffer, because a large body must not be copied, a slow
+body must end at the body timeout, and a body that is too large must be rejected before it is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from percore.errors import BadRequest, BodyTimeout, BodyTooLarge
 READ_STEP = 1 << 20
 HEAD_SECONDS = 5.0
 SILENT_SECONDS = 2.0
-"""How long a connection may say nothing at all: whoever means well sends its request at once."""
+"""How long a connection may send nothing. A normal client sends its request at once."""
 Buffer = bytes | bytearray | memoryview
 Address = tuple[Any, ...]
 Parser = Iterator[Any]
@@ -47,10 +47,10 @@ class EndedEarly(ConnectionError):
 
 
 class TimedSource:
-    """A socket whose every read ends by one moment, however little each of them moves.
+    """A socket with one deadline for all reads of a request, so that a client cannot extend it by sending slowly.
 
-    The head has a moment of its own, as it is small and sent at once by every client that means well. Both count from the
-    request's first byte; a client that sends none for too long looks like one that closed.
+    The head has an earlier deadline, because it is small and a normal client sends it at once. Both deadlines count from the
+    request's first byte. A client that sends no byte for too long counts as one that closed.
     """
 
     def __init__(self, client: socket.socket, seconds: float) -> None:
@@ -62,17 +62,17 @@ class TimedSource:
         self.expect(SILENT_SECONDS)
 
     def expect(self, silence: float) -> None:
-        """Begin anew with one more request, of which the first byte must come within ``silence`` seconds."""
+        """Expect one more request, whose first byte must come within ``silence`` seconds."""
         self._silence = min(silence, self._whole)
         self._seconds = min(self._whole, HEAD_SECONDS)
         self._began = 0.0
         self._is_first = True
 
     def head_is_read(self) -> None:
-        """From now on the body's moment counts."""
+        """From now on the deadline of the body counts."""
         self._seconds = self._whole
 
-    def _before(self) -> None:
+    def _set_timeout(self) -> None:
         left = self._began + self._seconds - time.monotonic()
         if left <= 0:
             raise self._timeout()
@@ -83,13 +83,13 @@ class TimedSource:
         return BodyTimeout(f"the {what} was not complete within {self._seconds:g} s")
 
     def recv(self, size: int) -> bytes:
-        """Receive up to ``size`` bytes; raise BodyTimeout when the moment has come, BadRequest for what cannot be HTTP."""
+        """Receive up to ``size`` bytes; raise BodyTimeout after the deadline, BadRequest if this cannot be HTTP."""
         if self._is_first:
             return self._recv_first(size)
         if self._unread:
             data, self._unread = self._unread, b""
             return data
-        self._before()
+        self._set_timeout()
         try:
             data = self._client.recv(size)
         except TimeoutError:
@@ -115,8 +115,8 @@ class TimedSource:
         return data
 
     def recv_into(self, view: memoryview) -> int:
-        """Receive into ``view``; raise BodyTimeout when the moment has come."""
-        self._before()
+        """Receive into ``view``; raise BodyTimeout after the deadline."""
+        self._set_timeout()
         try:
             return self._client.recv_into(view)
         except TimeoutError:
@@ -124,7 +124,7 @@ class TimedSource:
 
 
 class WholeBody:
-    """A body that is here already, as WSGI's input. ``take`` hands out the buffer itself, uncopied; the rest gives bytes."""
+    """A body that was received completely, as WSGI's input. ``take`` returns the buffer without a copy, ``read`` bytes."""
 
     def __init__(self, data: Buffer) -> None:
         self._data = data
@@ -164,9 +164,9 @@ def parser(config: Any, source: TimedSource, address: Address) -> Parser:
 
 
 def read_head(requests: Parser, source: TimedSource) -> Head | None:
-    """Read one request's head; return None where the client left without a word, or in the middle of one.
+    """Read one request's head; return None if the client left before the head was complete.
 
-    Raises BadRequest for what is not HTTP, BodyTimeout for a slow client, OSError for one that reset the connection.
+    Raises BadRequest if it is not HTTP, BodyTimeout if the client is slow, OSError if it reset the connection.
     """
     try:
         head = cast("Head", next(requests))
@@ -192,15 +192,15 @@ def has_body(head: Head) -> bool:
 
 
 def is_reservation(head: Head) -> bool:
-    """Tell whether this is ``OPTIONS *`` without a body: somebody who wants to know when the worker is free."""
+    """Return whether this is ``OPTIONS *`` without a body, by which a gateway asks for a reservation."""
     return head.uri == "*" and not has_body(head)
 
 
 def read_body(head: Head, client: socket.socket, source: TimedSource, largest: int) -> Buffer:
     """Receive the whole body, read-only.
 
-    Raises EndedEarly where the client leaves before the last byte, BodyTooLarge over ``largest`` bytes, BadRequest for chunks
-    that are malformed.
+    Raises EndedEarly if the client leaves before the last byte, BodyTooLarge over ``largest`` bytes, BadRequest if chunks are
+    malformed.
     """
     reader = head.body.reader
     if not isinstance(reader, LengthReader):

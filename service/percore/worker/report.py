@@ -1,7 +1,8 @@
-"""What a worker tells the status server: events, one JSON object a line, over a unix socket that lives as long as the worker.
+"""The events that a worker sends to the status server: one JSON object for each line, over a unix socket.
 
-End-of-file is how the status server learns that a worker died, so nothing phantom can stay behind. Reporting never blocks and
-never fails a call: without a status server events are dropped, and a later one learns the present state from ``hello``.
+The connection ends with the worker. So the status server sees end-of-file when a worker dies, and keeps no state of it.
+Reporting never blocks, and never fails a call. Without a status server, events are dropped. When it comes back, ``hello`` tells
+it the present state.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from percore.worker.client_disconnect import peer_is_gone
+from percore.worker.watchdog import peer_is_gone
 
 MOST_UNSENT_BYTES = 1 << 20
 
@@ -27,12 +28,12 @@ class Reporter:
         self._lock = threading.RLock()  # a signal handler may report while the main thread does
         self._socket: socket.socket | None = None
         self._unsent = bytearray()
-        self._restate = False
+        self._state_is_due = False
         self._hello: dict[str, Any] = {"event": "hello", "worker": os.getpid()}
         self._started: dict[str, Any] | None = None
 
-    def tend(self) -> None:
-        """Connect if there is no connection, or no more, and send what a status server that was slow has not taken yet."""
+    def reconnect(self) -> None:
+        """Connect if there is no connection, and send events that a slow status server has not taken yet."""
         with self._lock:
             if self._socket is not None and peer_is_gone(self._socket):
                 self._drop()
@@ -41,27 +42,27 @@ class Reporter:
             self._flush()
 
     def loaded(self, catalog: dict[str, Any]) -> None:
-        """Tell that the models are loaded, and which."""
+        """Report that the models are loaded, and which."""
         self._hello["catalog"] = catalog
         self._send(self._hello)
 
     def started(self) -> None:
-        """Tell that a request holds this worker now."""
+        """Report that a request holds this worker now."""
         self._started = {"event": "started"}
         self._send(self._started)
 
     def finished(self, model: str, code: str, run: float | None) -> None:
-        """Tell that the call ended, with its run time in seconds if it ran."""
+        """Report that the call ended, with its run time in seconds if it ran."""
         self._started = None
         self._send({"event": "finished", "model": model, "code": code, "run": run})
 
     def released(self) -> None:
-        """Tell that the request ended and is not counted: a read, or a call that its client did not send to the end."""
+        """Report that the request ended and is not counted: a read, or a call that its client did not send completely."""
         self._started = None
         self._send({"event": "released"})
 
-    def counted(self, event: str, **fields: Any) -> None:
-        """Tell of something that is only counted: ``client-disconnect``, or ``ending`` with its reason."""
+    def count_event(self, event: str, **fields: Any) -> None:
+        """Report an event that is only counted: ``client-disconnect``, or ``ending`` with its reason."""
         self._send({"event": event, **fields})
 
     def close(self) -> None:
@@ -90,12 +91,12 @@ class Reporter:
                 return
             if len(self._unsent) < MOST_UNSENT_BYTES:
                 self._unsent += line
-            else:  # a status server that stands still: it will be told the state anew, once it moves
-                self._restate = True
+            else:  # the status server does not read: it gets the present state when it reads again
+                self._state_is_due = True
             self._flush()
 
     def _flush(self) -> None:
-        """Send what the socket takes; forget the connection where the status server has gone."""
+        """Send what the socket takes; forget the connection if the status server has closed it."""
         if self._socket is None or not self._unsent:
             return
         try:
@@ -105,8 +106,8 @@ class Reporter:
         except OSError:
             self._drop()
             return
-        if self._restate and not self._unsent:
-            self._restate = False
+        if self._state_is_due and not self._unsent:
+            self._state_is_due = False
             self._unsent = self._state()
 
     def _drop(self) -> None:

@@ -20,10 +20,10 @@ END = b"\r\n\r\n"
 
 
 class Reservations:
-    """Reads the head of a connection's call, after a reservation where the client sends one first.
+    """Reads the head of a connection's call, and before it a reservation if the client sends one.
 
-    Gunicorn's parser takes as long as all the rest of a reservation. A gateway sends the same bytes each time. So the worker
-    keeps the bytes of reservations that were parsed, and does not parse the very same bytes again.
+    Parsing a reservation takes as long as everything else in it, and a gateway sends the same bytes each time. So the worker
+    keeps the bytes of reservations that it has parsed, and does not parse the same bytes again.
     """
 
     def __init__(self, config: Any) -> None:
@@ -33,7 +33,7 @@ class Reservations:
     def read(
         self, client: socket.socket, source: receive.TimedSource, address: receive.Address
     ) -> tuple[receive.Head | None, str]:
-        """Return the call's head, None where no call comes, and the name of the gateway that reserved the worker, if any.
+        """Return the call's head, or None if no call comes; and the name of the gateway that reserved the worker, or "".
 
         Raises what ``receive.read_head`` raises.
         """

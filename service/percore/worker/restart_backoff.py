@@ -1,8 +1,8 @@
-"""How starts of workers went, in memory that the arbiter and its workers share: whether any was ever ready, and how many have
-begun since one last was.
+"""Counts starts of workers, in memory that the arbiter and its workers share.
 
-A load that fails before anything was ever served is a mistake of the operator's: the service ends. One that fails later, when a
-worker is replaced, must not end the others: it is tried again, less and less often.
+It knows whether a worker was ever ready, and how many have started since one was last ready. If a load fails before a worker
+was ever ready, the operator has made a mistake, and the service ends. If a load fails later, when a worker is replaced, the
+other workers go on, and the load is tried again, less and less often.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ MOST_BEGUN = 255
 
 
 def restart_delay(failures: int) -> float:
-    """Return seconds to wait before the next start, after so many in a row that failed."""
+    """Return the seconds to wait before the next start, after this number of failures in a row."""
     return min(0.1 * 2.0**failures, LONGEST_DELAY_SECONDS) if failures > 0 else 0.0
 
 
 class RestartBackoff:
-    """Two bytes, shared by fork."""
+    """Two bytes that are shared across forks."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -33,7 +33,7 @@ class RestartBackoff:
         return restart_delay(begun + 1 - self._workers)
 
     def succeed(self) -> None:
-        """Say that a worker is ready."""
+        """Take note that a worker is ready."""
         self._shared[EVER_READY] = 1
         self._shared[BEGUN] = 0
 

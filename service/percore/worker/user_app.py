@@ -1,7 +1,7 @@
-"""How a user's WSGI app is served, where that differs from percore's own application.
+"""Differences between serving a user's WSGI app and serving percore's own application.
 
-Every request is a call, except those of percore's own paths under ``/-/``. The app sees the request as it would under Gunicorn
-alone: the gateway between is not there for it.
+Every request is a call, except requests of percore's own paths under ``/-/``. The app sees the request as under Gunicorn alone:
+it does not see the gateway.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from percore.http import reserved
 from percore.worker import answer, receive
 
 CLIENT = "HTTP_PERCORE_CLIENT"
-"""The address of the gateway's client, as the gateway says it. A client's own header of that name never comes so far."""
+"""The address of the gateway's client. The gateway sets this header, and drops a client's own header of that name."""
 
 
 class UserApp:
-    """What an exchange needs to know of a user's app."""
+    """A user's app, as ``exchange`` serves it."""
 
     def __init__(self) -> None:
         self.route = Routes().of
@@ -46,7 +46,7 @@ class UserApp:
         return [whole if head.method == "HEAD" else whole + body]
 
     def adapt(self, environ: dict[str, Any], headers: Sequence[tuple[str, str]], *, by_gateway: bool) -> None:
-        """Have the environ say what it would say without a gateway."""
+        """Change the environ to what it would be without a gateway."""
         client = environ.pop(CLIENT, "")
         if by_gateway and client:
             environ["REMOTE_ADDR"] = client
@@ -55,10 +55,10 @@ class UserApp:
             schemes = {"https" if value == self._https[name] else "http" for name, value in headers if name in self._https}
             environ["wsgi.url_scheme"] = "https" if schemes == {"https"} else "http"
         if environ["CONTENT_LENGTH"] == "0" and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            del environ["CONTENT_LENGTH"]  # the gateway says it of every call without a body
+            del environ["CONTENT_LENGTH"]  # the gateway sends this length with every call without a body
 
     def _trusts(self, client: str) -> bool:
-        """Tell whether this is a proxy whose word on the scheme counts."""
+        """Return whether this is a proxy that may set the scheme."""
         if self._trusts_all:
             return True
         try:

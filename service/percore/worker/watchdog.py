@@ -1,8 +1,8 @@
-"""The watchdog: one thread that watches the clock and the client while the main thread is inside TensorFlow.
+"""The watchdog: a thread that checks the time and the client while the main thread is inside TensorFlow.
 
-The main thread cannot look at anything while a call computes, and no signal handler of Python's runs before TensorFlow
-returns. So a second thread looks every 100 ms, and what it does is final: it answers for the main thread and ends the process.
-A call costs the watchdog nothing: the main thread only sets an attribute.
+The main thread can check nothing while a call computes, and Python runs no signal handler before TensorFlow returns. So a
+second thread checks every 100 ms. If a call must end, this thread answers and ends the process. For a call, the main thread
+only sets an attribute.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 log = logging.getLogger("percore.worker")
 
 TICK_SECONDS = 0.1
+DISCONNECTED = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 WATCHDOG_FAILED = 70
 """Exit status: EX_SOFTWARE of sysexits.h."""
 
@@ -30,65 +33,85 @@ class Deadline:
     """Seconds from now."""
     on_expired: Callable[[], None]
     """Called by the watchdog, at most once, when the limit has passed."""
-    is_gone: Callable[[], bool] = lambda: False
-    """Asked at every tick: did the client go away?"""
-    on_gone: Callable[[float], bool] = lambda _left: False
-    """Called by the watchdog with the seconds left when the client has gone; True means: do not ask again."""
+    is_disconnected: Callable[[], bool] = lambda: False
+    """Asked at every tick: has the client disconnected?"""
+    on_disconnect: Callable[[float], bool] = lambda _left: False
+    """Called by the watchdog when the client has disconnected, with the seconds that are left. True: do not ask again."""
     deadline: float = field(init=False, default=math.inf)
-    settled: bool = field(init=False, default=False)
+    handled: bool = field(init=False, default=False)
 
 
 class Watchdog:
-    """Runs a watch's callbacks under a lock, so that ``disarm`` returns only when no callback runs or will run."""
+    """Runs the callbacks of a deadline under a lock, so that ``disarm`` returns only when no callback runs or will run."""
 
     def __init__(self, on_tick: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic) -> None:
         self._on_tick = on_tick
         self._clock = clock
         self._lock = threading.Lock()
-        self._watch: Deadline | None = None
+        self._deadline: Deadline | None = None
 
     def start(self) -> None:
         """Start the thread; a daemon, so it never keeps the process alive."""
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def arm(self, watch: Deadline) -> None:
-        """Watch this from now on, instead of whatever was watched."""
+        """Watch this deadline from now on, and no earlier one."""
         watch.deadline = self._clock() + watch.limit
         with self._lock:
-            self._watch = watch
+            self._deadline = watch
 
     def disarm(self) -> float:
         """Watch nothing; once this returns, no callback will answer or end anything. Return the seconds that were left."""
         with self._lock:
-            watch, self._watch = self._watch, None
+            watch, self._deadline = self._deadline, None
         return 0.0 if watch is None else watch.deadline - self._clock()
 
-    def look(self) -> None:
-        """Look once at what is watched."""
+    def check(self) -> None:
+        """Check the deadline once."""
         with self._lock:
-            watch = self._watch
+            watch = self._deadline
             if watch is None:
                 return
             left = watch.deadline - self._clock()
             if left <= 0:
-                self._watch = None
+                self._deadline = None
                 watch.on_expired()
-            elif not watch.settled and watch.is_gone():
-                watch.settled = watch.on_gone(left)
+            elif not watch.handled and watch.is_disconnected():
+                watch.handled = watch.on_disconnect(left)
 
     def _run(self) -> None:
         while True:
             time.sleep(TICK_SECONDS)
-            self.turn()
+            self.tick()
 
-    def turn(self) -> None:
-        """Look, and do what else is due. A watchdog that has failed must not be missed unseen: the process ends with it."""
+    def tick(self) -> None:
+        """Check the deadline, and run the regular checks. If this fails, the process ends: no call may run without it."""
         try:
-            self.look()
+            self.check()
         except BaseException:
-            log.exception("the watchdog failed; the worker ends, for nobody would watch its calls")
+            log.exception("the watchdog failed; the worker ends, because its calls must not run without one")
             os._exit(WATCHDOG_FAILED)
         try:
             self._on_tick()
         except Exception:
             log.exception("a report to the status server failed")
+
+
+def peer_is_gone(client: socket.socket) -> bool:
+    """Tell whether the peer closed, half-closed or reset the connection; nothing is read and nothing blocks.
+
+    A client that half-closes while it waits counts as gone: TCP cannot tell it from one that closed.
+    """
+    watched = select.poll()
+    watched.register(client, select.POLLRDHUP)
+    return any(events & DISCONNECTED for _, events in watched.poll(0))
+
+
+def should_end(policy: str, run_seconds_left: float, load_seconds: float) -> bool:
+    """Decide by ``PERCORE_ON_CLIENT_DISCONNECT`` whether to end a worker whose client disconnected.
+
+    Ending the worker costs one load. Finishing costs the rest of the call, of which only the run timeout is known.
+    """
+    if policy == "end-if-worthwhile":
+        return run_seconds_left > load_seconds
+    return policy == "end"

@@ -1,6 +1,6 @@
 {{/*
 Codes of calls that failed by a fault of the release: 429, and every 5xx. A model that raises counts too, because only the operator
-can mend it.
+can fix it.
 */}}
 {{- define "percore.failedCodes" -}}429|500|502|503|504|5xx{{- end }}
 

@@ -22,10 +22,10 @@ import requests
 from percore.gateway.endpoints import Endpoint
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.exchanges import RESERVED
-from tests.service.harness import ROOT, Service, eventually, free_port
+from harness.service import ROOT, Service, eventually, free_port
 
 PREDICT = "/v1/models/default:predict"
+RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)
 MOST_IN_BUFFERS = 8 << 20
 """More than the kernel holds of a call that its worker does not read."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.svg import FAINT, INK, LINE, MARGIN, PALETTE, WAITING, axis, document, legend, number, placed, rectangle, text
+from tools.svg import FAINT, INK, LINE, MARGIN, PALETTE, WAITING, axis, document, legend, number, placed, rectangle, text
 
 WIDTH = 760
 GUTTER = 56

@@ -11,18 +11,18 @@ from percore.api.reads import Reads
 from percore.errors import NotReady
 from percore.http.request import JSON, Answer
 from percore.http.status import StatusServer
-from percore.status.workers import State, Workers
+from percore.status.workers import Workers, WorkerState
 
 
 def observe(workers: Workers) -> None:
     """Set the gauges of workers."""
     states = workers.states()
-    for state in State:
+    for state in WorkerState:
         workers.metrics.workers.labels(state.value).set(states[state])
 
 
 def no_worker(workers: Workers) -> str:
-    """Return why no worker can take calls; empty if one can, now or when it is free."""
+    """Return why no worker can take calls; empty if a worker can, now or after its present call."""
     return "" if workers.ready() else "no worker has loaded its models"
 
 

@@ -21,7 +21,7 @@ from percore.http.status import KEPT_SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 FAULTY = "percore.handlers.faults:Faulty"
 READY_SECONDS = 120.0

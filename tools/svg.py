@@ -65,7 +65,9 @@ def axis(width: float, seconds: float, top: float, bottom: float) -> Iterator[st
         at += step
 
 
-def text(left: float, base: float, words: str, *, size: int, colour: str, bold: bool = False, anchor: str = "start") -> str:
+def text(  # noqa: PLR0913 - the attributes of an SVG text
+    left: float, base: float, words: str, *, size: int, colour: str, bold: bool = False, anchor: str = "start"
+) -> str:
     """Return one line of text."""
     weight = ' font-weight="600"' if bold else ""
     place = f'x="{number(left)}" y="{number(base)}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"'

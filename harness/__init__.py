@@ -1,0 +1,1 @@
+"""Starts real processes of percore, for tests and benches."""
