@@ -5,6 +5,7 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MODELS := models
+FETCHED := build/models
 HOST := 127.0.0.1
 PORT := 8080
 STATUS_PORT := 9090
@@ -40,9 +41,15 @@ models: $(MODELS)/built ## Train and write the demo models (cached)
 # --- run ---------------------------------------------------------------------------------------------------------------------
 
 .PHONY: run
-run: $(MODELS)/built ## Serve the demo models on this machine, one call per core (HOST, PORT, STATUS_PORT)
+ifdef MODEL
+run: .venv/installed
+	@$(BIN)/percore fetch '$(MODEL)' $(FETCHED)
+	@exec $(BIN)/percore serve --models $(FETCHED) --host $(HOST) --port $(PORT) --status-port $(STATUS_PORT)
+else
+run: $(MODELS)/built ## Serve the demo models on this machine, one call per core (MODEL=URI: others; HOST, PORT, STATUS_PORT)
 	@$(BIN)/python -m demo.try_it http://$(HOST):$(PORT) http://$(HOST):$(STATUS_PORT)
 	@exec $(BIN)/percore serve --models $(MODELS) --host $(HOST) --port $(PORT) --status-port $(STATUS_PORT)
+endif
 
 $(MODELS)/digits.keras: .venv/installed demo/flask_model.py
 	$(BIN)/python -m demo.flask_model $@

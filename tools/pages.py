@@ -11,7 +11,7 @@ DOCS = ROOT / "docs"
 READERS: dict[str, tuple[str, ...]] = {
     "You choose a server": ("comparison.md", "bench/"),
     "You call a model": ("calling.md", "stored-calls.md", "webhooks.md"),
-    "You bring a model": ("models.md", "handlers.md", "apps.md"),
+    "You bring a model": ("models.md", "model-sources.md", "handlers.md", "apps.md"),
     "You operate it": (
         "quickstart-kubernetes.md",
         "../deploy/README.md",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from percore import __version__, settings
-from percore.errors import START_FAILED, StartError
+from percore.errors import START_FAILED, SettingsError, StartError
 
 SETTINGS_HELP = "Other settings are environment variables: see docs/settings.md."
 PORT = click.IntRange(1, 65535)
@@ -34,7 +34,8 @@ def cli(context: click.Context) -> None:
     "--models",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Serve the models here, NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras.  [PERCORE_MODEL_REPOSITORY]",
+    help="Serve the models here, NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras; or those of a models.config.  "
+    "[PERCORE_MODEL_REPOSITORY]",
 )
 @click.option(
     "--handler", metavar="MODULE:CLASS", help="Serve this class of yours, from a module of this folder.  [PERCORE_HANDLER]"
@@ -76,6 +77,40 @@ def serve(
     from percore.supervisor import run  # noqa: PLC0415
 
     sys.exit(run(settings.load()))
+
+
+@cli.command(epilog=SETTINGS_HELP)
+@click.argument("uri", metavar="URI")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
+@click.option("--digest", metavar="SHA256", help="Refuse models with another digest.  [PERCORE_MODEL_DIGEST]")
+@click.option(
+    "--name", default="", metavar="NAME", help="Name of one model without a name; by default the end of the URI says it."
+)
+def fetch(uri: str, folder: Path, digest: str | None, name: str) -> None:
+    """Fetch models to FOLDER, as NAME/VERSION/...
+
+    URI begins with s3://, gs://, az://, https:// or file://. It names a folder of models, the folder of one model, or one
+    .tar.gz, .tar, .zip, .keras or .h5.
+    """
+    if digest is not None:
+        os.environ["PERCORE_MODEL_DIGEST"] = digest
+    from percore import logs  # noqa: PLC0415
+    from percore.fetch.command import fetch as fetch_models  # noqa: PLC0415
+
+    given = settings.load()
+    try:
+        settings.NAME.parse(name or "model")
+    except ValueError:
+        raise SettingsError(f"--name={name!r}: must be {settings.NAME.text}") from None
+    logs.configure(given.server.log_level)
+    status = 0
+    try:
+        fetch_models(given, uri, folder, name)
+    except StartError as error:
+        click.echo(f"percore: cannot fetch: {error}", err=True)
+        status = START_FAILED
+    # Without a shutdown of Python: threads of the library may call into it meanwhile, which would abort the process.
+    os._exit(status)
 
 
 @cli.command(epilog=SETTINGS_HELP)

@@ -52,6 +52,8 @@ class ModelInfo:
     """By name. Empty for a user's handler that declares none: it takes any input. Empty for an app."""
     labels: tuple[str, ...] = ()
     load_seconds: float = 0.0
+    digest: str = ""
+    """Of what the model came from, as ``sha256:`` and hexadecimal digits; empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

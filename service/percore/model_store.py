@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from percore import model_source
 from percore.errors import LoadError
 from percore.handlers import Model, custom, files
 from percore.model_metadata import ModelInfo
@@ -42,7 +43,7 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
     if models.handler:
         check_labels([(models.name, custom.VERSION)], models.labels)
         return [custom.load(models.handler, models.name, labels_of(models.labels, models.name, custom.VERSION))]
-    found = scan(models.repository, models.labels)
+    found = identified(scan(models.repository, models.labels), models.repository, models.digest)
     # Imported here, because it takes seconds and hundreds of megabytes.
     from percore.handlers import tensorflow  # noqa: PLC0415
 
@@ -55,13 +56,42 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
 def scan(repository: Path, labels: Labels) -> list[FoundVersion]:
     """Return every version of every model in ``repository``, by name and version; read nothing but names of files.
 
-    Raises LoadError if there is no model, if a model has no version, or if a label names a version that is not there.
+    If it is a file, it is a ``models.config`` of TensorFlow Serving. Raises LoadError if there is no model, if a model has no
+    version, or if a label names a version that is not there.
     """
+    if repository.is_file():
+        return _configured(repository, labels)
     found = [each for folder in _folders(repository) if _is_model(folder) for each in _versions(folder, labels)]
     if not found:
         raise LoadError(f"model repository {repository} holds no models; expected {LAYOUT}")
     check_labels([(each.info.name, each.info.version) for each in found], labels)
     return found
+
+
+def _configured(config: Path, labels: Labels) -> list[FoundVersion]:
+    """Return what a ``models.config`` names."""
+    # Here and not above: a repository needs no protobuf.
+    from percore import serving_config  # noqa: PLC0415
+
+    models = serving_config.read(config)
+    named = {name: {**of, **labels.get(name, {})} for name, of in ((each.name, each.labels) for each in models)}
+    found: list[FoundVersion] = []
+    for model in models:
+        there = {each.info.version: each for each in _versions(model.base_path, named, model.name)}
+        found += [there[version] for version in model.chosen(list(there))]
+    check_labels([(each.info.name, each.info.version) for each in found], {**labels, **named})
+    return found
+
+
+def identified(found: list[FoundVersion], repository: Path, digest: str) -> list[FoundVersion]:
+    """Add the digest that ``percore fetch`` noted, or else the one that is set. Raises LoadError if they differ."""
+    source = model_source.read(repository)
+    if source and digest and source.digest != digest:
+        raise LoadError(
+            f"PERCORE_MODEL_DIGEST={digest}: model repository {repository} has the digest {source.digest}, from {source.uri}"
+        )
+    known = source.digest if source else digest
+    return [FoundVersion(replace(each.info, digest=known), each.folder) for each in found]
 
 
 def check_labels(served: Iterable[tuple[str, int]], labels: Labels) -> None:
@@ -93,8 +123,9 @@ def _is_model(folder: Path) -> bool:
     return True
 
 
-def _versions(folder: Path, labels: Labels) -> list[FoundVersion]:
-    """Return the versions of one model, the oldest first."""
+def _versions(folder: Path, labels: Labels, name: str = "") -> list[FoundVersion]:
+    """Return the versions of one model, the oldest first. Its name is that of the folder, if no other is given."""
+    name = name or folder.name
     versions: dict[int, FoundVersion] = {}
     for each in _folders(folder):
         number, platform = _number(each), files.platform(each)
@@ -102,11 +133,11 @@ def _versions(folder: Path, labels: Labels) -> list[FoundVersion]:
             logger.debug("%s is ignored: not a version, which is a number and holds %s", each, " or ".join(files.NAMES))
             continue
         if number in versions:
-            raise LoadError(f"model {folder.name!r} has version {number} twice: {versions[number].folder} and {each}")
-        info = ModelInfo(folder.name, number, platform, {}, labels_of(labels, folder.name, number))
+            raise LoadError(f"model {name!r} has version {number} twice: {versions[number].folder} and {each}")
+        info = ModelInfo(name, number, platform, {}, labels_of(labels, name, number))
         versions[number] = FoundVersion(info, each)
     if not versions:
-        raise LoadError(f"model {folder.name!r} in {folder} has no version that can be loaded; expected {LAYOUT}")
+        raise LoadError(f"model {name!r} in {folder} has no version that can be loaded; expected {LAYOUT}")
     return [versions[number] for number in sorted(versions)]
 
 

@@ -102,6 +102,21 @@ def _before_fork(text: str) -> tuple[str, ...] | None:
 WEEK_SECONDS = 7 * 24 * 3600
 SECONDS = Rule(f"seconds, more than 0, at most {WEEK_SECONDS}", checked(float, lambda value: 0 < value <= WEEK_SECONDS))
 PORT = within(1, 65535)
+
+
+def _file(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+DIGEST = Rule(
+    "empty, or `sha256:` and 64 hexadecimal digits",
+    checked(str.lower, lambda text: re.fullmatch(r"(sha256:[0-9a-f]{64})?", text) is not None),
+)
+ENDPOINT = Rule(
+    "empty, or `http://` or `https://` and a host, without a user",
+    checked(lambda text: text.rstrip("/"), lambda text: re.fullmatch(r"(https?://[^\s@?#]+)?", text) is not None),
+)
+OPTIONAL_PATH = Rule("empty, or a path", _file)
 HANDLER = Rule("empty, or `module:Class`", checked(str, lambda text: re.fullmatch(r"([\w.]+:\w+)?", text) is not None))
 APP = Rule(
     "empty, `module`, `module:app` or `module:factory()`, with literal arguments if need be",
@@ -126,8 +141,8 @@ class ModelSettings:
     """What is served."""
 
     repository: Path = setting("PERCORE_MODEL_REPOSITORY", "models", PATH)
-    """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`. Not read if a
-    handler or an app is set."""
+    """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`; or a file, a
+    `models.config` of TensorFlow Serving. Not read if a handler or an app is set."""
     handler: str = setting("PERCORE_HANDLER", "", HANDLER)
     """Your own code instead of a repository: a class with `load(self)` and `predict(self, inputs)`."""
     imports: tuple[str, ...] = setting("PERCORE_IMPORT", "", MODULES)
@@ -145,6 +160,31 @@ class ModelSettings:
     """The name under which your own handler is called, as version 1."""
     labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)
     """Names for versions, as `digits:stable=1,digits:canary=2`; called by `/v1/models/digits/labels/stable:predict`."""
+    digest: str = setting("PERCORE_MODEL_DIGEST", "", DIGEST)
+    """Digest of the models. `percore fetch` refuses models with another one. Status, metadata and the metric
+    `percore_model_info` show it. Empty: any, and the one that `percore fetch` found is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """How `percore fetch` reaches models. Credentials come from the environment variables that each store's own tools read: see
+    [models from a store](model-sources.md).
+    """
+
+    endpoint: str = setting("PERCORE_FETCH_ENDPOINT", "", ENDPOINT)
+    """Address of a store of your own that speaks S3 (MinIO, Ceph), Azure or Google Cloud Storage. Empty: the cloud's."""
+    ca_file: Path | None = setting("PERCORE_FETCH_CA_FILE", "", OPTIONAL_PATH)
+    """Certificates of your own CA, as PEM. They are trusted besides those of the system."""
+    authorization: str = setting("PERCORE_FETCH_AUTHORIZATION", "", TEXT)
+    """Value of the header `Authorization` for `https://`, such as `Bearer ...`. It is a secret, and is never logged."""
+    anonymous: bool = setting("PERCORE_FETCH_ANONYMOUS", "no", YES_OR_NO)
+    """Whether a store is read without credentials, as public data can be."""
+    connections: int = setting("PERCORE_FETCH_CONNECTIONS", "8", within(1, 32))
+    """Ranges that are fetched at the same time."""
+    max_bytes: int = setting("PERCORE_FETCH_MAX_BYTES", "107374182400", within(1, 2**50))
+    """The most bytes that a fetch may write. For an archive that is the archive and what it unpacks to."""
+    max_files: int = setting("PERCORE_FETCH_MAX_FILES", "100000", within(1, 10_000_000))
+    """The most files that a fetch may write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +267,7 @@ class Settings:
     """Every setting, by group."""
 
     models: ModelSettings
+    fetch: FetchSettings
     app: AppSettings
     server: ServerSettings
     cores: CoreSettings
@@ -236,6 +277,7 @@ class Settings:
 GATEWAY_PREFIX = "PERCORE_GATEWAY_"
 GROUPS: dict[str, type[Any]] = {
     "models": ModelSettings,
+    "fetch": FetchSettings,
     "app": AppSettings,
     "server": ServerSettings,
     "cores": CoreSettings,
@@ -266,7 +308,8 @@ def read_groups(
     known = {each.metadata["key"] for group in declared.values() for each in group}
     for key in environ:
         if key.startswith("PERCORE_") and key not in known and not others(key):
-            raise SettingsError(f"{key}={environ[key][:100]!r}: no such setting; known: {', '.join(sorted(known))}")
+            # Without its value, which may be a secret.
+            raise SettingsError(f"{key}: no such setting; known: {', '.join(sorted(known))}")
     return {name: groups[name](**{each.name: _read(environ, each) for each in group}) for name, group in declared.items()}
 
 

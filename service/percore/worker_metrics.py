@@ -59,7 +59,9 @@ class WorkerMetrics:
             "percore_worker_client_disconnects", "Calls whose client went away before the answer.", ["state"], registry=to
         )
         self.load = Gauge("percore_model_load_seconds", "How long the latest load took.", ["model", "version"], registry=to)
-        self.model_info = Gauge("percore_model_info", "A model that is served.", ["model", "version", "platform"], registry=to)
+        self.model_info = Gauge(
+            "percore_model_info", "A model that is served.", ["model", "version", "platform", "digest"], registry=to
+        )
         if self.versioned:
             self.build_info = Gauge("percore_build_info", "The version of percore.", ["version"], registry=to)
         # Create the series before the first event: Prometheus does not see a rise from no series to 1.

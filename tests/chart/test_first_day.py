@@ -170,7 +170,7 @@ def test_every_variable_that_the_chart_sets_is_refused_as_an_own_one() -> None:
 
 def test_every_setting_can_be_reached() -> None:
     of_image = {"PERCORE_HOST", "PERCORE_PORT", "PERCORE_STATUS_PORT", "PERCORE_STATE_DIR"}
-    of_app = {"PERCORE_APP"}  # the value `app`, which excludes `handler`
+    of_values = {"PERCORE_APP", "PERCORE_MODEL_DIGEST"}  # `app`, which excludes `handler`, and `model.digest`
     usual = ("gateway.priorityHeader=X-Priority", "gateway.callerHeader=X-Tenant", "gateway.healthPaths[0]=/", "handler=a:B")
     stored = ("calls.enabled=true", "calls.webhooks.hosts[0]=example.com", "calls.webhooks.existingSecret=signing")
     objects = render(*usual, *stored)
@@ -180,7 +180,7 @@ def test_every_setting_can_be_reached() -> None:
     gateway_keys = {each.metadata["key"] for group in gateway_settings.GROUPS.values() for each in _fields(group)}
     for key, component, keys in (("env", "inference", settings.keys()), ("gateway.env", "gateway", gateway_keys)):
         container = one(objects, "Deployment", component)["spec"]["template"]["spec"]["containers"][0]
-        others = sorted(keys - of_image - of_app - of_calls - {each["name"] for each in container["env"]})
+        others = sorted(keys - of_image - of_values - of_calls - {each["name"] for each in container["env"]})
         given = [
             word for number, name in enumerate(others) for word in (f"{key}[{number}].name={name}", f"{key}[{number}].value=a")
         ]

@@ -186,7 +186,7 @@ def test_a_value_that_breaks_the_rule_is_an_error_that_names_setting_rule_and_va
 
 
 def test_a_setting_that_does_not_exist_is_an_error_that_names_it_and_those_that_do() -> None:
-    with pytest.raises(SettingsError, match=r"PERCORE_GATEWAY_UPLOAD='1': no such setting; known: .*PERCORE_GATEWAY_UPLOADS"):
+    with pytest.raises(SettingsError, match=r"PERCORE_GATEWAY_UPLOAD: no such setting; known: .*PERCORE_GATEWAY_UPLOADS"):
         load({"PERCORE_GATEWAY_UPLOAD": "1"})
 
 

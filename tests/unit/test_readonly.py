@@ -100,6 +100,14 @@ def test_open_inference_metadata_is_that_of_the_default_signature() -> None:
     }
 
 
+def test_a_digest_is_shown_where_it_is_known() -> None:
+    client = client_of(Catalog((ModelInfo("m", 1, "keras", {}, digest="sha256:1"),)))
+    status: Any = client.get("/v1/models/m").json
+    metadata: Any = client.get("/v2/models/m").json
+    assert status["model_version_status"][0]["digest"] == "sha256:1"
+    assert metadata["parameters"] == {"digest": "sha256:1"}
+
+
 def test_health_and_the_server_are_described() -> None:
     assert get("/v2") == {"name": "percore", "version": __version__, "extensions": ["binary_tensor_data"]}
     assert get("/v2/health/live") == {"live": True}

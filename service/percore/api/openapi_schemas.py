@@ -106,6 +106,7 @@ SCHEMAS: Json = {
                 version=_STRING,
                 state={"type": "string", "enum": ["AVAILABLE"]},
                 status=_object(["error_code", "error_message"], error_code=_STRING, error_message=_STRING),
+                digest=_STRING,
             )
         ),
     ),
@@ -125,6 +126,7 @@ SCHEMAS: Json = {
         platform=_STRING,
         inputs=_list(_DESCRIBED),
         outputs=_list(_DESCRIBED),
+        parameters=_object([], digest=_STRING),
     ),
     "InferenceRequest": _object(
         ["inputs"],

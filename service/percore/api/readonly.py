@@ -101,6 +101,7 @@ class _Routes:
                 "platform": info.platform,
                 "inputs": _tensors(signature.inputs),
                 "outputs": _tensors(signature.outputs),
+                **({"parameters": {"digest": info.digest}} if info.digest else {}),
             }
         )
 
@@ -119,6 +120,7 @@ def _status(info: ModelInfo) -> dict[str, Any]:
         "version": str(info.version),
         "state": "AVAILABLE",
         "status": {"error_code": "OK", "error_message": ""},
+        **({"digest": info.digest} if info.digest else {}),
     }
 
 

@@ -90,7 +90,7 @@ class Workers:
         self._catalog = Catalog.from_document(event["catalog"])
         for model in self._catalog:
             self.metrics.load.labels(model.name, model.version).set(model.load_seconds)
-            self.metrics.model_info.labels(model.name, model.version, model.platform).set(1)
+            self.metrics.model_info.labels(model.name, model.version, model.platform, model.digest).set(1)
 
     def _finished(self, event: Mapping[str, Any]) -> None:
         self.metrics.calls.labels(event["model"], event["code"]).inc()

@@ -145,6 +145,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
 
         models = load_models(self.settings, threads)
         catalog = Catalog(tuple(model.info for model in models))
+        for info in catalog:
+            self.log.info("model %r version %d is loaded, digest %s", info.name, info.version, info.digest or "not known")
         app = create_app(models, catalog, max_body_bytes=self.settings.limits.max_body_bytes)
         self.wsgi = cast("Application", app.wsgi_app)
         return catalog

@@ -1,0 +1,139 @@
+"""Unpack an archive, which may be hostile: it writes nothing outside its folder, no links, and no more than it may.
+
+Only files and folders are unpacked. A name that is absolute, or has ``..``, is refused, and so is a second entry for the same
+file. Bytes and entries are counted before they are written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Self
+
+from percore.errors import LoadError
+
+COPY_BYTES = 1 << 20
+LONGEST_HEADER = 1 << 16
+"""Bytes of an extended header of a tar archive, which tarfile reads into memory."""
+DIRECTORY_ENTRY_BYTES = 400
+"""Of the directory of a zip archive, for each entry that is allowed. zipfile reads it into memory."""
+HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What may be written."""
+
+    size: int
+    files: int
+    said: str
+    """What bounds the size, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of an archive."""
+
+    name: str
+    size: int
+    kind: str
+    """``file``, ``folder``, or what else it is."""
+    content: IO[bytes] | None
+
+
+def unpack(archive: Path, into: Path, room: Room) -> None:
+    """Write the files of an archive to a new folder. Raises LoadError with one sentence, also for a damaged archive."""
+    entries = _zip_entries(archive, room) if archive.name.lower().endswith(".zip") else _tar_entries(archive)
+    into.mkdir()
+    size = 0
+    try:
+        for number, entry in enumerate(entries, 1):
+            size += entry.size
+            if size > room.size:
+                raise LoadError(f"archive {archive.name}: unpacks to more than {room.said}")
+            if number > room.files:
+                raise LoadError(f"archive {archive.name}: has more than PERCORE_FETCH_MAX_FILES={room.files} entries")
+            _write(entry, into / safe(archive.name, entry.name))
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise LoadError(f"archive {archive.name}: cannot be read: {error}") from error
+    except FileExistsError as error:
+        raise LoadError(f"archive {archive.name}: has two entries for {Path(error.filename).relative_to(into)}") from error
+
+
+def safe(archive: str, name: str) -> PurePosixPath:
+    """Return the path of an entry below its folder; raise LoadError if it could be elsewhere."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not name.isprintable():
+        raise LoadError(f"archive {archive}: entry {name[:200]!r}: must be a path below the folder, without `..`")
+    return path
+
+
+def _write(entry: _Entry, path: Path) -> None:
+    if entry.kind == "folder":
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    if entry.content is None:
+        raise LoadError(f"entry {entry.name[:200]!r} of the archive is a {entry.kind}: only files and folders are unpacked")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with entry.content, path.open("xb") as file:
+        shutil.copyfileobj(entry.content, file, COPY_BYTES)  # never more than the entry says: both libraries see to it
+
+
+class _Header(tarfile.TarInfo):
+    """Refuses headers that tarfile would read into memory, however long they are."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in HEADERS and header.size > LONGEST_HEADER:
+            raise ValueError(f"it has a header of {header.size} bytes")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise ValueError("it has a sparse file")
+        return header
+
+
+def _tar_entries(archive: Path) -> Iterator[_Entry]:
+    with tarfile.open(archive, "r|*", tarinfo=_Header) as tar:
+        for member in tar:
+            kind = (
+                "file" if member.isreg() and not member.issparse() else "folder" if member.isdir() else "link or special file"
+            )
+            yield _Entry(member.name, member.size, kind, tar.extractfile(member) if kind == "file" else None)
+            tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps them all
+
+
+def _zip_entries(archive: Path, room: Room) -> Iterator[_Entry]:
+    if _directory_bytes(archive) > DIRECTORY_ENTRY_BYTES * room.files:
+        raise LoadError(f"archive {archive.name}: its directory is too long for PERCORE_FETCH_MAX_FILES={room.files} entries")
+    with zipfile.ZipFile(archive) as packed:
+        for info in packed.infolist():
+            mode = info.external_attr >> 16
+            kind = "folder" if info.is_dir() else "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "link or special file"
+            yield _Entry(info.filename, info.file_size, kind, packed.open(info) if kind == "file" else None)
+
+
+def _directory_bytes(archive: Path) -> int:
+    """Return at least how long the directory of a zip archive is: it stands between its start and the end of the archive."""
+    with archive.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 65536 - 22))
+        tail = file.read()
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or len(tail) - at < 22:
+        raise LoadError(f"archive {archive.name}: cannot be read: it has no directory")
+    length: int = struct.unpack_from("<I", tail, at + 12)[0]
+    return length
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

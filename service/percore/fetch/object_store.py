@@ -1,0 +1,193 @@
+"""The one door to object stores: opens them, lists them, and says what their errors mean without what may be secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore import store as stores
+from obstore.exceptions import NotSupportedError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+
+from percore.errors import LoadError
+from percore.fetch.uri import Source
+from percore.settings import FetchSettings
+
+if TYPE_CHECKING:  # the library has these types for checkers alone
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, RetryConfig
+
+READ_SECONDS = 30
+"""How long a server may send nothing."""
+CONNECT_SECONDS = 10
+PIECE_BYTES = 1 << 19
+"""How much of an answer is written at once."""
+QUICK_RETRIES: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+"""Those of the library; ``transfer`` goes on where they end."""
+UNRANGED = ("Range request not supported", "non-partial response")
+"""What errors of the library hold if a server sends all of a file where a part was asked for."""
+FINAL = (PermissionDeniedError, UnauthenticatedError, PreconditionError, FileNotFoundError, NotSupportedError)
+STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
+CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
+CAUSES = (
+    (
+        "169.254.169.254",
+        "no credentials were found: give them by the environment, or set PERCORE_FETCH_ANONYMOUS=yes for public data",
+    ),
+    ("UnknownIssuer", "the certificate of the server is signed by a CA that is not known: name it by PERCORE_FETCH_CA_FILE"),
+    ("NotValidForName", "the certificate of the server is for another name"),
+    ("Expired", "the certificate of the server has expired"),
+    ("InvalidCertificate", "the certificate of the server is not valid"),
+    ("dns error", "the host name was not found"),
+    ("ConnectionRefused", "the connection was refused"),
+    ("TimedOut", f"the server sent nothing for {READ_SECONDS} s"),
+    ("timed out", f"the server sent nothing for {READ_SECONDS} s"),
+    ("IncompleteMessage", "the server closed the connection early"),
+    ("ConnectionReset", "the server closed the connection early"),
+    ("UnexpectedEof", "the server closed the connection early"),
+    ("end of file before message", "the server closed the connection early"),
+    ("error decoding response body", "the server closed the connection early"),
+    ("Content-Length", "the server does not say how long the file is"),
+)
+"""What errors of the library hold, and what that means; the first wins."""
+LASTING = ("169.254.169.254", "UnknownIssuer", "NotValidForName", "Expired", "InvalidCertificate", "Content-Length")
+"""Those that another attempt does not mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """One file in a store."""
+
+    key: str
+    """Its path in the store."""
+    path: str
+    """Its path below what is fetched."""
+    size: int
+    tag: str
+    """Changes with the content, as far as the store tells."""
+    ranged: bool = True
+    """Whether the store can send a part of it."""
+
+
+def open_store(source: Source, settings: FetchSettings) -> Any:
+    """Return the store of ``source``. Credentials come from the environment, as each store's own tools read them."""
+    if source.scheme == "file":
+        return stores.LocalStore()
+    try:
+        options = _client_options(source, settings)
+        if source.scheme == "https":
+            query = f"?{source.query}" if source.query else ""
+            url = f"https://{source.host}/{source.path}{query}"
+            return stores.HTTPStore(url, client_options=options, retry_config=QUICK_RETRIES)
+        keys = {"s3": "endpoint", "gs": "base_url", "az": "endpoint"}
+        opened = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[source.scheme]
+        config: dict[str, Any] = {keys[source.scheme]: settings.endpoint} if settings.endpoint else {}
+        if settings.anonymous:
+            config["skip_signature"] = True
+        return opened(source.host, config=config, client_options=options, retry_config=QUICK_RETRIES)
+    except Exception as error:  # noqa: BLE001 - whatever the library raises for its configuration
+        raise LoadError(f"{source.shown} cannot be opened: {reason(error)}") from None
+
+
+def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
+    options: ClientConfig = {
+        "timeout": timedelta(days=7),  # the load timeout ends what is slow
+        "read_timeout": timedelta(seconds=READ_SECONDS),
+        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+        "allow_http": settings.endpoint.startswith("http://") and source.scheme != "https",
+    }
+    if settings.ca_file is not None:
+        try:
+            options["root_certificate"] = settings.ca_file.read_bytes()
+        except OSError as error:
+            raise LoadError(f"PERCORE_FETCH_CA_FILE={settings.ca_file}: {error.strerror}") from error
+    if settings.authorization and source.scheme == "https":
+        options["default_headers"] = {"authorization": settings.authorization}
+    return options
+
+
+async def find(store: Any, source: Source, most: int) -> list[Remote]:
+    """Return the files of ``source``, by path. Raises what the library raises; LoadError if there is none, or over ``most``."""
+    if source.is_file:
+        meta, ranged = await _probe(store, "" if source.scheme == "https" else source.path)
+        return [_remote(meta, source.file_name, ranged=ranged)]
+    root = f"{source.path}/" if source.path else ""
+    found: dict[str, Any] = {}
+    async for batch in obstore.list(store, source.path or None):
+        found.update((meta["path"].removeprefix(root), meta) for meta in batch if meta["path"].startswith(root))
+        if len(found) > most:
+            raise LoadError(f"{source.shown} has more than PERCORE_FETCH_MAX_FILES={most} files")
+    # Consoles of S3 make empty objects that stand for folders.
+    parents = {parent for path in found for parent in _parents(path)}
+    remotes = [
+        _remote(meta, path) for path, meta in sorted(found.items()) if path and not (path in parents and not meta["size"])
+    ]
+    if not remotes:
+        raise LoadError(f"{source.shown} has no files")
+    largest = max(remotes, key=lambda each: each.size)
+    if largest.size and not (await _probe(store, largest.key))[1]:
+        return [replace(each, ranged=False) for each in remotes]
+    return remotes
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+async def open_stream(store: Any, remote: Remote, start: int, end: int) -> tuple[str, int, Any]:
+    """Return a file's tag, its size, and its bytes from ``start`` to ``end`` in pieces; all bytes if it is not ranged."""
+    options: GetOptions = {"range": (start, end)} if remote.ranged else {}
+    result = await obstore.get_async(store, remote.key, options=options)
+    return _tag(result.meta), result.meta["size"], result.stream(min_chunk_size=PIECE_BYTES)
+
+
+async def _probe(store: Any, key: str) -> tuple[Any, bool]:
+    """Return what a store says of a file, and whether it sends a part of it. By GET, for which alone a URL may be signed."""
+    try:
+        return (await obstore.get_async(store, key, options={"range": (0, 1)})).meta, True
+    except Exception as error:
+        if not any(mark in str(error) for mark in UNRANGED):
+            raise
+    return (await obstore.get_async(store, key)).meta, False
+
+
+def _tag(meta: Any) -> str:
+    return meta["e_tag"] or str(meta["last_modified"])
+
+
+def _remote(meta: Any, path: str, *, ranged: bool = True) -> Remote:
+    return Remote(meta["path"], path, meta["size"], _tag(meta), ranged)
+
+
+def is_final(error: Exception) -> bool:
+    """Tell whether another attempt would fail too."""
+    text = str(error)
+    if isinstance(error, FINAL) or any(mark in text for mark in LASTING):
+        return True
+    status = STATUS.search(text)
+    return status is not None and status[1].startswith("4") and status[1] not in ("408", "425", "429")
+
+
+def reason(error: Exception) -> str:
+    """Return one sentence for an error of a store. It has no header, no query and no body, because those may be secret."""
+    if isinstance(error, LoadError):
+        return str(error)
+    text = str(error)
+    status = STATUS.search(text)
+    if status:
+        code = CODE.search(text)
+        return f"the server answers {status[1]}{status[2].rstrip()}" + (f" ({code[1]})" if code else "")
+    for mark, meaning in CAUSES:
+        if mark in text:
+            return meaning
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = text.split("\n", 1)[0] or type(error).__name__
+    return re.sub(r"\?\S+", "?...", re.sub(r"//\S*@", "//", first))

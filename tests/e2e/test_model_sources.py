@@ -1,0 +1,254 @@
+"""Models from a store, an image and a volume: each answers right, says its digest, and a fault is one sentence of the pod."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import trustme
+import yaml
+
+from tests.e2e.conftest import Install, restricted
+from tests.e2e.harness import SECONDS, Release, eventually, images, kubectl, metric, run
+
+KEY, SECRET = "the-key-of-the-test", "the-secret-of-the-test"
+SEVEN = [0, 0, 7, 8, 13, 16, 15, 1, 0, 0, 7, 7, 4, 11, 12, 0, 0, 0, 0, 0, 8, 13, 1, 0, 0, 4, 8, 8, 15, 15, 6, 0]
+SEVEN += [0, 2, 11, 15, 15, 4, 0, 0, 0, 0, 0, 16, 5, 0, 0, 0, 0, 0, 9, 15, 1, 0, 0, 0, 0, 0, 13, 5, 0, 0, 0, 0]
+LOADS = {"handler": "", "memory": "1Gi", "example": {"path": ""}}
+"""What a release with the demo model needs, beyond the sleeping handler."""
+STORE = {"endpoint": "http://store:8333", "existingSecret": "store", "maxBytes": 100_000_000}
+
+
+def digest_in_store(namespace: str, command: str) -> str:
+    """Return the digest of what the store has, by the tools of its image."""
+    return "sha256:" + kubectl("-n", namespace, "exec", "deployment/store", "-c", "s3", "--", "bash", "-c", command).split()[0]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    """A namespace with a store: the Service, its credentials and its CA are all called `store`."""
+    with restricted() as namespace:
+        authority = trustme.CA()
+        certificate = authority.issue_cert("store")
+        image = images("store")["image"]
+        security = {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        commands = {
+            "s3": ["rclone", "serve", "s3", "--addr", ":8333", "--auth-key", f"{KEY},{SECRET}", "/buckets"],
+            "site": ["python", "/site.py", "/site", "/certificate/tls.crt", "/certificate/tls.key", "8443"],
+        }
+        containers = [
+            {
+                "name": name,
+                "image": f"{image['repository']}:{image['tag']}",
+                "imagePullPolicy": "IfNotPresent",
+                "command": command,
+                "env": [{"name": "HOME", "value": "/tmp"}],
+                "securityContext": security,
+                "volumeMounts": [{"name": "certificate", "mountPath": "/certificate"}],
+            }
+            for name, command in commands.items()
+        ]
+        labels = {"app": "store"}
+        objects: list[dict[str, Any]] = [
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"name": "store"},
+                "spec": {
+                    "selector": {"matchLabels": labels},
+                    "template": {
+                        "metadata": {"labels": labels},
+                        "spec": {
+                            "containers": containers,
+                            "volumes": [{"name": "certificate", "secret": {"secretName": "certificate"}}],
+                        },
+                    },
+                },
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": "store"},
+                "spec": {
+                    "selector": labels,
+                    "ports": [{"name": "s3", "port": 8333}, {"name": "site", "port": 8443}],
+                },
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "store"},
+                "stringData": {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"},
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "certificate"},
+                "stringData": {
+                    "tls.crt": b"".join(each.bytes() for each in certificate.cert_chain_pems).decode(),
+                    "tls.key": certificate.private_key_pem.bytes().decode(),
+                },
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "store"},
+                "data": {"ca.crt": authority.cert_pem.bytes().decode()},
+            },
+        ]
+        kubectl("-n", namespace, "apply", "-f", "-", given=yaml.safe_dump_all(objects))
+        kubectl("-n", namespace, "rollout", "status", "deployment/store", f"--timeout={SECONDS:g}s")
+        yield namespace
+
+
+@pytest.fixture
+def namespace(store: str) -> str:
+    """What `install` installs into."""
+    return store
+
+
+def sees_a_seven(release: Release) -> None:
+    with release.forwarded() as gateway:
+        answer = requests.post(f"{gateway}/v1/models/digits:predict", json={"instances": [SEVEN]}, timeout=SECONDS)
+        assert answer.json()["predictions"][0]["digit"] == 7
+
+
+def says(release: Release, digest: str) -> None:
+    with release.forwarded() as gateway:
+        [version] = requests.get(f"{gateway}/v1/models/digits", timeout=SECONDS).json()["model_version_status"]
+        assert version.get("digest", "") == digest
+    [pod] = release.ready()
+    with release.forwarded(f"pod/{pod}", 9090) as status:
+        assert metric(status, "percore_model_info", model="digits", digest=digest) == 1
+
+
+FOLDER = r"cd /buckets/bucket/models && find . -type f -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum"
+
+
+def test_models_of_an_s3_store_with_a_digest(install: Install, store: str) -> None:
+    digest = digest_in_store(store, FOLDER)
+    release = install("s3", **LOADS, model={"uri": "s3://bucket/models", "digest": digest, **STORE})
+    [pod] = release.wait(1)
+    sees_a_seven(release)
+    says(release, digest)
+    document = json.loads(kubectl("-n", store, "get", "pod", pod, "-o", "json"))
+    assert document["status"]["qosClass"] == "Guaranteed"
+    [said] = [line["message"] for line in release.lines(pod, "fetch-model") if "holds the models of" in line["message"]]
+    assert said.endswith(digest)
+    logs = kubectl("-n", store, "logs", pod, "--all-containers")
+    assert KEY not in logs
+    assert SECRET not in logs
+
+
+def test_an_archive_of_an_https_server_whose_ca_is_private(install: Install, store: str) -> None:
+    model = {"uri": "https://store:8443/digits.tar.gz", "caConfigMap": {"name": "store"}, "maxBytes": 100_000_000}
+    release = install("site", **LOADS, model=model)
+    release.wait(1)
+    sees_a_seven(release)
+    says(release, digest_in_store(store, "sha256sum /site/digits.tar.gz"))
+
+
+def test_an_image_that_holds_nothing_but_models(install: Install) -> None:
+    version = json.loads(kubectl("version", "-o", "json"))["serverVersion"]
+    if (int(version["major"]), int(version["minor"].rstrip("+"))) < (1, 35):
+        pytest.skip("this version of Kubernetes mounts no images")
+    tag = images()["image"]["tag"]
+    release = install("oci", **LOADS, model={"image": f"localhost/percore/models:{tag}"})
+    release.wait(1)
+    sees_a_seven(release)
+    says(release, "")
+
+
+def test_a_volume_with_models(install: Install, store: str) -> None:
+    if not kubectl("get", "storageclass", "-o", "name").strip():
+        pytest.skip("this cluster makes no volumes")
+    image = images("demo")["image"]
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "models"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "100Mi"}}},
+    }
+    security = {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    fill = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "fill"},
+        "spec": {
+            "restartPolicy": "Never",
+            "securityContext": security,
+            "containers": [
+                {
+                    "name": "fill",
+                    "image": f"{image['repository']}:{image['tag']}",
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["sh", "-c", "mkdir /volume/of && cp -r /models /volume/of/this"],
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
+                }
+            ],
+            "volumes": [{"name": "volume", "persistentVolumeClaim": {"claimName": "models"}}],
+        },
+    }
+    kubectl("-n", store, "apply", "-f", "-", given=yaml.safe_dump_all([claim, fill]))
+    kubectl("-n", store, "wait", "pod/fill", "--for=jsonpath={.status.phase}=Succeeded", f"--timeout={SECONDS:g}s")
+    release = install("volume", **LOADS, model={"persistentVolumeClaim": {"claimName": "models", "subPath": "of/this"}})
+    release.wait(1)
+    sees_a_seven(release)
+    says(release, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({**STORE, "uri": "s3://bucket/models", "digest": "sha256:" + "0" * 64}, "s3://bucket/models has the digest sha256:"),
+        ({**STORE, "uri": "s3://bucket/nothing"}, "s3://bucket/nothing has no files"),
+        ({**STORE, "uri": "s3://bucket/models", "maxBytes": 1000}, "which is more than PERCORE_FETCH_MAX_BYTES=1000 allows"),
+        ({"uri": "https://store:8443/digits.tar.gz"}, "signed by a CA that is not known: name it by PERCORE_FETCH_CA_FILE"),
+    ],
+)
+def test_a_fetch_that_fails_is_one_sentence_of_the_pod(install: Install, model: dict[str, Any], words: str) -> None:
+    release = install(f"bad-{hashlib.sha256(words.encode()).hexdigest()[:6]}", **LOADS, model=model)
+
+    def message() -> str:
+        for pod in release.pods("inference"):
+            for status in pod["status"].get("initContainerStatuses", []):
+                ended = status["state"].get("terminated") or status["lastState"].get("terminated")
+                if status["name"] == "fetch-model" and ended and ended["exitCode"]:
+                    return str(ended.get("message", "without a word"))
+        return ""
+
+    said = eventually(message)
+    assert words in said
+    assert len(said.splitlines()) == 1
+    assert not release.ready()
+
+
+def test_a_revision_that_cannot_be_fetched_leaves_the_one_before_serving(install: Install) -> None:
+    release = install("revisions", **LOADS, model={"uri": "s3://bucket/models", **STORE})
+    before = release.wait(1)
+    release.upgrade({"model": {"uri": "s3://bucket/nothing"}})
+    eventually(lambda: len(release.pods("inference")) == 2)
+    eventually(
+        lambda: any(
+            status.get("restartCount", 0) > 0
+            for pod in release.pods("inference")
+            for status in pod["status"].get("initContainerStatuses", [])
+            if status["name"] == "fetch-model"
+        )
+    )
+    assert release.ready() == before
+    sees_a_seven(release)
+    run("kubectl", "-n", release.namespace, "rollout", "undo", f"deployment/{release.full_name}-inference")
+    eventually(lambda: len(release.pods("inference")) == 1)
+    sees_a_seven(release)
