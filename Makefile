@@ -99,15 +99,15 @@ update: .venv/installed ## Write the generated files anew
 
 .PHONY: unit
 unit: .venv/installed ## Unit tests
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n auto tests/unit
 
 .PHONY: service-test
 service-test: $(MODELS)/built ## Tests of the running service: real processes, real sockets, real faults
-	$(BIN)/pytest tests/service
+	$(BIN)/pytest -n 2 --dist loadfile tests/service
 
 .PHONY: gateway-test
 gateway-test: .venv/installed ## Tests of the gateway: fake and real pods, real sockets, real faults
-	$(BIN)/pytest tests/gateway
+	$(BIN)/pytest -n 2 --dist loadfile tests/gateway
 
 .PHONY: chart-test
 chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the Dockerfile

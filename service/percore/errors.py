@@ -94,10 +94,14 @@ class NotFound(CallError):
 
 
 class MethodNotAllowed(CallError):
-    """The route exists, but not for this method."""
+    """The route exists, but not for this method. ``allowed`` becomes an ``Allow`` header."""
 
     status = 405
     code = "method-not-allowed"
+
+    def __init__(self, method: str, route: str, allowed: str) -> None:
+        super().__init__(f"{method} is not allowed on {route}; allowed: {allowed}")
+        self.allowed = allowed
 
 
 class BodyTimeout(CallError):

@@ -209,9 +209,15 @@ def test_unknown_erased_and_malformed_ids(stored: Stored) -> None:
     for bad in ("0" * 32, "x", "../models", "0" * 33, "%00", f"{'0' * 32}/other", ""):
         answer = requests.get(stored.service.url(f"/v1/calls/{bad}"), timeout=5)
         assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), bad
-    for method, rest in (("PUT", ""), ("POST", ""), ("POST", "/result"), ("GET", "/cancel")):
+    for method, rest, allowed in (
+        ("PUT", "", "GET, HEAD, DELETE"),
+        ("POST", "", "GET, HEAD, DELETE"),
+        ("POST", "/result", "GET, HEAD"),
+        ("GET", "/cancel", "POST"),
+    ):
         answer = requests.request(method, f"{url}{rest}", timeout=5)
         assert (answer.status_code, answer.json()["code"]) == (405, "method-not-allowed")
+        assert answer.headers["Allow"] == allowed
 
 
 def test_callers_take_turns(stored: Stored) -> None:

@@ -224,7 +224,8 @@ def test_bad_input_passes_from_a_model_to_the_caller(caplog: pytest.LogCaptureFi
 def test_any_other_error_of_ours_that_a_model_raises_is_the_models_failure(
     kind: type[CallError], caplog: pytest.LogCaptureFixture
 ) -> None:
-    response = post(client_of(model(ONE, fail(kind("as asked")))), {"inputs": [[1, 2]]})
+    error = kind.__new__(kind, "as asked")  # whatever its constructor wants
+    response = post(client_of(model(ONE, fail(error))), {"inputs": [[1, 2]]})
     assert (response.status_code, response.json) == (500, HandlerFailed().document())
     assert "Retry-After" not in response.headers
     assert len(caplog.records) == 1

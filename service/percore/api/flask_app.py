@@ -34,7 +34,7 @@ Chunk = bytes | memoryview
 JSON = "application/json"
 _LOG = logging.getLogger("percore.api")
 _BY_STATUS: Mapping[int, type[CallError]] = {
-    each.status: each for each in (BadRequest, NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType)
+    each.status: each for each in (BadRequest, NotFound, BodyTooLarge, UnsupportedMediaType)
 }
 
 
@@ -83,8 +83,7 @@ def _on_http_error(error: HTTPException) -> Answer:
     kind = _BY_STATUS.get(status, BadRequest if status < 500 else HandlerFailed)
     if status == 405:
         allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-        message = f"{request.method} is not allowed on {_path()}; allowed: {allowed}"
-        return json_answer(kind(message).document(), status, Allow=allowed)
+        return json_answer(MethodNotAllowed(request.method, _path(), allowed).document(), status, Allow=allowed)
     message = f"no route {_path()}; GET /openapi.json lists them" if status == 404 else str(error.description)
     return error_answer(kind(message))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from percore.errors import BadRequest, CallError
+from percore.errors import BadRequest, CallError, MethodNotAllowed
 
 if TYPE_CHECKING:
     from percore.http.connection import Connection
@@ -263,6 +263,8 @@ class Request:
         fields = [*JSON, *headers]
         if error.retry_after is not None:
             fields.append((b"Retry-After", b"%d" % error.retry_after))
+        if isinstance(error, MethodNotAllowed):
+            fields.append((b"Allow", error.allowed.encode()))
         if not self.complete:
             self.close = True
         self.respond(error.status, fields, orjson.dumps(error.document()))

@@ -38,7 +38,7 @@ def answer(method: str, path: str, trouble: str) -> Answer:
     if name not in (READY, LIVE):
         return _error(NotFound(f"no route {name[:100]!r}; under {PREFIX} there are {READY} and {LIVE}"))
     if method not in ("GET", "HEAD"):
-        return _error(MethodNotAllowed(f"{method} is not allowed on {name}; allowed: GET, HEAD"), (b"Allow", b"GET, HEAD"))
+        return _error(MethodNotAllowed(method, name, "GET, HEAD"), (b"Allow", b"GET, HEAD"))
     return OK if name == LIVE else ready(trouble)
 
 

@@ -63,7 +63,7 @@ class StatusServer:
     async def serve(self, request: Request) -> None:
         """Answer one request."""
         if request.method not in (b"GET", b"HEAD"):
-            raise MethodNotAllowed(f"{request.method.decode('latin-1')} is not allowed on this port; allowed: GET, HEAD")
+            raise MethodNotAllowed(request.method.decode("latin-1"), "this port", "GET, HEAD")
         path = request.path
         if probe := self._probes.get(path):
             trouble = probe()

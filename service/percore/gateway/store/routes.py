@@ -82,7 +82,7 @@ class Routes:
         method = request.method.decode("latin-1")
         allowed = {"": "GET, HEAD, DELETE", "/result": "GET, HEAD", "/cancel": "POST"}[rest]
         if method not in allowed.split(", "):
-            raise MethodNotAllowed(f"{method} is not allowed on {self._base}/ID{rest}; allowed: {allowed}")
+            raise MethodNotAllowed(method, f"{self._base}/ID{rest}", allowed)
         if rest == "/cancel":
             await self._send_status(request, self._known(await self._stored.cancel(call_id)), 200, [])
         elif method == "DELETE":
