@@ -1,5 +1,6 @@
 """Handlers that the tests of the service load."""
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -127,7 +128,8 @@ class SaysItNeverRan:
 class Journal:
     """Writes down when which call begins and ends, and whether another run of it computes at the same time.
 
-    Inputs: ``n``, the call's number; ``sleep``, seconds; ``fill``, bytes to answer with.
+    Inputs: ``n``, the call's number; ``sleep``, seconds; ``native``, seconds in C that never gives Python's global lock back, so
+    that no other thread of the worker gets a turn; ``fill``, bytes to answer with.
     """
 
     def load(self) -> None:
@@ -146,6 +148,8 @@ class Journal:
                 self.write(f"overlap {number} {other}")
         self.write(f"begin {number} {os.getpid()}")
         time.sleep(inputs["sleep"].item() if "sleep" in inputs else 0)
+        if "native" in inputs:
+            ctypes.PyDLL(None).sleep(int(inputs["native"].item()))
         self.write(f"end {number} {os.getpid()}")
         fill = int(inputs["fill"].item()) if "fill" in inputs else 0
         return {"n": np.array(number), "fill": np.full(fill, number % 256, np.uint8)}

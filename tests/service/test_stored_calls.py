@@ -263,6 +263,13 @@ class Journalled(Stored):
     def check_no_overlap(self) -> None:
         assert not [line for line in self.lines() if line[0] == "overlap"]
 
+    def ended_run(self, path: str) -> str:
+        """Return how the only run of a call ended; empty if it has not, or if the gateway is gone."""
+        with contextlib.suppress(requests.ConnectionError, AssertionError):
+            [run] = self.status(path)["runs"]
+            return run["end"] or ""
+        return ""
+
 
 def journalled(**settings: Any) -> Journalled:
     return Journalled(Service(handler=JOURNAL, **settings))

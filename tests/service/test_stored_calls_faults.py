@@ -153,6 +153,50 @@ def test_runs_that_were_lost_with_a_gateway_are_counted() -> None:
         assert service.metric("percore_stored_call_runs_total", end="answered") == 1
 
 
+# --- runs that go on after they were lost
+
+
+def test_a_call_begins_again_only_when_the_worker_of_its_lost_run_is_free() -> None:
+    """The worker computes in C with Python's lock, so it does not notice that its gateway was killed. Other calls go on."""
+    stored = journalled()
+    with stored.service.ready(2) as service:
+        path = stored.send(n=1, native=8)
+        eventually(stored.lines)
+        os.kill(service.gateway, signal.SIGKILL)
+        other = stored.send(n=2)
+        assert stored.ended(other)["state"] == "succeeded"
+        eventually(lambda: stored.ended_run(path) == "gateway-lost", 20)
+        later = stored.send(n=3)
+        assert stored.ended(later)["state"] == "succeeded"
+        held = stored.status(path)
+        assert (held["state"], len(held["runs"])) == ("queued", 1)
+        found = stored.ended(path, 60)
+        assert (found["state"], [run["end"] for run in found["runs"]]) == ("succeeded", ["gateway-lost", "answered"])
+        stored.check_no_overlap()
+        assert len([line for line in stored.lines() if line[:2] == ["begin", "1"]]) == 2
+        assert service.metric("percore_stored_calls_ended_total", state="succeeded") == 3
+
+
+def test_a_call_that_is_held_for_a_worker_can_be_cancelled_and_expires() -> None:
+    stored = journalled()
+    with stored.service.ready(2) as service:
+        cancelled = stored.send(n=1, native=12)
+        expired = stored.send(n=2, native=12, headers={"Percore-Start-Within": "7"})
+        eventually(lambda: len(stored.lines()) == 2)
+        os.kill(service.gateway, signal.SIGKILL)
+        for path in (cancelled, expired):
+            eventually(lambda path=path: stored.ended_run(path) == "gateway-lost", 20)
+        assert stored.cancel(cancelled)["state"] == "cancelled"
+        assert stored.ended(expired, 8)["state"] == "expired"
+        last = stored.send(n=3)
+        assert stored.ended(last, 30)["state"] == "succeeded"
+        eventually(lambda: service.metric("percore_workers", state="free") == 2, 30)
+        begun = [line[1] for line in stored.lines() if line[0] == "begin"]
+        assert sorted(begun) == ["1", "2", "3"]
+        for path in (cancelled, expired):
+            assert len(stored.status(path)["runs"]) == 1
+
+
 @pytest.fixture(scope="module")
 def app() -> Iterator[Service]:
     service = Service()

@@ -15,7 +15,7 @@ from functools import partial
 from percore.errors import CallError, GatewayFailed, PodLost, QueueTimeout, RunTimeout
 from percore.gateway.call import Call, CallState
 from percore.gateway.endpoints import Endpoint
-from percore.gateway.pods import Key, Pod, PodState, is_usable, key_of
+from percore.gateway.pods import LONGEST_BACKOFF_SECONDS, Key, Pod, PodState, is_usable, key_of
 from percore.gateway.queue import CallQueue
 from percore.gateway.relay import relay
 from percore.gateway.spool import SMALL_BYTES, Spool
@@ -50,12 +50,16 @@ class Dispatcher:
         self._run_seconds = run_seconds
         self._answer_seconds = answer_seconds
         self._requeued = requeued
-        self._name = name.encode()
+        self._reservation = b"OPTIONS * HTTP/1.1\r\nHost: worker\r\nPercore-Gateway: %s\r\n\r\n" % name.encode()
         self.pods: dict[Key, Pod] = {}
         """Every pod that is listed, or that still has a run."""
         self._idle: dict[Key, Pod] = {}
         """Pods to try. The pod that was freed last is at the end, because it is the most likely to be free."""
         self._listed: frozenset[Key] = frozenset()
+        self._known = asyncio.Event()
+        """Set when the first complete list of pods has come."""
+        self._asked: dict[WorkerConnection, Key] = {}
+        """Reservations that only ask whether a pod is free."""
         self._waiting = 0
         """Number of pods that have not answered their reservation. Only pods that were tried since the queue was last empty
         count."""
@@ -85,6 +89,10 @@ class Dispatcher:
             if self.pods[key].task is None:
                 del self.pods[key]
         self._listed = frozenset(listed)
+        self._known.set()
+        for worker, key in self._asked.items():
+            if key not in listed:
+                worker.abort()
         self.match()
 
     def _retire(self, pod: Pod) -> None:
@@ -146,6 +154,39 @@ class Dispatcher:
             for pod in self.pods.values():
                 self._answered(pod)
 
+    # --- is a pod free
+
+    async def until_free(self, name: str) -> None:
+        """Return when a pod computes nothing that it computed before: it answers a reservation that is sent now, or it is gone.
+
+        The reservation is one of its own: a pod may have answered another one before the run that is asked about began. A pod is
+        gone if the list of pods does not have it. Before the first list has come, that is not known.
+        """
+        await self._known.wait()
+        while (key := self._key_of(name)) is not None:
+            try:
+                await self._ask(key)
+            except (OSError, TimeoutError):
+                await asyncio.sleep(LONGEST_BACKOFF_SECONDS)
+            else:
+                return
+
+    def _key_of(self, name: str) -> Key | None:
+        return next((key for key in self._listed if self.pods[key].name == name), None)
+
+    async def _ask(self, key: Key) -> None:
+        """Wait until a pod answers a reservation, however long that takes; raise OSError or TimeoutError if it cannot."""
+        _, address, port = key
+        worker = await connect(address, port)
+        self._asked[worker] = key
+        try:
+            if key not in self._listed:
+                raise ConnectionAbortedError("the pod is gone")
+            await worker.reserve(self._reservation)
+        finally:
+            del self._asked[worker]
+            worker.close()
+
     # --- one pod
 
     async def _serve(self, pod: Pod) -> float:
@@ -154,7 +195,7 @@ class Dispatcher:
         call: Call | None = None
         try:
             worker = await connect(pod.endpoint.address, pod.endpoint.port)
-            await worker.reserve(b"OPTIONS * HTTP/1.1\r\nHost: worker\r\nPercore-Gateway: %s\r\n\r\n" % self._name)
+            await worker.reserve(self._reservation)
             self._answered(pod)
             call = self._queue.pop() if pod.usable else None
             if call is None:

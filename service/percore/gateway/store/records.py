@@ -16,6 +16,7 @@ from percore.errors import CallError, GatewayFailed, PodLost
 from percore.gateway.store.documents import rfc3339
 from percore.gateway.store.schema import (
     FINAL,
+    LOST,
     OPEN,
     REQUEST,
     RESULT,
@@ -39,8 +40,10 @@ Row = sa.Row[Any]
 QUEUED_COLUMNS = (
     *(calls.c.sequence, calls.c.id, calls.c.priority, calls.c.caller, calls.c.request_id, calls.c.client, calls.c.head),
     *(calls.c.request_bytes, calls.c.start_by, calls.c.run, calls.c.created_at),
+    sa.func.coalesce(runs.c.pod, "").label("lost_pod"),
 )
-"""What a gateway keeps in memory of a queued call."""
+"""What a gateway keeps in memory of a queued call. ``lost_pod``: where its last run was, if that was lost."""
+LAST_RUN_LOST = sa.and_(runs.c.call == calls.c.sequence, runs.c.number == calls.c.run, runs.c.end.in_(LOST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,8 @@ def claim(to: sa.Connection, gateway: str) -> list[Row]:
 
 def queued(to: sa.Connection, gateway: str, sequences: Sequence[int] | None = None) -> list[Row]:
     """Return queued calls of a gateway, in order of arrival: all, or some."""
-    which = sa.select(*QUEUED_COLUMNS).where(calls.c.owner == gateway, calls.c.state == State.QUEUED)
+    which = sa.select(*QUEUED_COLUMNS).select_from(calls.outerjoin(runs, LAST_RUN_LOST))
+    which = which.where(calls.c.owner == gateway, calls.c.state == State.QUEUED)
     if sequences is not None:
         which = which.where(calls.c.sequence.in_(sequences))
     return list(to.execute(which.order_by(calls.c.sequence)))

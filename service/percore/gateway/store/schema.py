@@ -46,6 +46,10 @@ class RunEnd(StrEnum):
     """The worker was lost before the last byte of the call."""
 
 
+LOST = (RunEnd.POD_LOST, RunEnd.GATEWAY_LOST)
+"""Ends of runs that may still compute: the worker perhaps did not notice yet that its connection is closed."""
+
+
 metadata = sa.MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s", "fk": "fk_%(table_name)s"}
 )

@@ -1,8 +1,9 @@
 """The life of a stored call: from its receipt through its runs to its end. Start reading here.
 
 The database knows everything that was promised. In memory are the calls that this gateway owns and may run: they wait in the
-queue of all calls, and the dispatcher gives them to pods as any other. The connection to the pod is the fence: a run ends when
-it closes, so a call never runs twice at once.
+queue of all calls, and the dispatcher gives them to pods as any other. A run ends when its connection to the pod closes. The
+worker may notice that late, so a call whose run was lost is held out of the queue until that run's pod is free, or is gone. So a
+call never runs twice at once.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class StoredCall(Call):
     """A stored call that this gateway owns."""
 
     is_stored = True
-    __slots__ = ("_stored", "id", "recorded", "run", "sequence", "timer")
+    __slots__ = ("_stored", "hold", "id", "recorded", "run", "sequence", "timer")
 
     def __init__(self, stored: StoredCalls, row: Row, number: int) -> None:
         head = StoredHead.decoded(row.head, row.client)
@@ -152,6 +153,8 @@ class StoredCall(Call):
         """Whether its present run is in the database."""
         self.timer: asyncio.TimerHandle | None = None
         """Ends it if it does not start in time."""
+        self.hold: asyncio.Task[None] | None = None
+        """Queues it when the pod of its lost run is free, or is gone; None if it is not held."""
 
     def extra_headers(self) -> list[tuple[bytes, bytes]]:
         """Return headers of ours for the worker: by them it knows that the run ends with its connection."""
@@ -301,7 +304,7 @@ class StoredCalls:
             rows = await self._write(lambda to: records.queued(to, gateway))
         for row in rows:
             if row.sequence not in self._mine and gateway == self._gateway:
-                self._enqueue(row)
+                self._enqueue(row, lost_pod=row.lost_pod)
 
     async def _end_adrift(self) -> None:
         """End runs that the database has and this gateway does not: it did not learn that their begin was stored."""
@@ -467,20 +470,46 @@ class StoredCalls:
 
     # --- in the queue
 
-    def _enqueue(self, row: Row, number: int | None = None) -> None:
-        """Queue a call; one that comes back has its old ``number``, and so its old place."""
+    def _enqueue(self, row: Row, number: int | None = None, lost_pod: str = "") -> None:
+        """Queue a call; one that comes back has its old ``number``, and so its old place.
+
+        If its last run was lost, ``lost_pod`` computed it, and perhaps still does.
+        """
         call = StoredCall(self, row, self._queue.number() if number is None else number)
         self._mine[call.sequence] = self._by_id[call.id] = call
         call.done.add_done_callback(partial(self._ended, call))
         if row.start_by is not None:
             call.timer = self._loop.call_later(max(0.0, row.start_by - time.time()), self._overdue, call)
+        if lost_pod:
+            call.hold = self._spawn(self._hold(call, lost_pod))
+        else:
+            self._push(call)
+
+    def _push(self, call: StoredCall) -> None:
         self._queue.push(call)
         self._dispatcher.match()
 
-    def _overdue(self, call: StoredCall) -> None:
-        call.overdue = True
+    async def _hold(self, call: StoredCall, pod: str) -> None:
+        """Queue a call when its lost run cannot compute any more: no second run may begin before."""
+        log.info("call %s: run %d was lost; the next one begins when pod %s is free or gone", call.id, call.run, pod)
+        await self._dispatcher.until_free(pod)
+        call.hold = None
+        self._push(call)
+
+    def _withdraw(self, call: StoredCall) -> bool:
+        """Take a call out of the queue, or end its hold; return False if it is neither queued nor held."""
+        if call.hold is not None:
+            call.hold.cancel()
+            call.hold = None
+            return True
         if self._queue.remove(call):
             self._dispatcher.queue_shrank()
+            return True
+        return False
+
+    def _overdue(self, call: StoredCall) -> None:
+        call.overdue = True
+        if self._withdraw(call):
             self._expire(call)
 
     def _expire(self, call: StoredCall) -> None:
@@ -495,8 +524,7 @@ class StoredCalls:
         self._running.discard(call)
         if call.timer is not None:
             call.timer.cancel()
-        if self._queue.remove(call):
-            self._dispatcher.queue_shrank()
+        self._withdraw(call)
 
     def position(self, row: Row) -> int | None:
         """Return how many calls are ahead in this gateway's queue; None if the call is not in it."""
@@ -597,7 +625,7 @@ class StoredCalls:
             return
         self._count_run(end, row)
         if row.state == State.QUEUED and row.owner == self._gateway and not self.stopping:
-            self._enqueue(row, call.number)
+            self._enqueue(row, call.number, call.pod)
 
     def _ended(self, call: StoredCall, done: asyncio.Future[None]) -> None:
         """Deal with a call that the dispatcher is done with. An answer is recorded already."""
@@ -762,9 +790,8 @@ class StoredCalls:
         """Take no calls from now on, and give no more to pods. Runs go on to their end."""
         self.stopping = True
         for call in list(self._mine.values()):
-            if self._queue.remove(call):
+            if self._withdraw(call):
                 self._forget(call)
-        self._dispatcher.queue_shrank()
         for call_id in list(self._changes):  # those who wait for a call ask the next gateway
             self._changed(call_id)
 
