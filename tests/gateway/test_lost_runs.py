@@ -1,0 +1,180 @@
+"""A stored call whose run was lost begins again only when that run's pod is free, or is gone."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.gateway.harness import PREDICT, Exchange, Gateway, Worker, serve
+from tests.service.harness import eventually
+
+LONG = 3.0
+"""Seconds in which a call that may begin begins: a gateway that was restarted takes over after two."""
+
+
+class Busy:
+    """A worker that goes on computing when the connection of its run breaks, and then is as any other."""
+
+    def __init__(self, *, breaks: bool) -> None:
+        self.free = threading.Event()
+        self._breaks = breaks
+        self.worker = Worker(self._run, serve)
+
+    def _run(self, exchange: Exchange) -> None:
+        exchange.reserve()
+        exchange.receive()
+        if self._breaks:
+            exchange.reset()
+        self.free.wait(60)
+
+    def __enter__(self) -> Busy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free.set()
+        self.worker.__exit__()
+
+
+@pytest.fixture
+def breaking() -> Iterator[Busy]:
+    """Its network breaks the connection of its run."""
+    with Busy(breaks=True) as busy:
+        yield busy
+
+
+@pytest.fixture
+def silent() -> Iterator[Busy]:
+    """Its run is lost with the gateway."""
+    with Busy(breaks=False) as busy:
+        yield busy
+
+
+def store(gateway: Gateway, body: bytes = b"lost", **headers: str) -> str:
+    answer = requests.post(gateway.url(PREDICT), data=body, headers={"Prefer": "respond-async", **headers}, timeout=30)
+    assert answer.status_code == 202, answer.text
+    return answer.headers["Location"]
+
+
+def status(gateway: Gateway, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = requests.get(gateway.url(path), timeout=30).json()
+    return found
+
+
+def ends(gateway: Gateway, path: str) -> list[str | None]:
+    """Return how the runs of a call ended."""
+    return [run["end"] for run in status(gateway, path)["runs"]]
+
+
+def lose(gateway: Gateway, busy: Busy, **headers: str) -> str:
+    """Have a call run on a worker until the connection breaks; return its path."""
+    path = store(gateway, **headers)
+    eventually(lambda: busy.worker.runs)
+    eventually(lambda: ends(gateway, path) == ["pod-lost"])
+    return path
+
+
+def test_a_call_waits_until_the_pod_of_its_lost_run_is_free_and_others_go_on(breaking: Busy, tmp_path: Path) -> None:
+    with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+        path = lose(gateway, breaking)
+        gateway.know(breaking.worker.endpoint, other.endpoint)
+        for number in range(3):
+            assert gateway.post(b"%d" % number).status_code == 200
+        later = store(gateway, b"later")
+        eventually(lambda: status(gateway, later)["state"] == "succeeded")
+        time.sleep(LONG)
+        assert (status(gateway, path)["state"], ends(gateway, path)) == ("queued", ["pod-lost"])
+        assert b"lost" not in other.bodies
+        breaking.free.set()
+        eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
+
+
+def test_a_pod_that_is_gone_lets_the_call_begin(breaking: Busy, tmp_path: Path) -> None:
+    with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+        path = lose(gateway, breaking)
+        gateway.know(breaking.worker.endpoint, other.endpoint)
+        time.sleep(1)  # a reservation waits to be answered
+        gateway.know(other.endpoint)
+        eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"], 2)
+        assert other.bodies == [b"lost"]
+
+
+def test_a_pod_that_refuses_connections_is_not_gone(breaking: Busy, tmp_path: Path) -> None:
+    """On a node that is lost, the pod stays listed until Kubernetes removes it."""
+    with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+        endpoint = breaking.worker.endpoint
+        path = lose(gateway, breaking)
+        breaking.worker._listener.shutdown(2)
+        breaking.worker._listener.close()
+        gateway.know(endpoint, other.endpoint)
+        time.sleep(LONG)
+        assert ends(gateway, path) == ["pod-lost"]
+        gateway.know(other.endpoint)
+        eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
+
+
+def test_a_call_that_waits_for_a_pod_can_be_cancelled_and_expires(breaking: Busy, tmp_path: Path) -> None:
+    with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+        path = lose(gateway, breaking)
+        gateway.know(breaking.worker.endpoint, other.endpoint)
+        assert requests.post(gateway.url(f"{path}/cancel"), timeout=30).json()["state"] == "cancelled"
+        breaking.free.set()
+        time.sleep(1)
+        assert (other.bodies, len(breaking.worker.runs)) == ([], 1)
+    with Busy(breaks=True) as again, Worker() as other, Gateway(again.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+        path = lose(gateway, again, **{"Percore-Start-Within": "3"})
+        gateway.know(again.worker.endpoint, other.endpoint)
+        eventually(lambda: status(gateway, path)["state"] == "expired", 5)
+        again.free.set()
+        time.sleep(1)
+        assert (other.bodies, len(again.worker.runs)) == ([], 1)
+
+
+def test_a_call_that_waits_for_a_pod_holds_up_no_stop(breaking: Busy, tmp_path: Path) -> None:
+    with Worker() as other:
+        with Gateway(breaking.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+            path = lose(gateway, breaking)
+            gateway.signal()
+            began = time.monotonic()
+            assert gateway.wait(30) == 0
+            assert time.monotonic() - began < 3
+        with Gateway(breaking.worker.endpoint, other.endpoint, gateway_calls_dir=tmp_path) as gateway:
+            time.sleep(LONG)
+            assert ends(gateway, path) == ["pod-lost"], "the next gateway waits too"
+            breaking.free.set()
+            eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
+
+
+def test_a_gateway_that_starts_takes_no_pod_for_gone_before_it_knows_them(silent: Busy, tmp_path: Path) -> None:
+    with Worker() as other, Gateway(silent.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+        path = store(gateway)
+        eventually(lambda: silent.worker.runs)
+        gateway.signal(signal.SIGKILL)
+        gateway.wait(30)
+        gateway.endpoints_file.unlink()
+        with gateway:
+            eventually(lambda: ends(gateway, path) == ["gateway-lost"])
+            time.sleep(1)
+            gateway.know(silent.worker.endpoint, other.endpoint)
+            time.sleep(LONG)
+            assert (ends(gateway, path), other.bodies) == (["gateway-lost"], [])
+            silent.free.set()
+            eventually(lambda: ends(gateway, path) == ["gateway-lost", "answered"])
+
+
+def test_a_call_comes_back_to_its_old_place(breaking: Busy, tmp_path: Path) -> None:
+    """Its pod is the only one, so all others are queued behind it."""
+    with Gateway(breaking.worker.endpoint, gateway_calls_dir=tmp_path) as gateway:
+        path = lose(gateway, breaking)
+        later = [store(gateway, b"later %d" % number) for number in range(3)]
+        breaking.free.set()
+        for each in (path, *later):
+            eventually(lambda each=each: status(gateway, each)["state"] == "succeeded")
+        # The pod's first answer may have gone to the queue, and the second one to the call that was held.
+        assert breaking.worker.bodies.index(b"lost", 1) in (1, 2)
