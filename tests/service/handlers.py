@@ -128,8 +128,8 @@ class SaysItNeverRan:
 class Journal:
     """Writes down when which call begins and ends, and whether another run of it computes at the same time.
 
-    Inputs: ``n``, the call's number; ``sleep``, seconds; ``native``, seconds in C that never gives Python's global lock back, so
-    that no other thread of the worker gets a turn; ``fill``, bytes to answer with.
+    Inputs: ``n``, the call's number; ``sleep``, seconds; ``native``, seconds in C that never gives Python's global lock back,
+    so no other thread of the worker gets a turn; ``fill``, bytes to answer with.
     """
 
     def load(self) -> None:

@@ -264,10 +264,9 @@ class Journalled(Stored):
         assert not [line for line in self.lines() if line[0] == "overlap"]
 
     def ended_run(self, path: str) -> str:
-        """Return how the only run of a call ended; empty if it has not, or if the gateway is gone."""
+        """Return how the first run of a call ended; empty if it has not, or if the gateway is gone."""
         with contextlib.suppress(requests.ConnectionError, AssertionError):
-            [run] = self.status(path)["runs"]
-            return run["end"] or ""
+            return self.status(path)["runs"][0]["end"] or ""
         return ""
 
 

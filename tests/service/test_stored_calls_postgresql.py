@@ -312,6 +312,31 @@ def test_a_gateway_that_stood_still_beyond_its_lease_writes_no_result(database: 
         assert [run["end"] for run in first.status(path)["runs"]] == ["gateway-lost", "answered"]
 
 
+@pytest.mark.parametrize(
+    ("lost", "computes"), [(signal.SIGKILL, {"native": 2 * LEASE}), (signal.SIGSTOP, {"sleep": 2 * LEASE})]
+)
+def test_a_run_that_goes_on_without_its_gateway_never_overlaps_with_the_next_one(
+    database: str, tmp_path: Path, lost: signal.Signals, computes: dict[str, Any]
+) -> None:
+    """The worker does not see that its gateway was killed, or the gateway is frozen. The next run waits until it is free."""
+    pods = Pods(tmp_path, 2)
+    with pods as both, Front(database, *both) as first, Front(database, *both) as second:
+        first.opened(), second.opened()
+        path = first.store(n=1, **computes)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        first.signal(lost)
+        eventually(lambda: second.status(path)["state"] == "queued", LEASE + SLOW)
+        for number in (2, 3):
+            assert second.ended(second.store(n=number))["state"] == "succeeded", "the other pod is free"
+        assert (second.status(path)["state"], pods.begun(1)) == ("queued", 1)
+        eventually(lambda: pods.begun(1) == 2, SLOW)
+        first.signal(signal.SIGKILL)
+        assert second.cancel(path) in ("cancelling", "cancelled")
+        assert second.ended(path)["state"] == "cancelled"
+        assert [run["end"] for run in second.status(path)["runs"]] == ["gateway-lost", "cancelled"]
+        pods.check_no_overlap()
+
+
 # --- the database is away
 
 

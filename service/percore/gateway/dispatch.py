@@ -90,9 +90,7 @@ class Dispatcher:
                 del self.pods[key]
         self._listed = frozenset(listed)
         self._known.set()
-        for worker, key in self._asked.items():
-            if key not in listed:
-                worker.abort()
+        self._ask_no_more()
         self.match()
 
     def _retire(self, pod: Pod) -> None:
@@ -159,8 +157,8 @@ class Dispatcher:
     async def until_free(self, name: str) -> None:
         """Return when a pod computes nothing that it computed before: it answers a reservation that is sent now, or it is gone.
 
-        The reservation is one of its own: a pod may have answered another one before the run that is asked about began. A pod is
-        gone if the list of pods does not have it. Before the first list has come, that is not known.
+        The reservation is one of its own: the pod may have answered another one before the run that is asked about began. A pod
+        is gone if the list of pods does not have it. Before the first list has come, that is not known.
         """
         await self._known.wait()
         while (key := self._key_of(name)) is not None:
@@ -186,6 +184,12 @@ class Dispatcher:
         finally:
             del self._asked[worker]
             worker.close()
+
+    def _ask_no_more(self) -> None:
+        """End the questions to pods that are gone."""
+        for worker, key in self._asked.items():
+            if key not in self._listed:
+                worker.abort()
 
     # --- one pod
 

@@ -2,8 +2,8 @@
 
 The database knows everything that was promised. In memory are the calls that this gateway owns and may run: they wait in the
 queue of all calls, and the dispatcher gives them to pods as any other. A run ends when its connection to the pod closes. The
-worker may notice that late, so a call whose run was lost is held out of the queue until that run's pod is free, or is gone. So a
-call never runs twice at once.
+worker may notice that late, so a call whose run was lost is held out of the queue until that run's pod is free, or is gone. So
+a call never runs twice at once.
 """
 
 from __future__ import annotations
@@ -307,15 +307,18 @@ class StoredCalls:
                 self._enqueue(row, lost_pod=row.lost_pod)
 
     async def _end_adrift(self) -> None:
-        """End runs that the database has and this gateway does not: it did not learn that their begin was stored."""
+        """End runs that the database has and this gateway does not: it did not learn that their begin was stored.
+
+        So it never sent their last byte.
+        """
         gateway = self._gateway
         # By the thread that writes: after every write that took too long and goes on.
         for row in await self._write(lambda to: records.begun(to, gateway)):
             if row.sequence not in self._mine:
                 owned = Owned(row.sequence, gateway, row.run)
-                ended = await self._final(partial(records.end_lost, owned=owned, end=RunEnd.GATEWAY_LOST))
+                ended = await self._final(partial(records.end_unbegun, owned=owned))
                 if ended is not None:
-                    self._count_run(RunEnd.GATEWAY_LOST, ended)
+                    self._count_run(RunEnd.NOT_BEGUN, ended)
 
     async def _any_free(self) -> bool:
         return await self.database.read(records.any_free)
