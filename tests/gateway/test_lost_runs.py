@@ -12,8 +12,8 @@ from typing import Any, Self
 import pytest
 import requests
 
-from tests.gateway.harness import PREDICT, Exchange, Gateway, Worker, serve
-from tests.service.harness import eventually
+from harness.gateway import PREDICT, Exchange, Gateway, Worker, serve
+from harness.service import eventually
 
 LONG = 3.0
 """Seconds in which a call that may begin begins: a gateway that was restarted takes over after two."""

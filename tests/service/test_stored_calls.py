@@ -333,7 +333,7 @@ def test_a_run_ends_with_its_connection_whatever_the_setting_says() -> None:
 def test_what_is_queued_outlives_a_stop_and_a_start() -> None:
     stored = journalled()
     with stored.service.ready(2) as service:
-        paths = [stored.send(n=number, sleep=1.0) for number in range(8)]
+        paths = [stored.send(n=number, sleep=5.0 if number < 2 else 0.5) for number in range(8)]
         eventually(lambda: service.in_flight("executing") == 2)
         service.processes[0].send_signal(signal.SIGTERM)
         service.processes[0].wait(30)
