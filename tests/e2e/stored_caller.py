@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -28,16 +29,23 @@ def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, 
     while True:
         request = Request(url, body, {name.replace("_", "-"): value for name, value in headers.items()})
         try:
-            with urlopen(request, timeout=60) as answer:
-                return answer.status, answer.headers, answer.read()
-        except HTTPError as error:
-            if error.code not in AGAIN:
-                return error.code, error.headers, error.read()
-        except OSError:
-            pass  # the gateway was killed, or is not there yet
+            status, found, said = _asked(request)
+            if status not in AGAIN:
+                return status, found, said
+        except (OSError, HTTPException):
+            pass  # the gateway was killed, in the middle of its answer too, or is not there yet
         if time.monotonic() > ends:
             raise TimeoutError(url)
         time.sleep(0.2)
+
+
+def _asked(request: Request) -> tuple[int, Any, bytes]:
+    """Send a request once, and read its whole answer, whatever its status is."""
+    try:
+        with urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers, answer.read()
+    except HTTPError as error:
+        return error.code, error.headers, error.read()
 
 
 def call(plan: dict[str, Any], number: int) -> dict[str, Any]:
