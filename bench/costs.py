@@ -122,7 +122,7 @@ def _one(worker: exchange.WorkerContext, listener: socket.socket) -> None:
 
 
 STEPS: dict[str, tuple[Any, str]] = {
-    "is the client still there?": (exchange, "peer_is_gone"),
+    "is the client still there?": (receive, "peer_is_gone"),
     "parse the head (Gunicorn)": (receive, "read_head"),
     "report that it starts": (Reporter, "started"),
     "read the body": (receive, "read_body"),

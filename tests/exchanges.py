@@ -14,8 +14,8 @@ from typing import Any, Self, cast
 from gunicorn.config import Config
 from percore import settings
 from percore.worker.exchange import Application, Exchange, WorkerContext
+from percore.worker.receive import Reservations
 from percore.worker.report import Reporter
-from percore.worker.reservation import Reservations
 from percore.worker.user_app import UserApp
 from percore.worker.watchdog import Watchdog
 

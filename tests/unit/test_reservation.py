@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from percore.worker.reservation import Reservations
+from percore.worker.receive import Reservations
 
 from harness.gateway import RESERVED
 from tests.exchanges import CONFIG, OPTIONS, Served, parts, request, until

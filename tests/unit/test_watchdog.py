@@ -2,7 +2,8 @@ import math
 import socket
 
 import pytest
-from percore.worker.watchdog import Deadline, Watchdog, peer_is_gone, should_end
+from percore.worker.receive import peer_is_gone
+from percore.worker.watchdog import Deadline, Watchdog, should_end
 
 
 class Clock:

@@ -24,9 +24,8 @@ from percore.settings import LimitSettings
 from percore.worker import answer, receive
 from percore.worker.answer import Headers, Reply
 from percore.worker.report import Reporter
-from percore.worker.reservation import Reservations
 from percore.worker.user_app import UserApp
-from percore.worker.watchdog import Deadline, Watchdog, peer_is_gone, should_end
+from percore.worker.watchdog import Deadline, Watchdog, should_end
 
 log = logging.getLogger("percore.worker")
 
@@ -56,10 +55,10 @@ class WorkerContext:
     """Whether the arbiter aborted this worker, because the watchdog could not run."""
     user_app: UserApp | None = None
     """Set if the application is a user's own app: then a GET is a call too."""
-    reservations: Reservations = field(init=False)
+    reservations: receive.Reservations = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reservations = Reservations(self.config)
+        self.reservations = receive.Reservations(self.config)
 
 
 class Exchange:
@@ -67,6 +66,7 @@ class Exchange:
 
     def __init__(self, worker: WorkerContext, client: socket.socket, address: receive.Address) -> None:
         self._worker = worker
+        self._user_app = worker.user_app
         self._client = client
         self._address = address
         self._run: float | None = None
@@ -94,9 +94,10 @@ class Exchange:
                 self._drop()
                 return
             self._begin(self._head)
-            body = self._receive(self._head, source)
+            largest = self._worker.limits.max_body_bytes if self._is_call else None
+            body, is_gone = receive.read_rest(self._head, self._client, source, largest)
             unread, self._request_bytes = not self._is_call and receive.has_body(self._head), len(body)
-            if peer_is_gone(self._client):
+            if is_gone:
                 self._left_while_queued()
                 return
             chunks: list[receive.Buffer] | None
@@ -124,16 +125,6 @@ class Exchange:
         self._began = True
         self._worker.reporter.started()
 
-    def _receive(self, head: receive.Head, source: receive.TimedSource) -> receive.Buffer:
-        """Return the body of a call. The body of a read is not received, so a client that never sends it holds no worker."""
-        if not self._is_call:
-            return b""
-        return receive.read_body(head, self._client, source, self._worker.limits.max_body_bytes)
-
-    @property
-    def _user_app(self) -> UserApp | None:
-        return self._worker.user_app
-
     @property
     def _is_call(self) -> bool:
         """Whether this is a call. Calls are counted and logged; of reads only those that hold the worker for long."""
@@ -147,9 +138,9 @@ class Exchange:
         """Run the application. Return the answer; None if it was sent already, or cannot be sent."""
         reply, environ = self._environ(head, body)
         began = time.perf_counter()
-        self._watch(self._worker.limits.run_timeout, self._expired)
         try:
-            chunks = self._produce(reply, environ)
+            with self._worker.watchdog.watching(self._deadline(self._worker.limits.run_timeout, self._expired)):
+                chunks = self._produce(reply, environ)
         except answer.Undelivered:
             code = UNDELIVERED
         except BaseException as error:  # also SystemExit, because a model must not end its worker by it
@@ -162,7 +153,6 @@ class Exchange:
         else:
             code = str(reply.status).split(" ", 1)[0]
         finally:
-            self._worker.watchdog.disarm()
             self._run = time.perf_counter() - began
         if reply.headers_sent:
             self._client.close()
@@ -236,20 +226,18 @@ class Exchange:
         self._call_environ = environ
         return reply, environ
 
-    def _watch(self, seconds: float, on_expired: Callable[[], None]) -> None:
-        self._worker.watchdog.arm(
-            Deadline(
-                seconds,
-                on_expired=on_expired,
-                is_disconnected=lambda: peer_is_gone(self._client),
-                on_disconnect=self._left_while_computing,
-            )
+    def _deadline(self, seconds: float, on_expired: Callable[[], None]) -> Deadline:
+        return Deadline(
+            seconds,
+            on_expired=on_expired,
+            is_disconnected=lambda: receive.peer_is_gone(self._client),
+            on_disconnect=self._left_while_computing,
         )
 
     def _begin_stream(self, reply: Reply) -> Headers:
         """Begin a streamed answer: from now on the watchdog must not answer 504 at the run timeout, but cut the connection."""
         left = self._worker.watchdog.disarm()
-        self._watch(left, lambda: self._end_streamed(reply))
+        self._worker.watchdog.arm(self._deadline(left, lambda: self._end_streamed(reply)))
         return self._added_headers()
 
     def _added_headers(self) -> Headers:

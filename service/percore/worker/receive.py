@@ -1,4 +1,8 @@
-"""Receives HTTP requests, each within one deadline.
+"""Receives the request of a connection, within one deadline: a reservation if the client sends one, the head, the body.
+
+By a reservation a gateway learns that a worker is free. The gateway connects and sends ``OPTIONS *``. The worker answers once
+it has accepted the connection, that is, when it is free. Then the gateway sends the call on the same connection. A reservation
+is no call: it is neither counted nor logged.
 
 Gunicorn parses the head. The body is received here, straight into one buffer, because a large body must not be copied, a slow
 body must end at the body timeout, and a body that is too large must be rejected before it is read.
@@ -7,6 +11,7 @@ body must end at the body timeout, and a body that is too large must be rejected
 from __future__ import annotations
 
 import io
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -22,6 +27,13 @@ READ_STEP = 1 << 20
 HEAD_SECONDS = 5.0
 SILENT_SECONDS = 2.0
 """How long a connection may send nothing. A normal client sends its request at once."""
+RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
+CALL_SECONDS = 0.1
+"""How long a reserved worker waits for the first byte of the call."""
+HEAD_STEP = 8192
+MOST_KNOWN = 16
+END = b"\r\n\r\n"
+DISCONNECTED = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 Buffer = bytes | bytearray | memoryview
 Address = tuple[Any, ...]
 Parser = Iterator[Any]
@@ -158,6 +170,47 @@ class WholeBody:
         return iter(self._opened())
 
 
+class Reservations:
+    """Reads the head of a connection's call, and before it a reservation if the client sends one.
+
+    Parsing a reservation takes as long as everything else in it, and a gateway sends the same bytes each time. So the worker
+    keeps the bytes of reservations that it has parsed, and does not parse the same bytes again.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._known: dict[bytes, str] = {}
+
+    def read(self, client: socket.socket, source: TimedSource, address: Address) -> tuple[Head | None, str]:
+        """Return the call's head, or None if no call comes; and the name of the gateway that reserved the worker, or "".
+
+        Raises what ``read_head`` raises.
+        """
+        data = source.recv(HEAD_STEP)
+        if not data:
+            return None, ""
+        requests = parser(self._config, source, address)
+        gateway = self._known.get(data)
+        if gateway is None:
+            source.unread(data)
+            head = read_head(requests, source)
+            if head is None or not is_reservation(head):
+                return head, ""
+            gateway = self._learn(data, head)
+        client.sendall(RESERVED)
+        source.expect(CALL_SECONDS)
+        head = read_head(requests, source)
+        return None if head is not None and is_reservation(head) else head, gateway
+
+    def _learn(self, data: bytes, head: Head) -> str:
+        gateway = dict(head.headers).get("PERCORE-GATEWAY", "")[:128]
+        if data.find(END) == len(data) - len(END) and not head.should_close():  # all of it was the head, and more may follow
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[data] = gateway
+        return gateway
+
+
 def parser(config: Any, source: TimedSource, address: Address) -> Parser:
     """Return Gunicorn's parser of the requests that come over one connection."""
     return cast("Parser", http.get_parser(config, source, address))
@@ -194,6 +247,15 @@ def has_body(head: Head) -> bool:
 def is_reservation(head: Head) -> bool:
     """Return whether this is ``OPTIONS *`` without a body, by which a gateway asks for a reservation."""
     return head.uri == "*" and not has_body(head)
+
+
+def read_rest(head: Head, client: socket.socket, source: TimedSource, largest: int | None) -> tuple[Buffer, bool]:
+    """Return the body of a call, and whether the client has left since it sent the last byte. Raises what ``read_body`` raises.
+
+    If ``largest`` is None this is a read. Its body is not received, so a client that never sends it holds no worker.
+    """
+    body = b"" if largest is None else read_body(head, client, source, largest)
+    return body, peer_is_gone(client)
 
 
 def read_body(head: Head, client: socket.socket, source: TimedSource, largest: int) -> Buffer:
@@ -251,3 +313,13 @@ def _read_chunked(head: Head, source: TimedSource, largest: int) -> Buffer:
             raise EndedEarly("the body ended before its last chunk") from None
         raise BadRequest(f"the chunked body is malformed: {error}") from None
     return memoryview(body)
+
+
+def peer_is_gone(client: socket.socket) -> bool:
+    """Tell whether the peer closed, half-closed or reset the connection; nothing is read and nothing blocks.
+
+    A client that half-closes while it waits counts as gone: TCP cannot tell it from one that closed.
+    """
+    watched = select.poll()
+    watched.register(client, select.POLLRDHUP)
+    return any(events & DISCONNECTED for _, events in watched.poll(0))

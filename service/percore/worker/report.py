@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from percore.worker.watchdog import peer_is_gone
+from percore.worker.receive import peer_is_gone
 
 MOST_UNSENT_BYTES = 1 << 20
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-import select
-import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 log = logging.getLogger("percore.worker")
 
 TICK_SECONDS = 0.1
-DISCONNECTED = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 WATCHDOG_FAILED = 70
 """Exit status: EX_SOFTWARE of sysexits.h."""
 
@@ -66,6 +64,15 @@ class Watchdog:
             watch, self._deadline = self._deadline, None
         return 0.0 if watch is None else watch.deadline - self._clock()
 
+    @contextmanager
+    def watching(self, watch: Deadline) -> Iterator[None]:
+        """Watch this deadline within the context. After it no callback will answer or end anything."""
+        self.arm(watch)
+        try:
+            yield
+        finally:
+            self.disarm()
+
     def check(self) -> None:
         """Check the deadline once."""
         with self._lock:
@@ -95,16 +102,6 @@ class Watchdog:
             self._on_tick()
         except Exception:
             log.exception("a report to the status server failed")
-
-
-def peer_is_gone(client: socket.socket) -> bool:
-    """Tell whether the peer closed, half-closed or reset the connection; nothing is read and nothing blocks.
-
-    A client that half-closes while it waits counts as gone: TCP cannot tell it from one that closed.
-    """
-    watched = select.poll()
-    watched.register(client, select.POLLRDHUP)
-    return any(events & DISCONNECTED for _, events in watched.poll(0))
 
 
 def should_end(policy: str, run_seconds_left: float, load_seconds: float) -> bool:
