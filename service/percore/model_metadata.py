@@ -1,4 +1,4 @@
-"""Metadata of the models that are served. Every read-only route is answered from it.
+"""Metadata of the models that are served. Every read-only route is answered from it, and every call finds its model by it.
 
 A worker builds the catalog when its models are loaded and hands it to the status server as JSON, so that status, metadata
 and the OpenAPI document are answered while the worker computes. No numpy and no TensorFlow here.
@@ -17,6 +17,9 @@ DEFAULT_SIGNATURE = "serving_default"
 PREDICT = "tensorflow/serving/predict"
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
+
+ENVIRON_KEY = "percore.call"
+"""Where a call's WSGI environ has its ``CallContext``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,16 @@ class Catalog:
     def from_document(cls, document: Mapping[str, Any]) -> Catalog:
         """Rebuild what ``document`` wrote."""
         return cls(tuple(_model(each) for each in document["models"]))
+
+
+@dataclass(slots=True)
+class CallContext:
+    """Model and version of one call. The application sets them as soon as it knows them, for the worker's log and metrics."""
+
+    model: str = ""
+    """The served model's name; empty until one is found, so that unknown names never become metric labels."""
+    version: int = 0
+    """The served version; 0 until it is found."""
 
 
 def _model(document: Mapping[str, Any]) -> ModelInfo:

@@ -9,9 +9,9 @@ import pytest
 from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from percore.api.request_context import ENVIRON_KEY, CallContext
 from percore.errors import BadInput, CallError, HandlerFailed, call_errors
 from percore.handlers import Tensors
+from percore.model_metadata import ENVIRON_KEY, CallContext
 from werkzeug.exceptions import BadRequest
 
 from tests.fakes import FakeModel, client_of, example_model, handler, model, spec

@@ -14,10 +14,9 @@ import pytest
 from flask import Flask
 from gunicorn import util
 from percore import settings
-from percore.api.request_context import Routes
 from percore.errors import LoadError, SettingsError
 from percore.handlers import wsgi
-from percore.worker.user_app import UserApp
+from percore.worker.user_app import Routes, UserApp
 
 from tests.exchanges import Served, parts, request
 

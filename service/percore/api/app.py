@@ -17,10 +17,9 @@ from flask import Flask, request
 from percore.api import binary, classify_regress, openinference, readonly, tfserving
 from percore.api.flask_app import JSON, Answer
 from percore.api.jsoncodec import Body, loads
-from percore.api.request_context import context_of
 from percore.errors import BodyTooLarge, UnsupportedMediaType
 from percore.handlers import Model
-from percore.model_metadata import Catalog
+from percore.model_metadata import ENVIRON_KEY, CallContext, Catalog
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -82,8 +81,8 @@ class _Calls:
 
     def _find(self, environ: WSGIEnvironment, name: str, version: int | None, label: str | None = None) -> Model:
         info = self._catalog.find(name, version, label)
-        facts = context_of(environ)
-        facts.model, facts.version = info.name, info.version
+        context: CallContext = environ.setdefault(ENVIRON_KEY, CallContext())  # the worker's own, unless another server serves
+        context.model, context.version = info.name, info.version
         return self._models[info.name, info.version]
 
     def _body(self, environ: WSGIEnvironment) -> Body:

@@ -22,7 +22,6 @@ from typing import Any, NoReturn, cast
 from gunicorn.workers.sync import SyncWorker
 
 from percore import cores
-from percore.api.request_context import APP
 from percore.errors import START_FAILED, LoadError, StartError
 from percore.model_metadata import Catalog, ModelInfo
 from percore.parent_death import die_with_parent
@@ -31,7 +30,7 @@ from percore.worker import before_fork
 from percore.worker.answer import wait_for_helpers
 from percore.worker.exchange import Application, Exchange, WorkerContext
 from percore.worker.report import Reporter
-from percore.worker.user_app import UserApp
+from percore.worker.user_app import APP, UserApp
 from percore.worker.watchdog import Deadline, Watchdog
 
 EXIT_SECONDS = 3.0

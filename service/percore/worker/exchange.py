@@ -17,9 +17,9 @@ from typing import Any
 
 from gunicorn.http import wsgi
 
-from percore.api.request_context import ENVIRON_KEY, CallContext
 from percore.errors import CallError, HandlerFailed, RunTimeout
 from percore.logs import write_call
+from percore.model_metadata import ENVIRON_KEY, CallContext
 from percore.settings import LimitSettings
 from percore.worker import answer, receive
 from percore.worker.answer import Headers, Reply

@@ -6,17 +6,20 @@ it does not see the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
 
 from gunicorn.config import Config
 
-from percore.api.request_context import Routes
 from percore.http import reserved
 from percore.worker import answer, receive
 
+APP = "app"
+"""The name of a user's app in the catalog, and the route of a call whose route is not known."""
+MOST_ROUTES = 200
+"""Routes that become values of a metric's label. An app can add routes without end."""
 CLIENT = "HTTP_PERCORE_CLIENT"
 """The address of the gateway's client. The gateway sets this header, and drops a client's own header of that name."""
 
@@ -66,3 +69,22 @@ class UserApp:
         except ValueError:  # a unix socket's peer has none
             return False
         return any(address in network for network in self._trusted)
+
+
+class Routes:
+    """The routes of a user's app, as Flask writes them (``/predict/<name>``). Their number is bounded."""
+
+    def __init__(self, most: int = MOST_ROUTES) -> None:
+        self._most = most
+        self._known: set[str] = set()
+
+    def of(self, environ: Mapping[str, Any]) -> str:
+        """Return the route of this request; ``app`` if it has none, if the app is not Flask, or if there are too many routes.
+
+        While Flask serves a request, its request object is in the environ, and has the route that matched.
+        """
+        rule = getattr(getattr(environ.get("werkzeug.request"), "url_rule", None), "rule", None)
+        if not isinstance(rule, str) or (rule not in self._known and len(self._known) >= self._most):
+            return APP
+        self._known.add(rule)
+        return rule
