@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from percore.api import jsoncodec
-from percore.api.encoding import dumps, rows, to_json
-from percore.api.tensors import NUMPY_DTYPES, decode, infer_array
+from percore.api.tensors import NUMPY_DTYPES, decode, dumps, infer_array, rows, to_json
 from percore.dtypes import DTYPES
 from percore.errors import BadInput
 from percore.model_metadata import TensorSpec

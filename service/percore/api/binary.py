@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from percore.api.encoding import as_bytes, dtype_name
 from percore.api.error_format import describe, shape_text, shorten
 from percore.api.flask_app import Chunk
 from percore.api.jsoncodec import Body
-from percore.api.tensors import NUMPY_DTYPES
+from percore.api.tensors import NUMPY_DTYPES, as_bytes, dtype_name
 from percore.dtypes import BY_NAME
 from percore.errors import BadInput
 from percore.handlers import Array

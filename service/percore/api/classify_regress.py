@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from percore.api.encoding import dumps, rows
 from percore.api.error_format import describe, names, shape_text
-from percore.api.invoke import choose_signature, run, signature_name
-from percore.api.tensors import from_base64
-from percore.api.tfserving import as_object
+from percore.api.tensors import dumps, from_base64, rows
+from percore.api.tfserving import as_object, choose_signature, signature_name
 from percore.errors import BadInput, BodyTooLarge
-from percore.handlers import Array, Model, Tensors
+from percore.handlers import Array, Model, Tensors, run
 from percore.model_metadata import CLASSIFY, REGRESS
 
 RESULTS = "results"

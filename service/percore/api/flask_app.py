@@ -68,14 +68,11 @@ def error_answer(error: CallError) -> Answer:
     return json_answer(error.document(), error.status, **headers)
 
 
-def failed(error: BaseException) -> HandlerFailed:
-    """Log why the model failed, once, and return the error for the caller, without this reason."""
-    _LOG.error("%s %s: the model failed", request.method, request.path, exc_info=error)
-    return HandlerFailed()
-
-
 def _on_failure(error: Exception) -> Answer:
-    return error_answer(failed(error))
+    """Log why the model failed, once, and answer without this reason."""
+    reason = error.__cause__ if isinstance(error, HandlerFailed) else error
+    _LOG.error("%s %s: the model failed", request.method, request.path, exc_info=reason)
+    return error_answer(HandlerFailed())
 
 
 def _on_http_error(error: HTTPException) -> Answer:
@@ -129,4 +126,5 @@ def prepare(app: Flask) -> None:
     app.url_map.converters.update(model=_Name, label=_Name, version=_Version)
     app.register_error_handler(CallError, error_answer)
     app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(HandlerFailed, _on_failure)
     app.register_error_handler(Exception, _on_failure)

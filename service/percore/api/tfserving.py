@@ -2,21 +2,24 @@
 
 Source: https://www.tensorflow.org/tfx/serving/api_rest and the server's ``json_tensor.cc``. Like there, unknown keys at the
 top of a request are ignored, and bytes are ``{"b64": "..."}``.
+
+Signatures are TensorFlow Serving's, so they are chosen here, also for ``:classify``, ``:regress`` and the other protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
-from percore.api.encoding import dumps, rows, to_json
-from percore.api.error_format import describe, kind, names, shape_text
-from percore.api.invoke import DEFAULT_INPUT, check_names, choose_signature, run, signature_name
-from percore.api.tensors import decode, infer_array, is_base64
+from percore.api.error_format import describe, kind, names, shape_text, shorten
+from percore.api.tensors import decode, dumps, infer_array, is_base64, rows, to_json
 from percore.errors import BadInput
-from percore.handlers import Array, Model, Tensors
-from percore.model_metadata import Signature
+from percore.handlers import Array, Model, Tensors, run
+from percore.model_metadata import DEFAULT_SIGNATURE, ModelInfo, Signature
+
+DEFAULT_INPUT = "inputs"
+"""The name of an input without a name in the request, if the handler declares no signature."""
 
 
 def predict(model: Model, document: Any) -> bytes:
@@ -31,6 +34,39 @@ def predict(model: Model, document: Any) -> bytes:
     return _rows_answer(outputs) if in_rows else _columns_answer(outputs)
 
 
+def as_object(document: Any) -> dict[str, Any]:
+    """Return the request, which must be an object; raise BadInput otherwise."""
+    if type(document) is not dict:
+        raise BadInput(f"body: expected an object, got {describe(document)}")
+    return document
+
+
+def signature_name(document: dict[str, Any], field: str = "signature_name") -> str:
+    """Return the signature that a request names, or the default one."""
+    name = document.get("signature_name", DEFAULT_SIGNATURE)
+    if type(name) is not str:
+        raise BadInput(f"{field}: expected a string, got {describe(name)}")
+    return name or DEFAULT_SIGNATURE
+
+
+def choose_signature(info: ModelInfo, name: str) -> Signature | None:
+    """Return a model's signature by name; None if the model declares no signatures."""
+    if not info.signatures:
+        return None
+    if name not in info.signatures:
+        known = names(info.signatures)
+        raise BadInput(f"signature_name: model {info.name!r} has no signature {shorten(name)}; known: {known}")
+    return info.signatures[name]
+
+
+def check_names(expected: Iterable[str], given: Iterable[str], field: str) -> None:
+    """Raise BadInput if the given inputs are not exactly the expected ones."""
+    expected, given = set(expected), set(given)
+    if expected != given:
+        missing, unknown = names(expected - given), names(given - expected)
+        raise BadInput(f"{field}: expected the inputs {names(expected)}; missing: {missing}; unknown: {unknown}")
+
+
 def _read(request: Mapping[str, Any], signature: Signature | None) -> dict[str, Array]:
     if ("instances" in request) == ("inputs" in request):
         found = "both" if "inputs" in request else "neither"
@@ -40,13 +76,6 @@ def _read(request: Mapping[str, Any], signature: Signature | None) -> dict[str, 
     columns = _rows_to_columns(request["instances"], signature)
     _refuse_unbatched(signature)
     return _tensors(columns, signature)
-
-
-def as_object(document: Any) -> dict[str, Any]:
-    """Return the request, which must be an object; raise BadInput otherwise."""
-    if type(document) is not dict:
-        raise BadInput(f"body: expected an object, got {describe(document)}")
-    return document
 
 
 def _tensors(columns: Mapping[str, Any], signature: Signature | None) -> dict[str, Array]:
