@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, request
 
-from percore.api import binary, classify_regress, openinference, readonly, tfserving
+from percore.api import classify_regress, openinference, readonly, tfserving
 from percore.api.flask_app import JSON, Answer
 from percore.api.jsoncodec import Body, loads
 from percore.errors import BodyTooLarge, UnsupportedMediaType
@@ -24,7 +24,7 @@ from percore.model_metadata import ENVIRON_KEY, CallContext, Catalog
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-Predict = Callable[[Model, Any], bytes]
+Predict = Callable[[Model, Any], Answer]
 
 _V2_TYPES = re.compile(r"(application/([\w.-]+\+)?json|application/octet-stream)?\s*(;.*)?", re.IGNORECASE)
 
@@ -67,17 +67,14 @@ class _Calls:
         """Answer one of TensorFlow Serving's verbs. Every content type is read as JSON, as TensorFlow Serving does."""
         environ = request.environ
         served = self._find(environ, model, version, label)
-        return Answer([function(served, loads(self._body(environ)))])
+        return function(served, loads(self._body(environ)))
 
     def openinference(self, model: str, version: int | None = None) -> Answer:
         """Answer ``infer``."""
         environ = request.environ
         served = self._find(environ, model, version)
         _check_content_type(environ.get("CONTENT_TYPE", ""))
-        answer = openinference.infer(served, self._body(environ), environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
-        if answer.header_length is None:
-            return Answer(answer.chunks)
-        return Answer(answer.chunks, 200, openinference.BINARY, **{binary.HEADER: str(answer.header_length)})
+        return openinference.infer(served, self._body(environ), environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"))
 
     def _find(self, environ: WSGIEnvironment, name: str, version: int | None, label: str | None = None) -> Model:
         info = self._catalog.find(name, version, label)

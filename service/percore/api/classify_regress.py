@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from percore.api.error_format import describe, names, shape_text
+from percore.api.flask_app import Answer
 from percore.api.tensors import dumps, from_base64, rows
 from percore.api.tfserving import as_object, choose_signature, signature_name
 from percore.errors import BadInput, BodyTooLarge
@@ -22,7 +23,7 @@ RESULTS = "results"
 Features = Mapping[str, Any]
 
 
-def classify(model: Model, document: Any, max_body_bytes: int) -> bytes:
+def classify(model: Model, document: Any, max_body_bytes: int) -> Answer:
     """Answer ``:classify``: for each example a list of ``[label, score]``."""
     examples, outputs = _run(model, document, CLASSIFY, max_body_bytes)
     scores, classes = outputs.get("scores"), outputs.get("classes")
@@ -34,16 +35,16 @@ def classify(model: Model, document: Any, max_body_bytes: int) -> bytes:
     labels = [""] * known[0].size if classes is None else rows(classes.reshape(-1), "")
     points: list[Any] = [0.0] * known[0].size if scores is None else rows(scores.reshape(-1), "scores")
     pairs = list(zip(labels, points, strict=True))
-    return dumps({RESULTS: [pairs[index * width : (index + 1) * width] for index in range(examples)]})
+    return Answer([dumps({RESULTS: [pairs[index * width : (index + 1) * width] for index in range(examples)]})])
 
 
-def regress(model: Model, document: Any, max_body_bytes: int) -> bytes:
+def regress(model: Model, document: Any, max_body_bytes: int) -> Answer:
     """Answer ``:regress``: one number for each example."""
     examples, outputs = _run(model, document, REGRESS, max_body_bytes)
     values = outputs.get("outputs", next(iter(outputs.values()), np.empty(0)))
     if values.size != examples or values.shape[:1] != (examples,):
         raise _wrong_outputs("regress", "'outputs' of shape [examples] or [examples, 1]", outputs)
-    return dumps({RESULTS: rows(values.reshape(-1), "outputs")})
+    return Answer([dumps({RESULTS: rows(values.reshape(-1), "outputs")})])
 
 
 def _run(model: Model, document: Any, method: str, max_body_bytes: int) -> tuple[int, Tensors]:

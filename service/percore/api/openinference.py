@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from percore.api import binary
 from percore.api.error_format import describe, names, shape_text, shorten
-from percore.api.flask_app import Chunk
+from percore.api.flask_app import Answer, Chunk
 from percore.api.jsoncodec import Body, loads
 from percore.api.tensors import MAX_DIMENSIONS, NUMPY_DTYPES, check_shape, dtype_name, dumps, flatten, from_values, to_json
 from percore.api.tfserving import check_names, choose_signature, signature_name
@@ -26,15 +25,7 @@ from percore.model_metadata import Signature
 BINARY = "application/octet-stream"
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
-    """An answer: its chunks, and the size of the JSON at its beginning if binary tensors follow."""
-
-    chunks: list[Chunk]
-    header_length: int | None
-
-
-def infer(model: Model, body: Body, header: str | None) -> Inference:
+def infer(model: Model, body: Body, header: str | None) -> Answer:
     """Answer ``infer``. ``header`` is the request's ``Inference-Header-Content-Length``, if it has one."""
     text, data = binary.split(body, header)
     request = _object(loads(text), "body")
@@ -166,14 +157,16 @@ def _chosen(outputs: Tensors, wanted: Mapping[str, Any]) -> Tensors:
     return {name: outputs[name] for name in wanted}
 
 
-def _answer(model: Model, request: Mapping[str, Any], outputs: Tensors, raw: set[str]) -> Inference:
+def _answer(model: Model, request: Mapping[str, Any], outputs: Tensors, raw: set[str]) -> Answer:
     chunks = {name: binary.to_chunk(array) for name, array in outputs.items() if name in raw}
     document = {"model_name": model.info.name, "model_version": str(model.info.version)}
     if "id" in request:
         document["id"] = request["id"]
     listed = [_output(name, array, chunks.get(name)) for name, array in outputs.items()]
     text = dumps({**document, "outputs": listed})
-    return Inference([text, *chunks.values()], len(text) if chunks else None)
+    if not chunks:
+        return Answer([text])
+    return Answer([text, *chunks.values()], 200, BINARY, **{binary.HEADER: str(len(text))})
 
 
 def _output(name: str, array: Array, chunk: Chunk | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from percore.api.error_format import describe, kind, names, shape_text, shorten
+from percore.api.flask_app import Answer
 from percore.api.tensors import decode, dumps, infer_array, is_base64, rows, to_json
 from percore.errors import BadInput
 from percore.handlers import Array, Model, Tensors, run
@@ -22,7 +23,7 @@ DEFAULT_INPUT = "inputs"
 """The name of an input without a name in the request, if the handler declares no signature."""
 
 
-def predict(model: Model, document: Any) -> bytes:
+def predict(model: Model, document: Any) -> Answer:
     """Answer ``:predict``: JSON with ``predictions`` for the row form, ``outputs`` for the column form."""
     request = as_object(document)
     name = signature_name(request)
@@ -31,7 +32,7 @@ def predict(model: Model, document: Any) -> bytes:
     tensors = _read(request, signature)
     request.clear()  # a call computes for minutes, and JSON takes many times the memory of its tensors
     outputs = run(model, name, tensors)
-    return _rows_answer(outputs) if in_rows else _columns_answer(outputs)
+    return Answer([_rows_answer(outputs) if in_rows else _columns_answer(outputs)])
 
 
 def as_object(document: Any) -> dict[str, Any]:
