@@ -283,6 +283,7 @@ def _sqlite(path: Path) -> sa.Engine:
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transaction of its own
         connection.execute("PRAGMA busy_timeout=10000")
+        connection.execute("PRAGMA temp_store=MEMORY")  # a file system that is read-only has no folder for temporary files
         if not connection.execute("PRAGMA page_count").fetchone()[0]:  # a new file: later these would be writes
             connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
             connection.execute("PRAGMA auto_vacuum=incremental")
