@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,8 +163,7 @@ def test_an_image_that_holds_nothing_but_models(install: Install) -> None:
     version = json.loads(kubectl("version", "-o", "json"))["serverVersion"]
     if (int(version["major"]), int(version["minor"].rstrip("+"))) < (1, 35):
         pytest.skip("this version of Kubernetes mounts no images")
-    tag = images()["image"]["tag"]
-    release = install("oci", **LOADS, model={"image": f"localhost/percore/models:{tag}"})
+    release = install("oci", **LOADS, model={"image": f"localhost/percore/models:{os.environ['PERCORE_E2E_MODELS_TAG']}"})
     release.wait(1)
     sees_a_seven(release)
     says(release, "")
