@@ -416,14 +416,7 @@ def holding(release: threading.Event, seconds: float = 30.0) -> Behaviour:
 
 def running(seconds: float) -> Behaviour:
     """Return a healthy worker's behaviour whose run lasts so long."""
-
-    def behave(exchange: Exchange) -> None:
-        exchange.reserve()
-        body = exchange.receive()
-        time.sleep(seconds)
-        exchange.answer(body)
-
-    return behave
+    return holding(threading.Event(), seconds)
 
 
 def endpoint_of(pod: Service) -> Endpoint:

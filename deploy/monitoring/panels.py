@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models import common as kinds
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 
-from deploy.monitoring.queries import SOURCE
+from deploy.monitoring.queries import GATEWAY, SOURCE, a_minute, line
 
 Panel = Builder[models.Panel]
 Queries = Iterable[prometheus.Dataquery]
@@ -49,6 +49,12 @@ def lines(title: str, description: str, unit: str, queries: Queries, span: int =
     legend = legend.placement(kinds.LegendPlacement.BOTTOM).show_legend(True)
     shown = panel.legend(legend).min(0).fill_opacity(10).show_points(kinds.VisibilityMode.NEVER)
     return shown.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.DESCENDING))
+
+
+def rises_a_minute(title: str, description: str, counter: str, label: str) -> timeseries.Panel:
+    """Return how often a counter of the gateway rises in a minute, one line for each value of a label."""
+    query = line(a_minute(counter, GATEWAY, label), f"{{{{{label}}}}}")
+    return lines(title, description, "cpm", [query]).interval(FEW_CALLS)
 
 
 def steps_of(panel: timeseries.Panel) -> timeseries.Panel:

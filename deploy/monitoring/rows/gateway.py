@@ -54,21 +54,21 @@ def _dispatch() -> Iterator[make.Panel]:
 
 
 def _losses() -> Iterator[make.Panel]:
-    yield make.lines(
+    yield make.rises_a_minute(
         "Rejected calls, a minute",
         "Calls that never ran. `queue-full`: raise queue.length or autoscaling.maxReplicas. `overloaded`: the spool, the "
         "uploads or the connections are at their limit, see below. `queue-timeout`: too few pods. `body-timeout`: callers "
         "send slowly. The others are errors of callers.",
-        "cpm",
-        [line(a_minute("percore_gateway_rejected_calls_total", GATEWAY, "reason"), "{{reason}}")],
-    ).interval(make.FEW_CALLS)
-    yield make.lines(
+        "percore_gateway_rejected_calls_total",
+        "reason",
+    )
+    yield make.rises_a_minute(
         "Client disconnects, a minute",
         "Clients that closed their connection before the answer was complete, by what the call did then. Many while "
         "`queued` or `executing`: the client, or a load balancer, has a timeout that is too short.",
-        "cpm",
-        [line(a_minute("percore_gateway_client_disconnects_total", GATEWAY, "state"), "{{state}}")],
-    ).interval(make.FEW_CALLS)
+        "percore_gateway_client_disconnects_total",
+        "state",
+    )
     losses = {
         "requeued": "percore_gateway_requeued_calls_total",
         "interrupted answers": "percore_gateway_interrupted_answers_total",

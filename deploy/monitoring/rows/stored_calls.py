@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.monitoring import panels as make
-from deploy.monitoring.queries import GATEWAY, a_minute, line
+from deploy.monitoring.queries import GATEWAY, line
 from deploy.monitoring.rows.gateway import LIMIT
 
 UP = {0: ("not used", "orange"), 1: ("in use", "green")}
@@ -49,27 +49,27 @@ def _calls() -> Iterator[make.Panel]:
 
 
 def _ends() -> Iterator[make.Panel]:
-    yield make.lines(
+    yield make.rises_a_minute(
         "Ends of stored calls, a minute",
         "How stored calls ended. `expired`: they did not begin in the time that the caller gave them. `failed`: pods were "
         "lost while they computed the call, as often as it may run.",
-        "cpm",
-        [line(a_minute("percore_stored_calls_ended_total", GATEWAY, "state"), "{{state}}")],
-    ).interval(make.FEW_CALLS)
-    yield make.lines(
+        "percore_stored_calls_ended_total",
+        "state",
+    )
+    yield make.rises_a_minute(
         "Runs of stored calls, a minute",
         "How runs ended. `pod-lost`, `gateway-lost`: the call runs again, or has failed; see how the pods ended. "
         "`not-begun`: a pod was lost before it had the whole call, and nothing was computed.",
-        "cpm",
-        [line(a_minute("percore_stored_call_runs_total", GATEWAY, "end"), "{{end}}")],
-    ).interval(make.FEW_CALLS)
-    yield make.lines(
+        "percore_stored_call_runs_total",
+        "end",
+    )
+    yield make.rises_a_minute(
         "Webhooks, a minute",
         "Attempts to send a webhook. `failed`: it is tried again. `given-up`: the receiver has not taken it for a day, or has "
         "refused it for good; see the gateway's log.",
-        "cpm",
-        [line(a_minute("percore_webhook_attempts_total", GATEWAY, "outcome"), "{{outcome}}")],
-    ).interval(make.FEW_CALLS)
+        "percore_webhook_attempts_total",
+        "outcome",
+    )
 
 
 def _store() -> Iterator[make.Panel]:
