@@ -18,6 +18,7 @@ from deploy.monitoring import dashboard
 from tests.e2e import prometheus
 from tests.e2e.conftest import releases
 from tests.e2e.harness import CALL, Call, Release, age, documents, eventually, ready_since, sleeping
+from tests.e2e.volumes import STORED_CALLS, volume
 from tests.grafana import Query, queries
 from tests.promql import selectors
 
@@ -25,6 +26,7 @@ MOST, CALLS, RUN_SECONDS = 3, 5, 45.0
 VALUES = {
     "monitoring": {"enabled": True, "podInterval": "2s"},
     "autoscaling": {"enabled": True, "maxReplicas": MOST, "scaleDownStabilizationSeconds": 300},
+    **STORED_CALLS,  # a gateway without a store has no series of it
 }
 QUERIES = list(queries(dashboard.build()))
 
@@ -51,7 +53,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(namespace: str, request: pytest.FixtureRequest) -> Iterator[Watched]:
     """Make the burst, once Prometheus knows the release: a new target takes it up to three minutes."""
-    with releases(namespace, request.session) as install:
+    with volume(namespace, "watched-percore-gateway-calls"), releases(namespace, request.session) as install:
         seen = Watched(install("watched", **VALUES))
         seen.release.wait(1)
         eventually(lambda: seen.ask("Executing") == [0.0] and seen.ask("Busy or free") == [1.0], seconds=300, every=1)

@@ -21,10 +21,9 @@ from tests.e2e.crowd import Crowd
 from tests.e2e.harness import Release, eventually, kubectl, merged, name
 from tests.e2e.test_crowds import KILL_THE_WORKER
 from tests.e2e.test_scale_to_zero import TO_ZERO, allowed, value
-from tests.e2e.volumes import volume
+from tests.e2e.volumes import STORED_CALLS, volume
 
 CALLER = Path(__file__).with_name("stored_caller.py")
-CALLS = {"calls": {"enabled": True, "persistence": {"size": "20Gi"}}, "gateway": {"memory": "512Mi"}}
 SIZES = ((0.75, 1_000), (0.23, 100_000), (0.02, 8_000_000))
 STORED = int(os.environ.get("PERCORE_E2E_STORED", "500"))
 """How many calls are stored while gateways and pods are killed."""
@@ -89,12 +88,11 @@ class Logs:
         return found
 
 
-def _kill_something(release: Release, dice: random.Random) -> str:
-    """Kill a gateway's process, a worker, or a whole pod; return which, and nothing if it was gone already.
+def _kill_something(release: Release, component: str, dice: random.Random) -> str:
+    """Kill a process or a whole pod of a component; return what was done, and nothing if it was gone already.
 
     Kubernetes starts a container that ends again and again later each time. A new pod starts at once, so gateways' pods go too.
     """
-    component = dice.choice(["gateway", "inference"])
     pods = release.pods(component)
     if not pods:
         return ""
@@ -111,12 +109,12 @@ def _kill_something(release: Release, dice: random.Random) -> str:
 
 
 def _kill_until(over: threading.Event, release: Release, killed: list[str]) -> None:
-    """Kill one thing after another until it is over, and take note of what was hit."""
+    """Kill gateways and inference pods by turns until it is over, and take note of what was hit."""
     dice = random.Random(18)
-    for _ in range(KILLS):
+    for component in itertools.islice(itertools.cycle(["gateway", "inference"]), KILLS):
         if over.wait(EVERY * dice.uniform(0.5, 1.5)):
             return
-        if what := _kill_something(release, dice):
+        if what := _kill_something(release, component, dice):
             killed.append(what)
 
 
@@ -125,7 +123,7 @@ def test_every_receipted_call_ends_once_and_right_while_gateways_and_pods_are_ki
     install: Install, namespace: str, tmp_path: Path
 ) -> None:
     with volume(namespace, "stored-percore-gateway-calls"):
-        release = install("stored", replicas=4, **CALLS)
+        release = install("stored", replicas=4, **STORED_CALLS)
         release.wait(4)
         logs, over = Logs(release, tmp_path), threading.Event()
         killed: list[str] = []
@@ -166,7 +164,7 @@ def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
     if not allowed(namespace):
         pytest.skip("needs the feature gate HPAScaleToZero, on by default in Kubernetes 1.37")
     with volume(namespace, "later-percore-gateway-calls"), releases(namespace, request.session) as install:
-        release = install("later", **merged(merged(TO_ZERO, CALLS), {"autoscaling": {"spareReplicas": 0}}))
+        release = install("later", **merged(merged(TO_ZERO, STORED_CALLS), {"autoscaling": {"spareReplicas": 0}}))
         eventually(lambda: value(release, "percore_in_flight_requests") == "0", seconds=300, every=1)
         yield release
 

@@ -11,6 +11,8 @@ from tests.e2e.harness import documents, eventually, images, kubectl
 
 DEFAULT = "storageclass.kubernetes.io/is-default-class"
 SIZE = "20Gi"
+STORED_CALLS = {"calls": {"enabled": True, "persistence": {"size": SIZE}}}
+"""What a release needs to store calls on such a volume."""
 
 
 @contextlib.contextmanager
