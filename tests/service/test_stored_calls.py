@@ -22,55 +22,22 @@ import requests
 from standardwebhooks import Webhook
 
 from harness.service import FAULTY, Service, eventually
+from tests.stored_client import ASYNC, PREDICT, StoredClient
 
-PREDICT = "/v1/models/default:predict"
-ASYNC = {"Prefer": "respond-async"}
-FINAL = ("succeeded", "failed", "cancelled", "expired")
 JOURNAL = "tests.service.handlers:Journal"
 
 
-class Stored:
+class Stored(StoredClient):
     """A service as a caller of stored calls sees it, across its restarts."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def send(self, timeout: float = 30.0, headers: dict[str, str] | None = None, **inputs: Any) -> str:
-        """Store a call and return the path of its status."""
-        answer = self.service.post(PREDICT, {"inputs": inputs}, timeout, headers={**ASYNC, **(headers or {})})
-        assert answer.status_code == 202, answer.text
-        return answer.headers["Location"]
+    def url(self, path: str) -> str:
+        return self.service.url(path)
 
     def ids(self) -> list[str]:
         return [each["id"] for each in self.service.get("/v1/calls?limit=1000").json()["calls"]]
-
-    def status(self, path: str, wait: int = 0) -> dict[str, Any]:
-        headers = {"Prefer": f"wait={wait}"} if wait else {}
-        answer = requests.get(self.service.url(path), headers=headers, timeout=wait + 30)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def ended(self, path: str, seconds: float = 30.0) -> dict[str, Any]:
-        """Return the status of a call that has ended, however often the gateway is gone meanwhile."""
-        found: dict[str, Any] = {}
-
-        def look() -> bool:
-            with contextlib.suppress(requests.ConnectionError, AssertionError):
-                found.update(self.status(path, wait=5))
-            return found.get("state") in FINAL
-
-        eventually(look, seconds)
-        return found
-
-    def result(self, path: str, **more: Any) -> requests.Response:
-        return requests.get(self.service.url(f"{path}/result"), timeout=30, **more)
-
-    def cancel(self, path: str) -> dict[str, Any]:
-        answer = requests.post(self.service.url(f"{path}/cancel"), timeout=30)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +88,7 @@ def test_without_prefer_nothing_is_stored(stored: Stored) -> None:
 
 def test_a_4xx_and_a_500_are_results_and_final(stored: Stored) -> None:
     for fault, status, code in (("bad", 400, "bad-input"), ("fail", 500, "handler-failed")):
-        path = stored.send(**{fault: "x"})  # type: ignore[arg-type]
+        path = stored.store(**{fault: "x"})  # type: ignore[arg-type]
         found = stored.ended(path)
         assert (found["state"], found["result"]["status"], len(found["runs"])) == ("failed", status, 1)
         result = stored.result(path)
@@ -134,18 +101,18 @@ def test_a_caller_that_leaves_at_once_finds_its_result_later(stored: Stored) -> 
     with stored.service.connect() as connection:
         connection.sendall(stored.service.raw(json.dumps({"inputs": {"sleep": 0.5}}).encode(), PREDICT, *headers))
         eventually(lambda: stored.service.in_flight("executing") == 1)
-    path = stored.send(headers=key, sleep=0.5)
+    path = stored.store(headers=key, sleep=0.5)
     assert stored.ended(path)["state"] == "succeeded"
     assert len(stored.status(path)["runs"]) == 1
 
 
 def test_one_key_is_one_call_however_many_send_it_at_once(stored: Stored) -> None:
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
-        paths = set(pool.map(lambda _: stored.send(headers={"Idempotency-Key": "hundred"}, sleep=0.01), range(100)))
+        paths = set(pool.map(lambda _: stored.store(headers={"Idempotency-Key": "hundred"}, sleep=0.01), range(100)))
     assert len(paths) == 1
     other = stored.service.post(PREDICT, {"inputs": {"sleep": 0.02}}, headers={**ASYNC, "Idempotency-Key": "hundred"})
     assert (other.status_code, other.json()["code"]) == (422, "idempotency-key-reused")
-    theirs = stored.send(headers={"Idempotency-Key": "hundred", "X-Tenant": "another"}, sleep=0.01)
+    theirs = stored.store(headers={"Idempotency-Key": "hundred", "X-Tenant": "another"}, sleep=0.01)
     assert theirs not in paths, "a caller learned another's call by its key"
 
 
@@ -167,9 +134,9 @@ def test_a_bad_header_is_named_and_nothing_is_stored(stored: Stored, header: str
 
 
 def test_cancel_while_queued_while_running_and_when_it_has_ended(stored: Stored) -> None:
-    first, second = stored.send(sleep=20), stored.send(sleep=20)
+    first, second = stored.store(sleep=20), stored.store(sleep=20)
     eventually(lambda: stored.service.in_flight("executing") == 2)
-    waiting = stored.send(sleep=0)
+    waiting = stored.store(sleep=0)
     assert stored.status(waiting)["position"] == 0
     assert stored.result(waiting).json()["code"] == "not-finished"
     assert stored.cancel(waiting)["state"] == "cancelled"
@@ -182,16 +149,16 @@ def test_cancel_while_queued_while_running_and_when_it_has_ended(stored: Stored)
     assert stored.cancel(second)["state"] == "cancelling"
     assert stored.ended(second)["runs"][0]["end"] == "cancelled"
     assert (stored.result(first).status_code, stored.result(first).json()["code"]) == (409, "not-finished")
-    done = stored.send(sleep=0)
+    done = stored.store(sleep=0)
     assert stored.ended(done)["state"] == "succeeded"
     assert stored.cancel(done)["state"] == "succeeded"
     eventually(lambda: stored.service.metric("percore_workers", state="free") == 2)
 
 
 def test_a_call_that_does_not_start_in_time_expires(stored: Stored) -> None:
-    busy = [stored.send(sleep=2.5) for _ in range(2)]
+    busy = [stored.store(sleep=2.5) for _ in range(2)]
     eventually(lambda: stored.service.in_flight("executing") == 2)
-    path = stored.send(headers={"Percore-Start-Within": "1"}, sleep=0)
+    path = stored.store(headers={"Percore-Start-Within": "1"}, sleep=0)
     found = stored.ended(path)
     assert (found["state"], found["runs"]) == ("expired", [])
     assert stored.result(path).status_code == 409
@@ -200,7 +167,7 @@ def test_a_call_that_does_not_start_in_time_expires(stored: Stored) -> None:
 
 
 def test_unknown_erased_and_malformed_ids(stored: Stored) -> None:
-    path = stored.send(sleep=0)
+    path = stored.store(sleep=0)
     stored.ended(path)
     url = stored.service.url(path)
     assert requests.delete(url, timeout=5).status_code == 204
@@ -221,17 +188,17 @@ def test_unknown_erased_and_malformed_ids(stored: Stored) -> None:
 
 
 def test_callers_take_turns(stored: Stored) -> None:
-    busy = [stored.send(sleep=1.0) for _ in range(2)]
+    busy = [stored.store(sleep=1.0) for _ in range(2)]
     eventually(lambda: stored.service.in_flight("executing") == 2)
-    many = [stored.send(headers={"X-Tenant": "many"}, sleep=0.01) for _ in range(6)]
-    one = stored.send(headers={"X-Tenant": "one"}, sleep=0.01)
+    many = [stored.store(headers={"X-Tenant": "many"}, sleep=0.01) for _ in range(6)]
+    one = stored.store(headers={"X-Tenant": "one"}, sleep=0.01)
     assert [stored.status(each)["position"] for each in (*many, one)] == [0, 2, 3, 4, 5, 6, 1]
     for each in (*busy, *many, one):
         stored.ended(each)
 
 
 def test_the_operators_list(stored: Stored) -> None:
-    path = stored.send(sleep=0)
+    path = stored.store(sleep=0)
     stored.ended(path)
     found = stored.service.get("/v1/calls?state=succeeded&model=default&limit=1").json()
     assert [each["id"] for each in found["calls"]] == [path.removeprefix("/v1/calls/")]
@@ -300,19 +267,19 @@ def test_large_bodies_and_results_are_stored_whole_and_sent_in_ranges() -> None:
 def test_a_pod_that_is_lost_twice_fails_the_call() -> None:
     with Service(handler=FAULTY).ready(2) as service:
         stored = Stored(service)
-        path = stored.send(signal=9)
+        path = stored.store(signal=9)
         found = stored.ended(path)
         assert (found["state"], found["result"]["status"]) == ("failed", 502)
         assert [run["end"] for run in found["runs"]] == ["pod-lost", "pod-lost"]
         assert stored.result(path).json()["code"] == "pod-lost"
-        once = stored.send(headers={"Percore-Max-Runs": "1"}, signal=9)
+        once = stored.store(headers={"Percore-Max-Runs": "1"}, signal=9)
         assert [run["end"] for run in stored.ended(once)["runs"]] == ["pod-lost"]
 
 
 def test_a_run_over_its_time_is_final() -> None:
     with Service(handler=FAULTY, run_timeout=1).ready(2) as service:
         stored = Stored(service)
-        path = stored.send(sleep=30)
+        path = stored.store(sleep=30)
         found = stored.ended(path)
         assert (found["state"], found["result"]["status"], len(found["runs"])) == ("failed", 504, 1)
 
@@ -320,7 +287,7 @@ def test_a_run_over_its_time_is_final() -> None:
 def test_a_run_ends_with_its_connection_whatever_the_setting_says() -> None:
     stored = journalled(on_client_disconnect="finish")
     with stored.service.ready(2) as service:
-        path = stored.send(n=1, sleep=20)
+        path = stored.store(n=1, sleep=20)
         eventually(stored.lines)
         os.kill(service.pids("gateway")[0], signal.SIGKILL)
         eventually(lambda: len([line for line in stored.lines() if line[0] == "begin"]) == 2, 20)
@@ -333,7 +300,7 @@ def test_a_run_ends_with_its_connection_whatever_the_setting_says() -> None:
 def test_what_is_queued_outlives_a_stop_and_a_start() -> None:
     stored = journalled()
     with stored.service.ready(2) as service:
-        paths = [stored.send(n=number, sleep=5.0 if number < 2 else 0.5) for number in range(8)]
+        paths = [stored.store(n=number, sleep=5.0 if number < 2 else 0.5) for number in range(8)]
         eventually(lambda: service.in_flight("executing") == 2)
         service.processes[0].send_signal(signal.SIGTERM)
         service.processes[0].wait(30)
@@ -352,7 +319,7 @@ def test_what_is_queued_outlives_a_stop_and_a_start() -> None:
 def test_who_waits_for_a_call_does_not_hold_up_a_stop() -> None:
     stored = journalled()
     with stored.service.ready(2) as service, concurrent.futures.ThreadPoolExecutor(3) as pool:
-        paths = [stored.send(n=number, sleep=4.0) for number in range(3)]
+        paths = [stored.store(n=number, sleep=4.0) for number in range(3)]
         eventually(lambda: service.in_flight("executing") == 2)
         waits = [pool.submit(stored.status, path, 60) for path in paths]
         time.sleep(0.3)
@@ -378,7 +345,7 @@ def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(when: str) -> N
             path = ""
             while not path:  # as a client that tries again does
                 with contextlib.suppress(requests.ConnectionError):
-                    path = stored.send(headers={"Idempotency-Key": f"step {step}"}, n=step, fill=10)
+                    path = stored.store(headers={"Idempotency-Key": f"step {step}"}, n=step, fill=10)
             found = stored.ended(path)
             assert found["state"] == "succeeded"
             assert stored.result(path).json()["outputs"]["fill"] == [step] * 10
@@ -436,14 +403,14 @@ def test_whatever_is_killed_every_call_ends_once() -> None:
 def test_bounds_are_answered_with_an_honest_status_and_nothing_is_half_stored() -> None:
     with Service(handler=FAULTY, gateway_calls_limit=3).ready(2) as service:
         stored = Stored(service)
-        paths = [stored.send(sleep=1.0) for _ in range(3)]
+        paths = [stored.store(sleep=1.0) for _ in range(3)]
         full = service.post(PREDICT, {"inputs": {"sleep": 0}}, headers=ASYNC)
         assert (full.status_code, full.json()["code"]) == (429, "queue-full")
         assert full.headers["Retry-After"]
         assert len(service.get("/v1/calls").json()["calls"]) == 3
         for path in paths:
             stored.ended(path)
-        assert stored.send(sleep=0)
+        assert stored.store(sleep=0)
     with Service(handler=FAULTY, gateway_calls_free_bytes=2**49).ready(1) as service:
         full = service.post(PREDICT, {"inputs": {"sleep": 0}}, headers=ASYNC)
         assert (full.status_code, full.json()["code"]) == (503, "overloaded")
@@ -453,7 +420,7 @@ def test_bounds_are_answered_with_an_honest_status_and_nothing_is_half_stored() 
 def test_retention_erases_and_the_id_is_known_for_longer() -> None:
     with Service(handler=FAULTY, gateway_calls_retention=1).ready(1) as service:
         stored = Stored(service)
-        path = stored.send(sleep=0)
+        path = stored.store(sleep=0)
         assert stored.ended(path)["state"] == "succeeded"
         eventually(lambda: requests.get(service.url(path), timeout=5).status_code == 410, 20)
         assert service.get("/v1/calls").json()["calls"] == []
@@ -464,7 +431,7 @@ def test_an_older_program_refuses_a_newer_schema(tmp_path: Path) -> None:
 
     folder = tmp_path / "calls"
     with Service(handler=FAULTY, gateway_calls_dir=folder).ready(1) as service:
-        Stored(service).send(sleep=0)
+        Stored(service).store(sleep=0)
     with sqlite3.connect(folder / "calls.sqlite3") as database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
     with Service(handler=FAULTY, gateway_calls_dir=folder) as service:
@@ -487,7 +454,7 @@ def test_without_a_folder_calls_are_not_stored_and_everything_else_works(tmp_pat
 def test_a_second_gateway_waits_for_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "calls"
     with Service(handler=FAULTY, gateway_calls_dir=folder).ready(1) as first:
-        path = Stored(first).send(sleep=0)
+        path = Stored(first).store(sleep=0)
         with Service(handler=FAULTY, gateway_calls_dir=folder).ready(1) as second:
             answer = second.post(PREDICT, {"inputs": {"sleep": 0}}, headers=ASYNC)
             assert (answer.status_code, answer.json()["code"]) == (503, "not-ready")
@@ -520,7 +487,7 @@ def test_the_end_of_a_call_is_sent_to_its_webhook_and_sent_again_if_it_fails() -
         with Service(handler=FAULTY, gateway_webhook_hosts="127.0.0.1", gateway_webhook_secrets=secret).ready() as service:
             stored = Stored(service)
             url = f"http://127.0.0.1:{server.server_address[1]}/end"
-            path = stored.send(headers={"Percore-Webhook": url}, sleep=0)
+            path = stored.store(headers={"Percore-Webhook": url}, sleep=0)
             eventually(lambda: len(received) == 2, 20)
             for headers, body in received:
                 message = Webhook(secret).verify(body, headers)

@@ -21,7 +21,8 @@ from percore.gateway.store.records import NewCall
 from percore.gateway.store.schema import REQUEST
 
 from harness.service import FAULTY, Service, answer_of, eventually
-from tests.service.test_stored_calls import ASYNC, PREDICT, Stored, journalled
+from tests.service.test_stored_calls import Stored, journalled
+from tests.stored_client import ASYNC, PREDICT
 
 FEW_BYTES = 40_000
 """No file of the gateway may be longer: the database's log is longer already, so each write fails as on a full disk."""
@@ -38,7 +39,7 @@ def empty_disk(pid: int) -> None:
 def test_a_large_result_waits_for_a_disk_that_is_full_and_is_not_computed_again() -> None:
     stored = journalled()
     with stored.service.ready() as service:
-        path = stored.send(n=7, sleep=1.0, fill=1_500_000)
+        path = stored.store(n=7, sleep=1.0, fill=1_500_000)
         eventually(lambda: service.in_flight("executing") == 1)
         fill_disk(service.gateway)
         eventually(lambda: [line for line in stored.lines() if line[0] == "end"])
@@ -56,10 +57,10 @@ def test_a_large_result_waits_for_a_disk_that_is_full_and_is_not_computed_again(
 def test_a_disk_that_is_full_for_longer_than_a_lease_ends_no_run() -> None:
     stored = journalled()
     service = stored.service
-    service.environ["LEASE_SECONDS"] = "3"
-    service.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'dying'}:{service.environ.get('PYTHONPATH', '')}"
+    service.environ["SHRINK"] = "RENEW_SECONDS=0.5 LEASE_SECONDS=3 OWN_LEASE_SECONDS=1.5"
+    service.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'shrunk'}:{service.environ.get('PYTHONPATH', '')}"
     with service.ready():
-        path = stored.send(n=7, sleep=6.0)
+        path = stored.store(n=7, sleep=6.0)
         eventually(lambda: service.in_flight("executing") == 1)
         fill_disk(service.gateway)
         time.sleep(4)
@@ -70,7 +71,7 @@ def test_a_disk_that_is_full_for_longer_than_a_lease_ends_no_run() -> None:
 
 def test_without_its_folder_no_receipt_is_given() -> None:
     with Service(handler=FAULTY).ready() as service:
-        Stored(service).send(sleep=0)
+        Stored(service).store(sleep=0)
         shutil.rmtree(service.environ["XDG_STATE_HOME"])
         answer = service.post(PREDICT, {"inputs": {"sleep": 0}}, headers=ASYNC)
         assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
@@ -95,13 +96,13 @@ def test_the_bound_of_bytes_holds_for_bodies_in_chunks() -> None:
     with Service(handler=FAULTY, gateway_calls_bytes=2**20).ready() as service:
         answer = requests.post(service.url(PREDICT), data=pieces(), headers=ASYNC, timeout=30)
         assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
-        assert Stored(service).send(sleep=0)
+        assert Stored(service).store(sleep=0)
 
 
 def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
     with Service(handler=FAULTY, gateway_calls_limit=5).ready() as service:
         stored = Stored(service)
-        running = stored.send(sleep=30)
+        running = stored.store(sleep=30)
         request = service.raw(b'{"inputs":{"sleep":0}}', PREDICT, "Prefer: respond-async")
         connections = [service.connect() for _ in range(40)]
         for connection in connections:
@@ -116,7 +117,7 @@ def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
 def test_a_call_that_is_cancelled_again_and_again_ends_once() -> None:
     with Service(handler=FAULTY).ready() as service:
         stored = Stored(service)
-        running, queued = stored.send(sleep=30), stored.send(sleep=0)
+        running, queued = stored.store(sleep=30), stored.store(sleep=0)
         for path in (queued, running):
             for _ in range(3):
                 stored.cancel(path)
@@ -129,7 +130,7 @@ def test_a_call_that_is_cancelled_again_and_again_ends_once() -> None:
 def test_a_stop_that_ends_the_workers_too_does_not_count_as_a_pod_that_the_call_ended() -> None:
     stored = journalled(gateway_calls_max_runs=1)
     with stored.service.ready() as service:
-        path = stored.send(n=1, sleep=4)
+        path = stored.store(n=1, sleep=4)
         eventually(lambda: service.in_flight("executing") == 1)
         for _ in range(2):
             service.processes[0].send_signal(signal.SIGTERM)
@@ -145,7 +146,7 @@ def test_a_stop_that_ends_the_workers_too_does_not_count_as_a_pod_that_the_call_
 def test_runs_that_were_lost_with_a_gateway_are_counted() -> None:
     stored = journalled()
     with stored.service.ready() as service:
-        path = stored.send(n=1, sleep=2)
+        path = stored.store(n=1, sleep=2)
         eventually(stored.lines)
         os.kill(service.gateway, signal.SIGKILL)
         assert stored.ended(path)["state"] == "succeeded"
@@ -160,13 +161,13 @@ def test_a_call_begins_again_only_when_the_worker_of_its_lost_run_is_free() -> N
     """The worker computes in C with Python's lock, so it does not notice that its gateway was killed. Other calls go on."""
     stored = journalled()
     with stored.service.ready(2) as service:
-        path = stored.send(n=1, native=8)
+        path = stored.store(n=1, native=8)
         eventually(stored.lines)
         os.kill(service.gateway, signal.SIGKILL)
-        other = stored.send(n=2)
+        other = stored.store(n=2)
         assert stored.ended(other)["state"] == "succeeded"
         eventually(lambda: stored.ended_run(path) == "gateway-lost", 20)
-        later = stored.send(n=3)
+        later = stored.store(n=3)
         assert stored.ended(later)["state"] == "succeeded"
         held = stored.status(path)
         assert (held["state"], len(held["runs"])) == ("queued", 1)
@@ -181,7 +182,7 @@ def test_a_call_begins_again_only_when_the_worker_of_its_lost_run_is_free() -> N
 def test_a_call_that_waits_for_a_worker_can_be_cancelled_and_expires(state: str) -> None:
     stored = journalled()
     with stored.service.ready(2) as service:
-        path = stored.send(n=1, native=12, headers={"Percore-Start-Within": "7"} if state == "expired" else None)
+        path = stored.store(n=1, native=12, headers={"Percore-Start-Within": "7"} if state == "expired" else None)
         eventually(stored.lines)
         os.kill(service.gateway, signal.SIGKILL)
         eventually(lambda: stored.ended_run(path) == "gateway-lost", 20)

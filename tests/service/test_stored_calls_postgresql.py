@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
-import json
 import os
 import signal
 import time
@@ -22,10 +21,7 @@ from tests.service.postgresql import PASSWORD, QUOTED, USER, PostgreSQL, program
 
 # What is true of one gateway with SQLite is true of one with PostgreSQL.
 from tests.service.test_stored_calls import (  # noqa: F401
-    ASYNC,
-    FINAL,
     JOURNAL,
-    PREDICT,
     Stored,
     test_a_4xx_and_a_500_are_results_and_final,
     test_a_call_is_receipted_runs_and_leaves_its_result,
@@ -39,6 +35,7 @@ from tests.service.test_stored_calls import (  # noqa: F401
     test_unknown_erased_and_malformed_ids,
     test_without_prefer_nothing_is_stored,
 )
+from tests.stored_client import StoredClient
 
 PROGRAMS = programs()
 pytestmark = pytest.mark.skipif(
@@ -88,8 +85,10 @@ def check_secret(text: str) -> None:
     assert QUOTED not in text
 
 
-class Front(Gateway):
+class Front(Gateway, StoredClient):
     """A gateway whose calls are in PostgreSQL, with leases that end soon."""
+
+    patience = SLOW
 
     def __init__(self, database: str, *pods: Service, lease: str = SHRUNK, **settings: Any) -> None:
         super().__init__(*map(endpoint_of, pods), gateway_calls_database=database, **settings)
@@ -109,40 +108,6 @@ class Front(Gateway):
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.wait(30)
-
-    def offer(self, timeout: float = 60.0, headers: dict[str, str] | None = None, **inputs: Any) -> requests.Response:
-        """Send a call that is to be stored."""
-        body = json.dumps({"inputs": inputs}).encode()
-        return requests.post(self.url(PREDICT), data=body, headers={**ASYNC, **(headers or {})}, timeout=timeout)
-
-    def store(self, headers: dict[str, str] | None = None, **inputs: Any) -> str:
-        answer = self.offer(headers=headers, **inputs)
-        assert answer.status_code == 202, answer.text
-        return answer.headers["Location"]
-
-    def status(self, path: str, wait: int = 0) -> dict[str, Any]:
-        answer = requests.get(self.url(path), headers={"Prefer": f"wait={wait}"} if wait else {}, timeout=wait + 60)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def ended(self, path: str, seconds: float = SLOW) -> dict[str, Any]:
-        """Return the status of a call that has ended, however often the store is gone meanwhile."""
-        found: dict[str, Any] = {}
-
-        def look() -> bool:
-            with contextlib.suppress(requests.ConnectionError, AssertionError):
-                found.update(self.status(path, wait=5))
-            return found.get("state") in FINAL
-
-        eventually(look, seconds)
-        return found
-
-    def result(self, path: str) -> requests.Response:
-        return requests.get(self.url(f"{path}/result"), timeout=60)
-
-    def cancel(self, path: str) -> str:
-        return str(requests.post(self.url(f"{path}/cancel"), timeout=60).json()["state"])
 
     def listed(self, query: str = "limit=1000") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.operator(f"/v1/calls?{query}").json()["calls"]
@@ -205,11 +170,11 @@ def test_two_gateways_are_one_service(database: str, tmp_path: Path) -> None:
         eventually(lambda: pods.begun(2) and pods.begun(3), SLOW)
         waiting = first.store(n=4)
         assert second.status(waiting)["position"] == 0
-        assert second.cancel(waiting) == "cancelled"
+        assert second.cancel(waiting)["state"] == "cancelled"
         assert first.status(waiting)["runs"] == []
-        assert second.cancel(busy[0]) == "cancelling"
+        assert second.cancel(busy[0])["state"] == "cancelling"
         assert second.ended(busy[0])["runs"][0]["end"] == "cancelled"
-        assert first.cancel(busy[1]) == "cancelling"
+        assert first.cancel(busy[1])["state"] == "cancelling"
         assert second.ended(busy[1])["state"] == "cancelled"
         assert requests.delete(second.url(path), timeout=60).status_code == 204
         assert first.result(path).status_code == 410
@@ -243,7 +208,7 @@ def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_pa
         eventually(lambda: pods.begun(1) == 1, SLOW)
         queued = [first.store(n=number) for number in (2, 3)]
         cancelled = first.store(n=4)
-        assert first.cancel(cancelled) == "cancelled"
+        assert first.cancel(cancelled)["state"] == "cancelled"
         first.kill()
         began = time.monotonic()
         assert second.status(running)["state"] == "running"
@@ -331,7 +296,7 @@ def test_a_run_that_goes_on_without_its_gateway_never_overlaps_with_the_next_one
         assert (second.status(path)["state"], pods.begun(1)) == ("queued", 1)
         eventually(lambda: pods.begun(1) == 2, SLOW)
         first.signal(signal.SIGKILL)
-        assert second.cancel(path) in ("cancelling", "cancelled")
+        assert second.cancel(path)["state"] in ("cancelling", "cancelled")
         assert second.ended(path)["state"] == "cancelled"
         assert [run["end"] for run in second.status(path)["runs"]] == ["gateway-lost", "cancelled"]
         pods.check_no_overlap()

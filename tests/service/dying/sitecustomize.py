@@ -1,7 +1,5 @@
 """Has a gateway die at one of its writes: the file ``DIE_AT`` says at which, and whether before it or after it.
 
-``LEASE_SECONDS`` shortens the lease of a gateway.
-
 Python imports this module by itself when its folder is in PYTHONPATH.
 """
 
@@ -28,10 +26,3 @@ if "gateway" in sys.orig_argv and "DIE_AT" in os.environ:
         return outcomes
 
     Database._together = dying  # type: ignore[method-assign]
-
-if "gateway" in sys.orig_argv and "LEASE_SECONDS" in os.environ:
-    from percore.gateway.store import stored_calls
-
-    stored_calls.LEASE_SECONDS = float(os.environ["LEASE_SECONDS"])
-    stored_calls.OWN_LEASE_SECONDS = stored_calls.LEASE_SECONDS / 2
-    stored_calls.RENEW_SECONDS = stored_calls.LEASE_SECONDS / 6

@@ -1,0 +1,63 @@
+"""The caller of stored calls in tests: of one machine and of a gateway alone, with SQLite and with PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import requests
+
+from harness.service import eventually
+
+PREDICT = "/v1/models/default:predict"
+ASYNC = {"Prefer": "respond-async"}
+FINAL = ("succeeded", "failed", "cancelled", "expired")
+
+
+class StoredClient:
+    """Sends calls that are to be stored, and asks about them."""
+
+    patience = 30.0
+    """Seconds until a request must be answered, and until a call must have ended."""
+
+    def url(self, path: str) -> str:
+        raise NotImplementedError
+
+    def offer(self, headers: dict[str, str] | None = None, timeout: float | None = None, **inputs: Any) -> requests.Response:
+        """Send a call that is to be stored."""
+        more = {**ASYNC, **(headers or {})}
+        return requests.post(self.url(PREDICT), json={"inputs": inputs}, headers=more, timeout=timeout or self.patience)
+
+    def store(self, headers: dict[str, str] | None = None, timeout: float | None = None, **inputs: Any) -> str:
+        """Store a call and return the path of its status."""
+        answer = self.offer(headers, timeout, **inputs)
+        assert answer.status_code == 202, answer.text
+        return answer.headers["Location"]
+
+    def status(self, path: str, wait: int = 0) -> dict[str, Any]:
+        headers = {"Prefer": f"wait={wait}"} if wait else {}
+        answer = requests.get(self.url(path), headers=headers, timeout=wait + self.patience)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def ended(self, path: str, seconds: float | None = None) -> dict[str, Any]:
+        """Return the status of a call that has ended, however often the gateway or its store is gone meanwhile."""
+        found: dict[str, Any] = {}
+
+        def look() -> bool:
+            with contextlib.suppress(requests.ConnectionError, AssertionError):
+                found.update(self.status(path, wait=5))
+            return found.get("state") in FINAL
+
+        eventually(look, seconds or self.patience)
+        return found
+
+    def result(self, path: str, **more: Any) -> requests.Response:
+        return requests.get(self.url(f"{path}/result"), timeout=self.patience, **more)
+
+    def cancel(self, path: str) -> dict[str, Any]:
+        answer = requests.post(self.url(f"{path}/cancel"), timeout=self.patience)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
