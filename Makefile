@@ -94,7 +94,7 @@ drift: .venv/installed ## Fail where a generated file differs from what it is ge
 	$(BIN)/python -m tools.generate --check
 
 .PHONY: update
-update: .venv/installed ## Write the generated files anew
+update: .venv/installed ## Write the generated files again
 	$(BIN)/python -m tools.generate
 
 .PHONY: unit

@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help=f"one of {', '.join(SECTIONS)}, or a set-up"
     )
-    parser.add_argument("--render", action="store_true", help="measure nothing: show the last results anew")
+    parser.add_argument("--render", action="store_true", help="measure nothing: show the last results again")
     parser.add_argument("--write-docs", action="store_true", help="copy table and timelines to docs/bench")
     arguments = parser.parse_args()
     bursts.quiet()

@@ -152,7 +152,7 @@ class Service:
         return socket.create_connection(("127.0.0.1", port), timeout=timeout)
 
     def is_refused(self) -> bool:
-        """Whether nobody listens on the port for calls."""
+        """Whether no process listens on the port for calls."""
         try:
             self.connect(timeout=1).close()
         except ConnectionRefusedError:

@@ -1,6 +1,6 @@
 """Parts of hand-written pages that are generated: tables from measurements and from formulas, between two comments.
 
-``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` each stand on a line of their own; what is between them is written anew.
+``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` each stand on a line of their own; the text between them is generated.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def main() -> int:
         diff = difflib.unified_diff(
             (present or "").splitlines(), (text or "").splitlines(), name, "generated", lineterm="", n=1
         )
-        print("\n".join(diff), f"\n{name} has drifted: `make update` writes it anew", file=sys.stderr)
+        print("\n".join(diff), f"\n{name} has drifted: `make update` writes it again", file=sys.stderr)
     return 1 if drifted else 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 PALETTE = ("#0969da", "#e36209", "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#0e7490", "#6e7781")
-"""Colours to tell things apart by; the first two are told apart by everybody."""
+"""Colours to tell things apart by; all readers can tell the first two apart."""
 WAITING, FAILED, INK, FAINT, LINE = "#d8dee4", "#ffb8b0", "#1f2328", "#59636e", "#d1d9e0"
 FONT = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
 MARGIN = 20
@@ -41,7 +41,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def rectangle(left: float, right: float, top: float, colour: str, says: str, *, height: float) -> str:
-    """Return a bar that says something to whoever points at it; nothing where it would be too narrow to see."""
+    """Return a bar with a tooltip; an empty text if it would be too narrow to see."""
     if right - left < 0.05:
         return ""
     place = f'x="{number(left)}" y="{number(top)}" width="{number(right - left)}" height="{number(height)}"'

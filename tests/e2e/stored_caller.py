@@ -2,7 +2,7 @@
 
 ``python stored_caller.py PLAN`` with JSON: ``url`` and ``path``; ``count`` calls, ``at_once`` of them at the same time; each
 takes ``seconds``; ``sizes`` are pairs: a share of the calls, and the bytes of their bodies. Nothing but Python is needed. Each
-call has an input of its own, so that the result of another one is told from its own.
+call has an input of its own, so that it cannot be confused with the result of another call.
 """
 
 from __future__ import annotations

@@ -263,9 +263,9 @@ def test_without_a_thread_a_reader_that_stalls_costs_one_wait_and_then_lines(
     writing.join()
     messages = [line["message"] for line in found]
     assert messages[0] == long
-    told = re.fullmatch(r"lines of the log that were lost because it was read too slowly: (\d+)", messages[1])
-    assert told is not None
-    assert int(told[1]) >= 51
+    counted = re.fullmatch(r"lines of the log that were lost because it was read too slowly: (\d+)", messages[1])
+    assert counted is not None
+    assert int(counted[1]) >= 51
     assert messages[-1] == "last"
 
 

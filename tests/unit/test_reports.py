@@ -55,7 +55,7 @@ def test_a_status_server_that_comes_back_learns_the_present_state(tmp_path: Path
     reporter.started()
     first.take_in()
     first.close()
-    reporter.count_event("client-disconnect", state="executing")  # finds out that nobody is there
+    reporter.count_event("client-disconnect", state="executing")  # notices that the status server is gone
     reporter.reconnect()
     second = StatusFixture(tmp_path)
     reporter.reconnect()

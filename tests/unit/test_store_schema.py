@@ -1,4 +1,4 @@
-"""The migrations make the tables that ``schema`` has."""
+"""The migrations create exactly the tables of ``schema``."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ CAUSES = (
 )
 """What errors of the library hold, and what that means; the first wins."""
 LASTING = ("169.254.169.254", "UnknownIssuer", "NotValidForName", "Expired", "InvalidCertificate", "Content-Length")
-"""Those that another attempt does not mend."""
+"""Errors that another attempt does not change."""
 
 
 @dataclass(frozen=True, slots=True)

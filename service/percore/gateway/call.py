@@ -105,7 +105,7 @@ class Call:
         self.number = number
         self.priority = priority
         self.caller: bytes | None = None
-        """Whose turn it is; None if callers are not told apart."""
+        """Whose turn it is; None if callers are not distinguished."""
         self.round = -1
         self.request_id = request_id
         self.state = CallState.QUEUED

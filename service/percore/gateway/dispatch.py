@@ -117,7 +117,7 @@ class Dispatcher:
     # --- who is tried
 
     def match(self) -> None:
-        """Try as many pods as calls are queued. If these do not answer in time, try twice as many, and so on."""
+        """Try one pod for each queued call. If these pods do not answer in time, try twice as many, and so on."""
         queued = len(self._queue)
         if not queued:
             return

@@ -112,8 +112,8 @@ class GatewaySettings:
     """A request header in which callers may set 1 to 9: higher ones are served first. Calls without the header are
     served last. Empty: there is no such header."""
     caller_header: str = setting("PERCORE_GATEWAY_CALLER_HEADER", "", HEADER)
-    """A request header that tells callers apart. Then they take turns: each has one call in each round of the queue. Something
-    in front must set it, because callers can write what they like. Empty: the order is that of arrival."""
+    """A request header that identifies the caller. With it callers take turns: each has one call in each round of the queue.
+    The proxy in front must set this header, because callers can send any value. Empty: the order is that of arrival."""
     calls: bool = setting("PERCORE_GATEWAY_CALLS", "yes", YES_OR_NO)
     """Whether callers can [store calls](stored-calls.md) by `Prefer: respond-async`. A folder or a database is needed too."""
     calls_dir: Path = setting("PERCORE_GATEWAY_CALLS_DIR", "", PATH)

@@ -52,7 +52,7 @@ class IntakeLimits:
         return int(value) if len(value) == 1 and b"1" <= value <= b"9" else 0
 
     def caller(self, request: Request) -> bytes | None:
-        """Return who calls; None if callers are not told apart."""
+        """Return who calls; None if callers are not distinguished."""
         return (request.header(self.caller_header) or b"")[:MOST_CALLER_BYTES] if self.caller_header else None
 
 

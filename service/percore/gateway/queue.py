@@ -4,7 +4,7 @@ Order: higher priority first, then turns between callers, then arrival. It is ex
 that comes back (its worker was lost before it began) takes its old place again.
 
 Turns: each caller has one call in each round. The first call of a caller joins the present round, the next one the round after
-it, and so on. So a caller that sends 500 calls does not keep out one that sends a single call. If callers are not told apart,
+it, and so on. So a caller that sends 500 calls does not keep out one that sends a single call. Without a caller header,
 all calls are in one round, and the order is that of arrival.
 """
 
@@ -27,7 +27,7 @@ class Queued(Protocol):
     priority: int
     """Higher is sooner."""
     caller: bytes | None
-    """Whose turn it is; None if callers are not told apart."""
+    """Whose turn it is; None if callers are not distinguished."""
     round: int
     """Set by the queue when the call is pushed first; -1 before."""
     is_stored: bool

@@ -47,7 +47,7 @@ class Workers:
         self._catalog: Catalog | None = None
 
     def connected(self, connection: int) -> None:
-        """Take in a new connection. Its first event says which worker it is."""
+        """Accept a new connection. Its first event names its worker."""
         with self._lock:
             self._workers[connection] = Worker()
 

@@ -235,7 +235,7 @@ class Exchange:
         )
 
     def _begin_stream(self, reply: Reply) -> Headers:
-        """Begin a streamed answer: from now on the watchdog must not answer 504 at the run timeout, but cut the connection."""
+        """Begin a streamed answer. From now on the watchdog closes the connection at the run timeout instead of a 504."""
         left = self._worker.watchdog.disarm()
         self._worker.watchdog.arm(self._deadline(left, lambda: self._end_streamed(reply)))
         return self._added_headers()

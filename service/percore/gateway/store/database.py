@@ -190,7 +190,7 @@ class Database:
         try:
             with self._writing.begin() as connection:
                 found = [(each, each.work(connection)) for each in batch]
-        except Exception as error:  # noqa: BLE001 - each is delivered to whoever waits for it
+        except Exception as error:  # noqa: BLE001 - each is delivered to the caller that waits for it
             if len(batch) == 1 or self._is_lost(error):
                 explained = self._explained(error)
                 return [(each, explained) for each in batch]
@@ -263,7 +263,7 @@ class Database:
 
 def _deliver(outcomes: list[tuple[_Write, Any]]) -> None:
     for write, outcome in outcomes:
-        if write.future.done():  # nobody waits any more
+        if write.future.done():  # its caller no longer waits
             continue
         if isinstance(outcome, Exception):
             write.future.set_exception(outcome)
