@@ -109,6 +109,16 @@ def test_a_rollout_has_time_to_fetch_and_then_to_load() -> None:
     assert seconds == [900, 1500]
 
 
+def test_alerts_and_helm_test_give_pods_the_same_time() -> None:
+    for given, load in (((), 600), ((URI,), 1200)):
+        objects = render(*given)
+        groups = one(objects, "PrometheusRule", "-rules")["spec"]["groups"]
+        times = {rule["for"] for group in groups for rule in group["rules"] if rule.get("alert") == "PercorePodsNotReady"}
+        assert times == {f"{load + 300}s"}
+        [caller] = one(objects, "Pod", "-test")["spec"]["containers"]
+        assert environment(caller)["LOAD_SECONDS"] == f"{load + 60}"
+
+
 @pytest.mark.parametrize(
     ("values", "port"),
     [
@@ -148,6 +158,7 @@ def test_the_digest_of_an_image_is_known_to_the_worker() -> None:
         (("model.uri=models",), 'model.uri: begins with "", must begin with'),
         (("model.uri=https://host/a.zip?sig=secret",), "model.uri: must have no query"),
         (("model.uri=https://me:secret@host/a.zip",), "model.uri: must have no user and no password"),
+        (("model.image=a/b:1", "model.uri=https://me:secret@host/a.zip"), "model.uri: must have no user and no password"),
         (("model.existingSecret=s",), "model.existingSecret: needs model.uri"),
         (("model.anonymous=true",), "model.anonymous: needs model.uri"),
         (("model.caConfigMap.name=ca",), "model.caConfigMap.name=ca: needs model.uri"),

@@ -64,20 +64,20 @@
   expr: |-
     {{ $missing }}
     and on (namespace) {{ $queued }}
-  for: {{ add .Values.timeouts.load 300 }}s
+  for: {{ add (include "percore.loadSeconds" .) 300 }}s
   labels:
     severity: critical
   annotations:
     summary: Calls are queued for pods that do not become ready.
-    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}. Calls are queued for them.'` (add .Values.timeouts.load 300) }}
+    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}. Calls are queued for them.'` (add (include "percore.loadSeconds" .) 300) }}
 - alert: PercorePodsNotReady
   expr: {{ $missing }}
-  for: {{ add .Values.timeouts.load 300 }}s
+  for: {{ add (include "percore.loadSeconds" .) 300 }}s
   labels:
     severity: warning
   annotations:
     summary: Pods that are wanted do not become ready.
-    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}.'` (add .Values.timeouts.load 300) }}
+    description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}.'` (add (include "percore.loadSeconds" .) 300) }}
 - alert: PercoreContainersRestart
   expr: |-
     round(max by (namespace, pod, container) (

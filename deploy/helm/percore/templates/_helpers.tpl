@@ -205,9 +205,14 @@ the libraries and the database's caches, and 8 KiB for each unfinished call.
 {{- ternary "percore_desired_replicas" "percore_in_flight_requests" (gt (int .Values.autoscaling.spareReplicas) 0) -}}
 {{- end }}
 
+{{/* How long a pod may take until its models are loaded: with `model.uri` the init container fetches them first, with the same timeout. */}}
+{{- define "percore.loadSeconds" -}}
+{{- mul .Values.timeouts.load (ternary 2 1 (ne .Values.model.uri "")) -}}
+{{- end }}
+
 {{/* How long `helm test` may take: the models are loaded, and one call is computed. */}}
 {{- define "percore.testSeconds" -}}
-{{- add .Values.timeouts.load .Values.timeouts.run 120 -}}
+{{- add (include "percore.loadSeconds" .) .Values.timeouts.run 120 -}}
 {{- end }}
 
 {{/* Namespace of the objects that Prometheus and Grafana read. */}}
