@@ -30,8 +30,8 @@ def _calls() -> Iterator[make.Panel]:
     )
     yield make.lines(
         "Oldest stored call",
-        "Time since the oldest stored call of each state was received. A queued one that gets older and older: there are "
-        "too few pods, or callers with a higher priority take them all.",
+        "Time since the oldest stored call of each state was received. If the oldest queued call gets older and "
+        "older, there are too few pods, or calls with a higher priority take them all.",
         "s",
         [line(f"max by (state) (percore_stored_call_oldest_age_seconds{{{GATEWAY}}})", "{{state}}")],
     )
@@ -51,8 +51,8 @@ def _calls() -> Iterator[make.Panel]:
 def _ends() -> Iterator[make.Panel]:
     yield make.rises_a_minute(
         "Ends of stored calls, a minute",
-        "How stored calls ended. `expired`: they did not begin in the time that the caller gave them. `failed`: pods were "
-        "lost while they computed the call, as often as it may run.",
+        "How stored calls ended. `expired`: they did not begin in the time that the caller gave them. `failed`: the result "
+        "has a status of 400 or more.",
         "percore_stored_calls_ended_total",
         "state",
     )
@@ -75,8 +75,8 @@ def _ends() -> Iterator[make.Panel]:
 def _store() -> Iterator[make.Panel]:
     yield make.states(
         "Store of calls",
-        "Whether each gateway uses the store. With a volume a new gateway does not use it until the old one has ended. No "
-        "gateway uses it: look at the gateway's log, at the volume, or at the database.",
+        "Whether each gateway uses the store. With a volume a new gateway does not use it until the old one has ended. If "
+        "no gateway uses it, look at the gateway's log, and at the volume or the database.",
         line(f"min by (pod) (percore_store_up{{{GATEWAY}}})", "{{pod}}"),
         UP,
     ).span(24)
