@@ -10,8 +10,11 @@ HOST := 127.0.0.1
 PORT := 8080
 STATUS_PORT := 9090
 E2E := tests/e2e
+E2E_IMAGES :=
+# Where tools/install-test-programs puts the npm package.
+export NODE_PATH ?= $(CURDIR)/build/node/node_modules
 KUBE_SCORE := go run github.com/zegl/kube-score/cmd/kube-score@v1.20.0
-SCRIPTS := .ci/run .ci/pause-api-server $(addprefix tools/,install-system-packages lock package-chart) \
+SCRIPTS := .ci/run .ci/pause-api-server $(addprefix tools/,install-system-packages install-test-programs lock package-chart) \
   $(addprefix tests/,one-machine e2e/addons e2e/images e2e/kind-image e2e/run)
 
 .PHONY: help
@@ -125,8 +128,8 @@ rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as th
 	$(BIN)/pytest -n auto tests/rules
 
 .PHONY: e2e
-e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which; CLUSTER_IMAGE: what builds and hands over an image)
-	images=$$(tests/e2e/images) && eval "$$images" && tests/e2e/run $(BIN)/pytest $(E2E)
+e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which; E2E_IMAGES: which images, all by default; CLUSTER_IMAGE: what builds and hands over an image)
+	images=$$(tests/e2e/images $(E2E_IMAGES)) && eval "$$images" && tests/e2e/run $(BIN)/pytest $(E2E)
 
 .PHONY: bench
 bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
