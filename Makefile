@@ -128,7 +128,7 @@ rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as th
 	$(BIN)/pytest -n auto tests/rules
 
 .PHONY: e2e
-e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which; E2E_IMAGES: which images, all by default; CLUSTER_IMAGE: what builds and hands over an image)
+e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which tests; E2E_IMAGES: which images; CLUSTER_IMAGE: what builds one)
 	images=$$(tests/e2e/images $(E2E_IMAGES)) && eval "$$images" && tests/e2e/run $(BIN)/pytest $(E2E)
 
 .PHONY: bench

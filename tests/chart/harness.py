@@ -19,6 +19,10 @@ FIXED = ("autoscaling.enabled=false", "monitoring.enabled=false")
 LIVE = ("--api-versions", "apiregistration.k8s.io/v1")
 """What a real API server has, and what Helm without one does not know of."""
 WITH_CRDS = ("--api-versions", "monitoring.coreos.com/v1/ServiceMonitor")
+VOLUME = ("calls.enabled=true",)
+CLAIMED = (*VOLUME, "calls.persistence.existingClaim=mine")
+DATABASE = (*VOLUME, "calls.database.existingSecret=database")
+WEBHOOKS = ("calls.webhooks.hosts={a.example.com,10.0.0.0/8}", "calls.webhooks.existingSecret=signing")
 NOT_OF_KUBERNETES = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "BackendConfig"}
 """Kinds whose schemas are not those of Kubernetes itself."""
 Object = dict[str, Any]

@@ -9,7 +9,12 @@ from percore.gateway import gateway_settings
 
 from tests.chart.harness import (
     CHART,
+    CLAIMED,
+    DATABASE,
     FIXED,
+    NOT_OF_KUBERNETES,
+    VOLUME,
+    WEBHOOKS,
     Object,
     containers,
     environment,
@@ -39,19 +44,28 @@ EVERYTHING = (
     "priorityClassName=high",
 )
 APP = ("app=myapp:create_app()", "gateway.healthPaths={/,/health}")
-STORED = ("calls.enabled=true",)
-VARIANTS = [(), FIXED, EVERYTHING, APP, STORED, ("gateway.deletionCosts.enabled=false", "networkPolicy.enabled=false")]
-NOT_KUBERNETES_OWN = {"ServiceMonitor", "PrometheusRule"}
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "defaults": (),
+    "fixed": FIXED,
+    "everything": EVERYTHING,
+    "app": APP,
+    "stored": VOLUME,
+    "stored, claim": CLAIMED,
+    "stored, webhooks": (*VOLUME, *WEBHOOKS),
+    "stored, database": DATABASE,
+    "stored, database, webhooks": (*DATABASE, *WEBHOOKS),
+    "less": ("gateway.deletionCosts.enabled=false", "networkPolicy.enabled=false"),
+}
 
 
-@pytest.fixture(params=VARIANTS, ids=["defaults", "fixed", "everything", "app", "stored", "less"])
+@pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))
 def objects(request: pytest.FixtureRequest) -> list[Object]:
     return render(*request.param)
 
 
 def test_every_object_is_one_that_kubernetes_knows(objects: list[Object]) -> None:
     for each in objects:
-        if each["kind"] not in NOT_KUBERNETES_OWN:
+        if each["kind"] not in NOT_OF_KUBERNETES:
             kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
 
 

@@ -3,17 +3,12 @@
 import json
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 from percore.gateway import gateway_settings
 
-from tests.chart.harness import Object, environment, notes, one, pod_specs, refusal, render
+from tests.chart.harness import CLAIMED, DATABASE, VOLUME, WEBHOOKS, Object, environment, notes, one, pod_specs, refusal, render
 
-VOLUME = ("calls.enabled=true",)
-CLAIMED = (*VOLUME, "calls.persistence.existingClaim=mine")
-DATABASE = (*VOLUME, "calls.database.existingSecret=database")
-WEBHOOKS = ("calls.webhooks.hosts={a.example.com,10.0.0.0/8}", "calls.webhooks.existingSecret=signing")
 CALLS_DIR = "/var/lib/percore/calls"
 
 
@@ -37,12 +32,6 @@ def _volume(spec: Object) -> str | None:
     volumes = {each["name"]: each.get("persistentVolumeClaim") for each in spec["volumes"]}
     claim = volumes[mounts[CALLS_DIR]] if CALLS_DIR in mounts else None
     return claim["claimName"] if claim else None
-
-
-@pytest.mark.parametrize("values", [VOLUME, CLAIMED, (*VOLUME, *WEBHOOKS), DATABASE, (*DATABASE, *WEBHOOKS)])
-def test_every_object_is_one_that_kubernetes_knows(values: tuple[str, ...]) -> None:
-    for each in render(*values, "monitoring.enabled=false", "autoscaling.enabled=false"):
-        kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_by_default_nothing_is_stored() -> None:
