@@ -15,6 +15,7 @@ import yaml
 
 from tests.e2e.conftest import Install, restricted
 from tests.e2e.harness import SECONDS, Release, eventually, images, kubectl, metric, run
+from tests.e2e.volumes import volume
 
 KEY, SECRET = "the-key-of-the-test", "the-secret-of-the-test"
 SEVEN = [0, 0, 7, 8, 13, 16, 15, 1, 0, 0, 7, 7, 4, 11, 12, 0, 0, 0, 0, 0, 8, 13, 1, 0, 0, 4, 8, 8, 15, 15, 6, 0]
@@ -170,8 +171,6 @@ def test_an_image_that_holds_nothing_but_models(install: Install) -> None:
 
 
 def test_a_volume_with_models(install: Install, store: str) -> None:
-    if not kubectl("get", "storageclass", "-o", "name").strip():
-        pytest.skip("this cluster makes no volumes")
     image = images("demo")["image"]
     claim = {
         "apiVersion": "v1",
@@ -200,12 +199,13 @@ def test_a_volume_with_models(install: Install, store: str) -> None:
             "volumes": [{"name": "volume", "persistentVolumeClaim": {"claimName": "models"}}],
         },
     }
-    kubectl("-n", store, "apply", "-f", "-", given=yaml.safe_dump_all([claim, fill]))
-    kubectl("-n", store, "wait", "pod/fill", "--for=jsonpath={.status.phase}=Succeeded", f"--timeout={SECONDS:g}s")
-    release = install("volume", **LOADS, model={"persistentVolumeClaim": {"claimName": "models", "subPath": "of/this"}})
-    release.wait(1)
-    sees_a_seven(release)
-    says(release, "")
+    with volume(store, "models"):
+        kubectl("-n", store, "apply", "-f", "-", given=yaml.safe_dump_all([claim, fill]))
+        kubectl("-n", store, "wait", "pod/fill", "--for=jsonpath={.status.phase}=Succeeded", f"--timeout={SECONDS:g}s")
+        release = install("volume", **LOADS, model={"persistentVolumeClaim": {"claimName": "models", "subPath": "of/this"}})
+        release.wait(1)
+        sees_a_seven(release)
+        says(release, "")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A volume for stored calls on a cluster that has no storage class: a folder of the node."""
+"""Volumes on a cluster that has no storage class: folders of the node."""
 
 from __future__ import annotations
 
