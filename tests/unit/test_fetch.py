@@ -171,6 +171,19 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
         unpack(tmp_path / "a.tar", tmp_path / "out", ROOM)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_archive_with_damaged_data_is_refused(tmp_path: Path, compression: int) -> None:
+    content = bytes(range(256)) * 400
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", compression) as packed:
+        packed.writestr("a/b", content)
+    damaged = bytearray((tmp_path / "a.zip").read_bytes())
+    at = 30 + len("a/b") + 12  # inside the data of the entry
+    damaged[at : at + 40] = b"\xff" * 40
+    (tmp_path / "a.zip").write_bytes(damaged)
+    with pytest.raises(LoadError, match=r"archive a\.zip: cannot be read: "):
+        unpack(tmp_path / "a.zip", tmp_path / "out", ROOM)
+
+
 def test_two_entries_for_one_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="has two entries for a/b"):
         unpack(tar(tmp_path / "a.tar.gz", ("a/b", b"1"), ("a/./b", b"2")), tmp_path / "out", ROOM)
@@ -271,11 +284,12 @@ def test_an_error_becomes_a_sentence_without_what_may_be_secret(error: Exception
     assert "SECRET" not in object_store.reason(error)
 
 
-def test_the_folder_of_archives_is_the_only_place_they_are_removed_from(tmp_path: Path) -> None:
+def test_a_link_is_removed_and_its_target_stays(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     archive.remove(tmp_path / "link")
     archive.remove(tmp_path / "nothing")
+    assert not (tmp_path / "link").is_symlink()
     assert (tmp_path / "kept").is_dir()
 
 

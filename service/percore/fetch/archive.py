@@ -6,11 +6,13 @@ file. Bytes and entries are counted before they are written.
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +24,9 @@ COPY_BYTES = 1 << 20
 LONGEST_HEADER = 1 << 16
 """Bytes of an extended header of a tar archive, which tarfile reads into memory."""
 DIRECTORY_ENTRY_BYTES = 400
-"""Of the directory of a zip archive, for each entry that is allowed. zipfile reads it into memory."""
+"""Most bytes of the directory of a zip archive, for each entry that is allowed. zipfile reads the directory into memory."""
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
+"""Errors of the libraries for a damaged archive. RuntimeError: it is encrypted, or its compression is not known."""
 HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -60,16 +64,18 @@ def unpack(archive: Path, into: Path, room: Room) -> None:
             if number > room.files:
                 raise LoadError(f"archive {archive.name}: has more than PERCORE_FETCH_MAX_FILES={room.files} entries")
             _write(entry, into / safe(archive.name, entry.name))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise LoadError(f"archive {archive.name}: cannot be read: {error}") from error
     except FileExistsError as error:
         raise LoadError(f"archive {archive.name}: has two entries for {Path(error.filename).relative_to(into)}") from error
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; bz2 raises one without a number
+            raise
+        raise LoadError(f"archive {archive.name}: cannot be read: {error}") from error
 
 
 def safe(archive: str, name: str) -> PurePosixPath:
     """Return the path of an entry below its folder; raise LoadError if it could be elsewhere."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not name.isprintable():
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
         raise LoadError(f"archive {archive}: entry {name[:200]!r}: must be a path below the folder, without `..`")
     return path
 
@@ -82,7 +88,7 @@ def _write(entry: _Entry, path: Path) -> None:
         raise LoadError(f"entry {entry.name[:200]!r} of the archive is a {entry.kind}: only files and folders are unpacked")
     path.parent.mkdir(parents=True, exist_ok=True)
     with entry.content, path.open("xb") as file:
-        shutil.copyfileobj(entry.content, file, COPY_BYTES)  # never more than the entry says: both libraries see to it
+        shutil.copyfileobj(entry.content, file, COPY_BYTES)  # tarfile and zipfile return no more than the entry's size
 
 
 class _Header(tarfile.TarInfo):
@@ -105,7 +111,7 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
                 "file" if member.isreg() and not member.issparse() else "folder" if member.isdir() else "link or special file"
             )
             yield _Entry(member.name, member.size, kind, tar.extractfile(member) if kind == "file" else None)
-            tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps them all
+            tar.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; else tarfile keeps them all
 
 
 def _zip_entries(archive: Path, room: Room) -> Iterator[_Entry]:
@@ -119,7 +125,7 @@ def _zip_entries(archive: Path, room: Room) -> Iterator[_Entry]:
 
 
 def _directory_bytes(archive: Path) -> int:
-    """Return at least how long the directory of a zip archive is: it stands between its start and the end of the archive."""
+    """Return the size of the directory of a zip archive in bytes, as the record at the end of the archive says."""
     with archive.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 65536 - 22))
