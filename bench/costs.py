@@ -1,7 +1,7 @@
 """Where the time of an empty call goes in percore's worker: ``python -m bench.costs``.
 
 The worker's own code runs here over a real connection, in a process pinned to one core. First each step is timed by a wrapper
-worker its function, which is nearly true; then cProfile names what is inside, which it makes slower, the small the more.
+around its function, which is nearly exact. Then cProfile shows the functions inside. It slows them down, small ones most.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def main(kind: str, port: str, folder: str, count: str) -> None:
     sys.path.insert(0, folder)
     send, wait, arguments = {"celery": celery, "rq": rq_}[kind](port)
     environ = {**os.environ, "PYTHONPATH": folder}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    worker = subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environ, **quiet)  # type: ignore[call-overload]
+    command, quiet = [sys.executable, *arguments], subprocess.DEVNULL
+    worker = subprocess.Popen(command, cwd=folder, env=environ, stdout=quiet, stderr=quiet)
     try:
         begins, results = [], []
         for turn in range(TURNS + WARM):

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import trustme
 
+from harness.service import eventually, free_port
+
 RCLONE = str(Path(sys.executable).parent / "rclone")
 KEY, SECRET = "rclones-own-key", "rclones-own-secret"
 REGION = "us-east-1"
@@ -24,9 +26,7 @@ REGION = "us-east-1"
 @contextlib.contextmanager
 def s3(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Serve the folders in ``folder`` as buckets; yield the address, and the environment with its credentials."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         RCLONE,
         "serve",
@@ -41,14 +41,17 @@ def s3(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
+        eventually(lambda: _listens(port))
         yield f"http://127.0.0.1:{port}", {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": REGION}
     finally:
         server.terminate()
         server.wait(10)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 class Site:

@@ -84,7 +84,10 @@ def serve(
 @click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
 @click.option("--digest", metavar="SHA256", help="Refuse models with another digest.  [PERCORE_MODEL_DIGEST]")
 @click.option(
-    "--name", default="", metavar="NAME", help="Name of one model without a name; by default the end of the URI says it."
+    "--name",
+    default="",
+    metavar="NAME",
+    help="Name for a model that is fetched without one; by default from the end of the URI.",
 )
 def fetch(uri: str, folder: Path, digest: str | None, name: str) -> None:
     """Fetch models to FOLDER, as NAME/VERSION/...
@@ -109,7 +112,7 @@ def fetch(uri: str, folder: Path, digest: str | None, name: str) -> None:
     except StartError as error:
         click.echo(f"percore: cannot fetch: {error}", err=True)
         status = START_FAILED
-    # Without a shutdown of Python: threads of the library may call into it meanwhile, which would abort the process.
+    # Without Python's own shutdown: a thread of obstore may call into Python during it, which would abort the process.
     os._exit(status)
 
 

@@ -56,7 +56,7 @@ class ModelInfo:
     labels: tuple[str, ...] = ()
     load_seconds: float = 0.0
     digest: str = ""
-    """Of what the model came from, as ``sha256:`` and hexadecimal digits; empty if it is not known."""
+    """Digest of the files that the model was loaded from, ``sha256:`` and hexadecimal digits; empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

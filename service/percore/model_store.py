@@ -70,11 +70,11 @@ def scan(repository: Path, labels: Labels) -> list[FoundVersion]:
 
 def _configured(config: Path, labels: Labels) -> list[FoundVersion]:
     """Return what a ``models.config`` names."""
-    # Here and not above: a repository needs no protobuf.
+    # Imported here, because only a models.config needs protobuf.
     from percore import serving_config  # noqa: PLC0415
 
     models = serving_config.read(config)
-    named = {name: {**of, **labels.get(name, {})} for name, of in ((each.name, each.labels) for each in models)}
+    named = {each.name: {**each.labels, **labels.get(each.name, {})} for each in models}
     found: list[FoundVersion] = []
     for model in models:
         there = {each.info.version: each for each in _versions(model.base_path, named, model.name)}

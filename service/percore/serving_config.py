@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import (  # type: ignore[import-untyped]
+from google.protobuf import (  # type: ignore[import-untyped]  # protobuf brings no types
     descriptor_pb2,
     descriptor_pool,
     message_factory,
@@ -57,13 +57,13 @@ class ConfiguredModel:
     name: str
     base_path: Path
     latest: int
-    """How many of the newest versions; 0: not chosen so."""
+    """How many of the newest versions are served; 0: the policy is not ``latest``."""
     specific: tuple[int, ...]
-    """Which versions; empty: not chosen so. All versions are served if neither is."""
+    """Which versions are served; empty: the policy is not ``specific``. With neither, all are."""
     labels: Mapping[str, int]
 
     def chosen(self, versions: list[int]) -> list[int]:
-        """Return which of ``versions`` are served, the oldest first; raise LoadError where one that is named is not there."""
+        """Return which of ``versions`` are served, the oldest first; raise LoadError if a named one is missing."""
         if not self.specific:
             return sorted(versions)[-self.latest :]
         missing = sorted(set(self.specific) - set(versions))

@@ -65,6 +65,8 @@ def json_answer(document: Any, status: int = 200, **headers: str) -> Answer:
 def error_answer(error: CallError) -> Answer:
     """Return the answer to the caller for ``error``."""
     headers = {} if error.retry_after is None else {"Retry_After": str(error.retry_after)}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allowed
     return json_answer(error.document(), error.status, **headers)
 
 
@@ -80,7 +82,7 @@ def _on_http_error(error: HTTPException) -> Answer:
     kind = _BY_STATUS.get(status, BadRequest if status < 500 else HandlerFailed)
     if status == 405:
         allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-        return json_answer(MethodNotAllowed(request.method, _path(), allowed).document(), status, Allow=allowed)
+        return error_answer(MethodNotAllowed(request.method, _path(), allowed))
     message = f"no route {_path()}; GET /openapi.json lists them" if status == 404 else str(error.description)
     return error_answer(kind(message))
 

@@ -27,7 +27,7 @@ logger = logging.getLogger("percore.fetch")
 TERMINATION_LOG = Path("/dev/termination-log")
 """Kubernetes shows what a container writes here as the reason why it ended."""
 SPARE_BYTES = 1 << 30
-"""Of the disk, what a fetch leaves free at least, or a twentieth of the disk if that is less."""
+"""A fetch leaves at least this much of the disk free, or a twentieth of the disk if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,7 @@ def _put(wanted: Wanted, staging: Path, found: str, settings: Settings) -> None:
     fetched = staging / "files"
     if source.is_archive:
         packed = fetched / source.file_name
-        limit, said = _room(staging, settings)
-        archive.unpack(packed, tree, archive.Room(limit, settings.fetch.max_files, said))
+        archive.unpack(packed, tree, _room(staging, settings))
         packed.unlink()
     else:
         fetched.rename(tree)
@@ -146,22 +145,25 @@ def _put(wanted: Wanted, staging: Path, found: str, settings: Settings) -> None:
     archive.remove(staging)
 
 
-def _room(folder: Path, settings: Settings) -> tuple[int, str]:
-    """Return how many bytes may still be written, and what bounds them."""
+def _bytes_on_disk(folder: Path) -> int:
+    return sum(each.stat().st_blocks * 512 for each in folder.rglob("*") if each.is_file())
+
+
+def _room(folder: Path, settings: Settings) -> archive.Room:
+    """Return what may still be written."""
     disk = shutil.disk_usage(folder)
     free = max(0, disk.free - min(SPARE_BYTES, disk.total // 20))
-    written = sum(each.stat().st_blocks * 512 for each in folder.rglob("*") if each.is_file())
-    allowed = settings.fetch.max_bytes - written
+    allowed = settings.fetch.max_bytes - _bytes_on_disk(folder)
     if allowed <= free:
-        return max(0, allowed), f"PERCORE_FETCH_MAX_BYTES={settings.fetch.max_bytes} allows"
-    return free, f"the disk has room for, {free} bytes"
+        said = f"PERCORE_FETCH_MAX_BYTES={settings.fetch.max_bytes} allows"
+        return archive.Room(max(0, allowed), settings.fetch.max_files, said)
+    return archive.Room(free, settings.fetch.max_files, f"the disk has room for, {free} bytes")
 
 
 def _check_room(source: Source, staging: Path, total: int, settings: Settings) -> None:
-    written = sum(each.stat().st_blocks * 512 for each in (staging / "files").rglob("*") if each.is_file())
-    limit, said = _room(staging, settings)
-    if total > limit + written:
-        raise LoadError(f"{source.shown} has {total} bytes, which is more than {said}")
+    room = _room(staging, settings)
+    if total > room.size + _bytes_on_disk(staging / "files"):
+        raise LoadError(f"{source.shown} has {total} bytes, which is more than {room.said}")
 
 
 @contextlib.contextmanager
@@ -185,8 +187,6 @@ def _disk_errors(source: Source, staging: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, TimeoutError):
-            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(staging, ignore_errors=True)
         raise LoadError(f"{source.shown} cannot be stored: {error.strerror or error}") from error

@@ -26,13 +26,13 @@ CONNECT_SECONDS = 10
 PIECE_BYTES = 1 << 19
 """How much of an answer is written at once."""
 QUICK_RETRIES: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-"""Those of the library; ``transfer`` goes on where they end."""
+"""Retries inside obstore. After them ``transfer.retry`` tries again."""
 UNRANGED = ("Range request not supported", "non-partial response")
-"""What errors of the library hold if a server sends all of a file where a part was asked for."""
+"""An error of obstore has one of these texts if a server sends a whole file instead of a part."""
 FINAL = (PermissionDeniedError, UnauthenticatedError, PreconditionError, FileNotFoundError, NotSupportedError)
 STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
 CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
-CAUSES = (
+LASTING_CAUSES = (
     (
         "169.254.169.254",
         "no credentials were found: give them by the environment, or set PERCORE_FETCH_ANONYMOUS=yes for public data",
@@ -41,6 +41,10 @@ CAUSES = (
     ("NotValidForName", "the certificate of the server is for another name"),
     ("Expired", "the certificate of the server has expired"),
     ("InvalidCertificate", "the certificate of the server is not valid"),
+    ("Content-Length", "the server does not say how long the file is"),
+)
+"""A text in an error of obstore, and the sentence for it. Another attempt would fail too. The first match is used."""
+PASSING_CAUSES = (
     ("dns error", "the host name was not found"),
     ("ConnectionRefused", "the connection was refused"),
     ("TimedOut", f"the server sent nothing for {READ_SECONDS} s"),
@@ -50,11 +54,8 @@ CAUSES = (
     ("UnexpectedEof", "the server closed the connection early"),
     ("end of file before message", "the server closed the connection early"),
     ("error decoding response body", "the server closed the connection early"),
-    ("Content-Length", "the server does not say how long the file is"),
 )
-"""What errors of the library hold, and what that means; the first wins."""
-LASTING = ("169.254.169.254", "UnknownIssuer", "NotValidForName", "Expired", "InvalidCertificate", "Content-Length")
-"""Errors that another attempt does not change."""
+"""The same for errors after which another attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
 
 
 async def find(store: Any, source: Source, most: int) -> list[Remote]:
-    """Return the files of ``source``, by path. Raises what the library raises; LoadError if there is none, or over ``most``."""
+    """Return the files of ``source``, by path. Raises errors of obstore, and LoadError for no file or more than ``most``."""
     if source.is_file:
         meta, ranged = await _probe(store, "" if source.scheme == "https" else source.path)
         return [_remote(meta, source.file_name, ranged=ranged)]
@@ -147,7 +148,7 @@ async def open_stream(store: Any, remote: Remote, start: int, end: int) -> tuple
 
 
 async def _probe(store: Any, key: str) -> tuple[Any, bool]:
-    """Return what a store says of a file, and whether it sends a part of it. By GET, for which alone a URL may be signed."""
+    """Return what a store says of a file, and whether it sends a part of it. GET, because a signed URL may allow GET alone."""
     try:
         return (await obstore.get_async(store, key, options={"range": (0, 1)})).meta, True
     except Exception as error:
@@ -167,7 +168,7 @@ def _remote(meta: Any, path: str, *, ranged: bool = True) -> Remote:
 def is_final(error: Exception) -> bool:
     """Tell whether another attempt would fail too."""
     text = str(error)
-    if isinstance(error, FINAL) or any(mark in text for mark in LASTING):
+    if isinstance(error, FINAL) or any(mark in text for mark, _ in LASTING_CAUSES):
         return True
     status = STATUS.search(text)
     return status is not None and status[1].startswith("4") and status[1] not in ("408", "425", "429")
@@ -182,7 +183,7 @@ def reason(error: Exception) -> str:
     if status:
         code = CODE.search(text)
         return f"the server answers {status[1]}{status[2].rstrip()}" + (f" ({code[1]})" if code else "")
-    for mark, meaning in CAUSES:
+    for mark, meaning in LASTING_CAUSES + PASSING_CAUSES:
         if mark in text:
             return meaning
     if isinstance(error, FileNotFoundError):

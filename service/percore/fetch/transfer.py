@@ -32,9 +32,9 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 async def retry(
     attempt: Callable[[], Awaitable[T]], progress: Progress | None = None, moved: Callable[[], int] = lambda: 0
 ) -> T:
-    """Return what ``attempt`` returns; try again until it succeeds, or fails for good, or is cancelled by the load timeout.
+    """Call ``attempt`` until it succeeds, and return its result. Raises its error if another attempt would fail too.
 
-    Pauses grow from 0.2 to 15 seconds, and are short again after an attempt that ``moved`` bytes.
+    The load timeout cancels it. Pauses grow from 0.2 to 15 seconds, and are short again after an attempt that ``moved`` bytes.
     """
     pause, before = FIRST_PAUSE, moved()
     while True:
@@ -56,7 +56,7 @@ async def retry(
 
 
 class Journal:
-    """Which parts are on disk. It holds for the same files, and until the machine restarts, because a crash may lose writes."""
+    """Which parts are on disk. Valid for the same files, and until the machine restarts, because a crash may lose writes."""
 
     def __init__(self, path: Path, remotes: Iterable[Remote]) -> None:
         boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
@@ -64,7 +64,7 @@ class Journal:
         """Numbers of the parts that are on disk, by path."""
         head = hashlib.sha256(json.dumps([boot, PART_BYTES, *map(repr, remotes)]).encode()).hexdigest()
         self.resumes = self._read(path, head)
-        """Whether an earlier attempt for the same files left what is in the folder."""
+        """Whether the folder has parts of the same files from an earlier attempt."""
         self._file = path.open("a" if self.resumes else "w", buffering=1)
         if not self.resumes:
             self._file.write(f"{json.dumps(head)}\n")
@@ -98,7 +98,7 @@ class _File:
     def __init__(self, remote: Remote, path: Path, done: set[int]) -> None:
         self.remote = remote
         self.tag = ""
-        """What the first answer said; a list may say something else."""
+        """The tag in the first answer. The list of the store may have another one."""
         self.done = done
         self.parts = max(1, -(-remote.size // PART_BYTES)) if remote.ranged else 1
         self.hash = hashlib.sha256()
@@ -121,7 +121,7 @@ class _File:
             view, at = view[written:], at + written
 
     async def advance(self) -> bool:
-        """Hash the parts that are on disk and have no gap before them; return True if that was all, and close the file."""
+        """Hash the parts on disk up to the first gap. After the last part, close the file and return True."""
         if self._hashing:
             return False
         self._hashing = True

@@ -50,7 +50,7 @@ class Source:
         return self.is_archive or self.file_name.lower().endswith(KERAS_SUFFIXES)
 
     def default_name(self) -> tuple[str, int]:
-        """Return the name and version for one model that has none in what is fetched, as the end of the path says them."""
+        """Return a name and a version from the end of the path, for one model that is fetched without them."""
         parts = [unquote(part) for part in PurePosixPath(self.path).parts] or [self.host]
         last = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip|\.keras|\.h5|\.hdf5)$", "", parts[-1], flags=re.IGNORECASE)
         version = int(last) if last.isascii() and last.isdigit() and len(last) < 19 else None

@@ -1,6 +1,6 @@
 """Features of a ``tf.Example`` from plain Python values: decides in which list of the message they are stored.
 
-This is not in ``tensorflow.py``, so that it can be tested without TensorFlow. Imported by ``percore.handlers.tensorflow`` only.
+Only ``percore.handlers.runners`` imports it. It is a module of its own, so that it can be tested without TensorFlow.
 Source: tensorflow/core/example/feature.proto, and TensorFlow Serving's rules for JSON in classify and regress requests.
 """
 

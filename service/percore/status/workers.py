@@ -17,7 +17,7 @@ log = logging.getLogger("percore.status")
 
 
 class WorkerState(StrEnum):
-    """WorkerState of a worker."""
+    """What a worker does: it loads, it is free, or it serves a request."""
 
     LOADING = "loading"
     FREE = "free"

@@ -117,10 +117,10 @@ class Exchange:
             self._answer(chunks, unread=unread)
 
     def _begin(self, head: receive.Head) -> None:
-        given = dict(head.headers).get("X-REQUEST-ID", "")
+        headers = dict(head.headers)
+        given = headers.get("X-REQUEST-ID", "")
         self._request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         if self._gateway:
-            headers = dict(head.headers)
             self._call_id, self._run_number = headers.get("PERCORE-CALL", "")[:64], headers.get("PERCORE-RUN", "")[:8]
         self._began = True
         self._worker.reporter.started()
