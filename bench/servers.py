@@ -35,6 +35,13 @@ def repository(*names: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def gunicorn(setup: Setup, application: str, log: Path) -> Iterator[int]:
     """Serve one of ``bench.baseline``'s applications; yield the port once every worker has answered."""
+    with gunicorn_process(setup, application, log) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def gunicorn_process(setup: Setup, application: str, log: Path) -> Iterator[tuple[int, int]]:
+    """Do the same; yield the port and the arbiter's process id."""
     port = free_port()
     options = ["--bind", f"{client.HOST}:{port}", "--no-control-socket", *setup.arguments]
     environ = {**os.environ, "BASELINE_MODEL": str(MODELS / "burn" / "1"), "BASELINE_THREADS": "1" if setup.one_thread else "0"}
@@ -44,7 +51,7 @@ def gunicorn(setup: Setup, application: str, log: Path) -> Iterator[int]:
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True)
     try:
         wait_for_workers(port, setup.workers, process)
-        yield port
+        yield port, process.pid
     finally:
         # Its own process group, and at once: a worker inside TensorFlow would hear nothing gentler.
         os.killpg(process.pid, signal.SIGKILL)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import alone, bursts, client, pictures, report, results, setups, timeline
+from bench import alone, bursts, client, pictures, report, restarts, results, setups, timeline
 from bench.alone import Alone
 from bench.bulk import Bulk
 from bench.bursts import Burst
@@ -276,3 +276,14 @@ def test_the_readme_s_pair_of_pictures_has_one_scale() -> None:
     assert set(found) == {"timeline.svg", "trouble.svg", "cure.svg"}
     ticks = {name: re.findall(r">(\d+) s<", found[name]) for name in ("trouble.svg", "cure.svg")}
     assert ticks["trouble.svg"] == ticks["cure.svg"] != []
+
+
+def test_the_page_of_restarts_has_a_row_for_each_server_with_median_and_tail() -> None:
+    rows = [
+        restarts.Row("percore", 1, 3.9, [0.2, 0.3, 0.9], [0.4], [0.5], 470.6),
+        restarts.Row("Flask and Gunicorn", 1, 2.4, [2.2], [22.9], [2.3], 356.0),
+    ]
+    page = restarts.document(rows, 40, "2 cores")
+    assert "| **percore** | 1 | 3.9 s | 0.30 s, 0.89 s | 0.40 s, 0.40 s | 0.50 s, 0.50 s | 471 MB |" in page
+    assert "| Flask and Gunicorn | 1 | 2.4 s | 2.20 s, 2.20 s | 22.90 s, 22.90 s | 2.30 s, 2.30 s | 356 MB |" in page
+    assert "40 rounds of each for percore, 8 where a round takes seconds" in page
