@@ -63,10 +63,13 @@ def objects(request: pytest.FixtureRequest) -> list[Object]:
     return render(*request.param)
 
 
-def test_every_object_is_one_that_kubernetes_knows(objects: list[Object]) -> None:
-    for each in objects:
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("version", ["1.29", "1.33", "1.35", "1.37"])
+def test_every_object_is_one_that_this_version_of_kubernetes_knows(version: str, variant: str) -> None:
+    """The chart promises 1.29 and later; 1.35 is the first version with a tolerance of the HPA."""
+    for each in render(*VARIANTS[variant], more=("--kube-version", version)):
         if each["kind"] not in NOT_OF_KUBERNETES:
-            kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+            kubernetes_validate.validate(each, version, strict=True)
 
 
 def test_every_object_says_whose_it_is_and_where(objects: list[Object]) -> None:

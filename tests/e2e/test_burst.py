@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,7 @@ def test_eleven_calls_on_one_ready_pod_get_eleven_pods_in_one_step_and_none_shar
             call.done()
     runs = [each for each in autoscaled.calls(autoscaled.ready()) if each.ended > began]
     _report(burst, began, calls, steps, ready, runs)
+    print("seconds from loaded to the first call:", first_calls(autoscaled, runs))
 
     assert [(call.status, call.failure) for call in calls] == [(200, "")] * CALLS
     assert [wanted for _, wanted in steps[:2]] == [1, CALLS], steps
@@ -80,6 +82,16 @@ def test_eleven_calls_on_one_ready_pod_get_eleven_pods_in_one_step_and_none_shar
     # Time at a busy pod would be in neither `queue` of the gateway nor `run` of the pod: that of a whole run.
     assert max(call.ended - call.began - call.timing("queue") - call.timing("run") for call in calls) < RUN_SECONDS / 2
     # How soon is measured, and drawn, and no reason to fail: it depends on what else the machine does.
+
+
+def first_calls(release: Release, runs: list[Run]) -> list[float]:
+    """Return the seconds from the end of each worker's load to the begin of its first call, if that was queued."""
+    found = []
+    for each in runs:
+        [ready] = [line["time"] for line in release.lines(each.pod) if line["message"].startswith("ready after")]
+        found.append(round(each.began - datetime.fromisoformat(ready).timestamp(), 3))
+    # The first pod of a burst was ready long before.
+    return sorted(seconds for seconds in found if seconds < 10)
 
 
 def _report(burst: int, began: float, calls: list[Call], steps: list[Step], ready: dict[str, float], runs: list[Run]) -> None:
@@ -153,3 +165,4 @@ def test_queued_calls_run_on_pods_that_did_not_exist_when_they_came(install: Ins
     runs = release.calls(release.ready())
     assert len({each.pod for each in runs}) == 3
     assert min(each.began for each in runs) > arrived
+    print("seconds from loaded to the first call:", first_calls(release, runs))
