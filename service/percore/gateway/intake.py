@@ -1,4 +1,7 @@
-"""The life of a call in the gateway, from its head to the end of its answer. Start reading here."""
+"""The life of a call in the gateway, from its head to the end of its answer. Start reading here.
+
+``Router`` tells calls from all other requests, and answers those. ``Intake`` takes the calls in.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
+from percore.api.reads import Reads
 from percore.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -25,8 +30,10 @@ from percore.gateway.dispatch import Dispatcher
 from percore.gateway.gateway_metrics import DISCONNECTED, REJECTION_REASONS, GatewayMetrics, label_of, queue_label_of
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Body, Spool
+from percore.gateway.store.documents import Preferences, preferences
 from percore.gateway.uploads import Upload, Uploads
-from percore.http.request import Disconnected, Request
+from percore.http import reserved
+from percore.http.request import Answer, Disconnected, Request
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 MOST_CALLER_BYTES = 256
@@ -54,6 +61,68 @@ class IntakeLimits:
     def caller(self, request: Request) -> bytes | None:
         """Return who calls; None if callers are not distinguished."""
         return (request.header(self.caller_header) or b"")[:MOST_CALLER_BYTES] if self.caller_header else None
+
+
+class StoredRoutes(Protocol):
+    """What the gateway asks of the store of calls, if it has one."""
+
+    def takes(self, request: Request) -> bool:
+        """Tell whether a request is about a stored call."""
+
+    async def answer(self, request: Request) -> None:
+        """Answer a request about a stored call."""
+
+    async def submit(self, request: Request, request_id: str, wanted: Preferences) -> int:
+        """Receive a call, store it and answer; return the status."""
+
+
+class Router:
+    """Answers probes and reads, and hands every other request to the intake: it is a call."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        not_ready: Callable[[], str],
+        health_paths: Collection[str],
+        reads: Reads | None,
+    ) -> None:
+        """``not_ready`` returns why no calls should be sent here. Without ``reads``, GET and HEAD are calls too."""
+        self._intake = intake
+        self._not_ready = not_ready
+        self._health_paths = health_paths
+        self._reads = reads
+        self.stored: StoredRoutes | None = None
+        """Answers requests about stored calls; None if calls are not stored."""
+
+    async def serve(self, request: Request) -> None:
+        """Answer a request, or have it served as a call."""
+        stored = self.stored
+        if stored is not None and stored.takes(request):
+            await stored.answer(request)
+        elif (answer := self._probe(request)) is not None:
+            request.respond(*answer)
+        elif self._reads is not None and request.method in (b"GET", b"HEAD"):
+            request.respond(*self._reads.answer(request.path))
+        elif stored is not None and (wanted := _to_be_stored(request)) is not None:
+            await self._intake.serve_stored(request, partial(stored.submit, wanted=wanted))
+        else:
+            await self._intake.serve(request)
+
+    def _probe(self, request: Request) -> Answer | None:
+        """Return the answer to a request of a path that is the gateway's own; None for every other path."""
+        if request.decoded_path.startswith(reserved.PREFIX):
+            return reserved.answer(request.method.decode("latin-1"), request.path, self._not_ready())
+        if request.decoded_path in self._health_paths:
+            return reserved.ready(self._not_ready())
+        return None
+
+
+def _to_be_stored(request: Request) -> Preferences | None:
+    """Return what a request that is to be stored asks for; None for every other one."""
+    if request.header(b"prefer") is None:
+        return None
+    found = preferences(request)
+    return found if found.respond_async else None
 
 
 class Intake:
