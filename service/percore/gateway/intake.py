@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 from percore.api.reads import Reads
 from percore.errors import (
-    BodyTimeout,
     BodyTooLarge,
     CallError,
     NotReady,
@@ -31,7 +30,6 @@ from percore.gateway.gateway_metrics import DISCONNECTED, REJECTION_REASONS, Gat
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Body, Spool
 from percore.gateway.store.documents import Preferences, preferences
-from percore.gateway.uploads import Upload, Uploads
 from percore.http import reserved
 from percore.http.request import Answer, Disconnected, Request
 
@@ -46,10 +44,6 @@ class IntakeLimits:
 
     queue_length: int
     queue_seconds: float
-    body_seconds: float
-    body_bytes: int
-    uploads: int
-    upload_bytes: int
     priority_header: bytes = b""
     caller_header: bytes = b""
 
@@ -144,7 +138,6 @@ class Intake:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._write_line = write_line
-        self.uploads = Uploads(limits.uploads, limits.upload_bytes)
         self.open = 0
         """Calls that are received, queued, running or answered."""
         self.stopping = False
@@ -158,7 +151,7 @@ class Intake:
         self.open += 1
         try:
             self.admit(request)
-            body = await self.receive(request)
+            body = await self._spool.receive(request)
             self._check_queue()
             call = self._enqueue(request, body, request_id)
             await self._run(call)
@@ -213,40 +206,15 @@ class Intake:
         if self.stopping:
             raise NotReady("the gateway is stopping; send the call again")
         length = request.content_length
-        if length is not None and length > self._limits.body_bytes:
-            raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and Content-Length is {length}")
+        most = self._spool.limits.body_bytes
+        if length is not None and length > most:
+            raise BodyTooLarge(f"the body must be at most {most} bytes, and Content-Length is {length}")
         if not stored:
             self._check_queue()
 
     def _check_queue(self) -> None:
-        if len(self._queue) - self._queue.stored >= self._limits.queue_length:
+        if self._queue.unstored >= self._limits.queue_length:
             raise QueueFull(f"{self._limits.queue_length} calls are queued, and no more may be; send the call again later")
-
-    async def receive(self, request: Request) -> Body:
-        """Return the whole body, spooled."""
-        with self.uploads.admit(request.content_length) as upload:
-            body = self._spool.body(request.content_length)
-            try:
-                if request.complete:
-                    await self._copy(request, body, upload)
-                else:
-                    async with asyncio.timeout(self._limits.body_seconds):
-                        await self._copy(request, body, upload)
-            except TimeoutError:
-                body.discard()
-                raise BodyTimeout(f"the body was not complete within {self._limits.body_seconds:g} s") from None
-            except BaseException:
-                body.discard()
-                raise
-        return body
-
-    async def _copy(self, request: Request, body: Body, upload: Upload) -> None:
-        while pieces := await request.read():
-            size = body.size + sum(map(len, pieces))
-            if size > self._limits.body_bytes:
-                raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and more came in chunks")
-            upload.grow(size)
-            await body.write(*pieces)
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
         limits = self._limits

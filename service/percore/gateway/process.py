@@ -82,7 +82,15 @@ class Gateway:
         self.settings = settings
         self.queue: CallQueue[Call] = CallQueue()
         folder = settings.server.state_dir if gateway.spool_dir == Path() else gateway.spool_dir
-        self.spool = Spool(folder, SpoolLimits(memory=gateway.spool_memory_bytes, disk=gateway.spool_bytes))
+        spool_limits = SpoolLimits(
+            memory=gateway.spool_memory_bytes,
+            disk=gateway.spool_bytes,
+            body_bytes=limits.max_body_bytes,
+            body_seconds=limits.body_timeout,
+            uploads=gateway.uploads,
+            upload_bytes=gateway.upload_bytes,
+        )
+        self.spool = Spool(folder, spool_limits)
         run_seconds = limits.body_timeout + limits.run_timeout + BACKSTOP_SECONDS
         self.name = name = gateway.name or socket.gethostname()
         self.dispatcher = Dispatcher(
@@ -91,10 +99,6 @@ class Gateway:
         self.intake_limits = intake_limits = IntakeLimits(
             queue_length=limits.queue_length,
             queue_seconds=limits.queue_timeout,
-            body_seconds=limits.body_timeout,
-            body_bytes=limits.max_body_bytes,
-            uploads=gateway.uploads,
-            upload_bytes=gateway.upload_bytes,
             priority_header=gateway.priority_header.lower().encode(),
             caller_header=gateway.caller_header.lower().encode(),
         )
@@ -165,7 +169,7 @@ class Gateway:
         to.spool.labels("memory").set(self.spool.memory)
         to.spool.labels("disk").set(self.spool.disk)
         to.connections.set(self.front.connections)
-        to.uploads.set(self.intake.uploads.count)
+        to.uploads.set(self.spool.uploads.count)
 
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
