@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 from percore.errors import BadRequest
-from percore.gateway.relay import answer_headers
+from percore.gateway.dispatch import answer_headers
 from percore.http.connection import Connection
 from percore.http.request import Header, Request
 
