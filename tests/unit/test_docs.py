@@ -174,3 +174,15 @@ def test_the_index_has_every_page_once_and_each_reader_s_first_page_first() -> N
         "You operate it": "quickstart-kubernetes.md",
         "You change the code": "../CONTRIBUTING.md",
     }
+
+
+def test_the_walk_through_a_call_is_counted_as_it_is_listed() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    section = text.partition("### One call, file by file")[2]
+    walk = section.partition("```text")[2].partition("```")[0].split()
+    assert [name for name in walk if not (ROOT / f"service/percore/{name}.py").exists()] == []
+    table = section.partition("```text")[0]
+    assert set(re.findall(r"`([\w/]+)\.py`", table)) == set(walk)
+    in_the_worker = [name for name in walk if not name.startswith(("http/", "gateway/"))]
+    said = re.findall(r"(\d+) files and\s+(\d+) moves", section)
+    assert said == [(str(len(set(each))), str(len(each) - 1)) for each in (walk, in_the_worker)]

@@ -546,7 +546,7 @@ def test_a_fault_of_ours_ends_the_call_with_an_error_and_not_in_silence(
         async def broken(*_: Any) -> None:
             raise RuntimeError("unforeseen")
 
-        monkeypatch.setattr(dispatch, "relay", broken)
+        monkeypatch.setattr(bench.dispatcher, "_pass_on", broken)
         _, call = await reserved_by(bench)
         bench.free(1)
         await asyncio.sleep(0.1)

@@ -182,13 +182,13 @@ def test_callers_of_past_rounds_are_forgotten() -> None:
     assert len(queue._last) < 3000
 
 
-def test_stored_calls_are_counted() -> None:
+def test_calls_that_are_not_stored_are_counted() -> None:
     queue: CallQueue[Waiting] = CallQueue()
-    calls = [Waiting(number, is_stored=number % 2 == 0) for number in range(5)]
+    calls = [Waiting(number, is_stored=number % 2 == 1) for number in range(5)]
     for call in calls:
         queue.push(call)
-    assert queue.stored == 3
+    assert queue.unstored == 3
     queue.pop()
     queue.remove(calls[1])
     queue.remove(calls[2])
-    assert queue.stored == 1
+    assert queue.unstored == 1

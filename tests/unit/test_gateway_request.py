@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 from percore.errors import BadRequest
-from percore.gateway.relay import answer_headers
+from percore.gateway.dispatch import answer_headers
 from percore.http.connection import Connection
 from percore.http.request import Header, Request
 
@@ -102,3 +102,12 @@ def test_an_answer_loses_what_belongs_to_the_worker_s_connection_and_gains_the_q
 )
 def test_the_path_of_an_absolute_target_begins_after_its_authority(target: bytes, path: bytes) -> None:
     assert request(HOST, target=target).target == path
+
+
+@pytest.mark.parametrize("target", [b"/-/ready", b"/%2D/ready?a", b"/-%2fready", b"http://h/-/re%61dy?b=%20"])
+def test_every_spelling_of_a_path_is_one_decoded_path(target: bytes) -> None:
+    assert request(HOST, target=target).decoded_path == "/-/ready"
+
+
+def test_a_path_is_decoded_once() -> None:
+    assert request(HOST, target=b"/%252D/ready").decoded_path == "/%2D/ready"

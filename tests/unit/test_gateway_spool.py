@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from percore.errors import Overloaded
+from percore.errors import BodyTimeout, BodyTooLarge, Overloaded
 from percore.gateway.spool import SMALL_BYTES, Backlog, Body, Spool, SpoolLimits
 
 
@@ -164,5 +164,68 @@ def test_a_backlog_that_is_read_while_it_is_written_loses_nothing(tmp_path: Path
         assert b"".join(taken) == b"".join(sent)
         backlog.discard()
         assert (spool.memory, spool.disk) == (0, 0)
+
+    on_loop(work)
+
+
+# --- receiving
+
+
+class Sent:
+    """A request whose body arrives piece by piece, or does not arrive to its end."""
+
+    def __init__(self, *pieces: bytes, length: int | None = None, complete: bool = True) -> None:
+        self.content_length = length
+        self.complete = complete
+        self._pieces = list(pieces)
+
+    async def read(self) -> list[bytes]:
+        if not self._pieces and not self.complete:
+            await asyncio.Event().wait()
+        return [self._pieces.pop(0)] if self._pieces else []
+
+
+def test_a_body_is_received_whole(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=1000, disk=1000, body_bytes=6))
+        body = await spool.receive(Sent(b"abc", b"def"))
+        assert await content(body) == b"abcdef"
+        assert (spool.memory, spool.uploads.count) == (6, 0)
+
+    on_loop(work)
+
+
+def test_a_body_that_is_too_large_leaves_no_room_taken(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=1000, disk=1000, body_bytes=5))
+        with pytest.raises(BodyTooLarge, match="at most 5 bytes"):
+            await spool.receive(Sent(b"abc", b"def"))
+        assert (spool.memory, spool.uploads.count) == (0, 0)
+
+    on_loop(work)
+
+
+def test_a_body_that_does_not_arrive_in_time_leaves_no_room_taken(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=1000, disk=1000, body_seconds=0.01))
+        with pytest.raises(BodyTimeout, match=r"within 0\.01 s"):
+            await spool.receive(Sent(b"abc", length=6, complete=False))
+        assert (spool.memory, spool.uploads.count) == (0, 0)
+
+    on_loop(work)
+
+
+def test_large_bodies_that_are_received_keep_out_another_large_one_and_no_small_one(tmp_path: Path) -> None:
+    async def work() -> None:
+        spool = Spool(tmp_path, SpoolLimits(memory=1 << 20, disk=1 << 20, uploads=1))
+        slow = asyncio.ensure_future(spool.receive(Sent(b"a", complete=False)))
+        await asyncio.sleep(0)
+        assert spool.uploads.count == 1
+        with pytest.raises(Overloaded, match="1 large bodies are being received"):
+            await spool.receive(Sent(b"b"))
+        assert (await spool.receive(Sent(b"c", length=1))).size == 1
+        slow.cancel()
+        await asyncio.wait([slow])
+        assert spool.uploads.count == 0
 
     on_loop(work)

@@ -146,6 +146,11 @@ class Call:
         """Whether its caller left or has an answer: nothing is to be sent or queued any more."""
         return self.state is CallState.ENDED
 
+    @property
+    def is_delivering(self) -> bool:
+        """Whether spooled bytes of its answer are being sent. New bytes must not overtake them."""
+        return self.delivery is not None and not self.delivery.done()
+
     def extra_headers(self) -> list[tuple[bytes, bytes]]:
         """Return headers of ours for the worker."""
         return []

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from percore.errors import CallError, GatewayFailed, PodLost, QueueTimeout, RunTimeout
 from percore.gateway.call import Call, CallState
+from percore.gateway.delivery import deliver_later
 from percore.gateway.endpoints import Endpoint
-from percore.gateway.pods import LONGEST_BACKOFF_SECONDS, Key, Pod, PodState, is_usable, key_of
+from percore.gateway.pods import LONGEST_BACKOFF_SECONDS, Key, Pod, Pods, PodState
 from percore.gateway.queue import CallQueue
-from percore.gateway.relay import relay
 from percore.gateway.spool import SMALL_BYTES, Spool
 from percore.gateway.upstream import TooLate, WorkerConnection, connect
-from percore.http.request import HOP_BY_HOP, OWN_PREFIX, Disconnected, connection_tokens
+from percore.http.request import HOP_BY_HOP, OWN_PREFIX, Disconnected, Header, connection_tokens
 
 log = logging.getLogger("percore.gateway")
 
@@ -29,6 +29,7 @@ PATIENCE_SECONDS = 0.002
 MOST_BROKEN_SENDS = 10
 """If so many workers end while they receive the same call, the call probably ends them, and is answered 502."""
 NOT_FORWARDED = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
+NOT_PASSED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server-timing"}
 
 
 class Dispatcher:
@@ -51,13 +52,7 @@ class Dispatcher:
         self._answer_seconds = answer_seconds
         self._requeued = requeued
         self._reservation = b"OPTIONS * HTTP/1.1\r\nHost: worker\r\nPercore-Gateway: %s\r\n\r\n" % name.encode()
-        self.pods: dict[Key, Pod] = {}
-        """Every pod that is listed, or that still has a run."""
-        self._idle: dict[Key, Pod] = {}
-        """Pods to try. The pod that was freed last is at the end, because it is the most likely to be free."""
-        self._listed: frozenset[Key] = frozenset()
-        self._known = asyncio.Event()
-        """Set when the first complete list of pods has come."""
+        self._pods = Pods()
         self._asked: dict[WorkerConnection, Key] = {}
         """Reservations that only ask whether a pod is free."""
         self._waiting = 0
@@ -68,51 +63,16 @@ class Dispatcher:
         self.running = 0
         """Calls that hold a worker."""
 
-    # --- pods
+    @property
+    def pods(self) -> Mapping[Key, Pod]:
+        """Every pod that is listed, or that still has a run."""
+        return self._pods.known
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
         """Take in the present pods."""
-        listed = {key_of(endpoint): endpoint for endpoint in endpoints}
-        for key, endpoint in listed.items():
-            pod = self.pods.get(key)
-            if pod is None:
-                self.pods[key] = pod = Pod(endpoint, usable=False)
-            pod.endpoint = endpoint
-            if is_usable(endpoint):
-                if not pod.usable:
-                    pod.usable = True
-                    self._offer(pod)
-            else:
-                self._retire(pod)
-        for key in self.pods.keys() - listed.keys():
-            self._retire(self.pods[key])
-            if self.pods[key].task is None:
-                del self.pods[key]
-        self._listed = frozenset(listed)
-        self._known.set()
+        self._pods.publish(endpoints)
         self._ask_no_more()
         self.match()
-
-    def _retire(self, pod: Pod) -> None:
-        """Give a pod no new calls. What runs there goes on."""
-        pod.usable = False
-        self._idle.pop(key_of(pod.endpoint), None)
-        if pod.state is PodState.WAITING and pod.task is not None:
-            pod.task.cancel()
-        elif pod.state in (PodState.RESERVED, PodState.RUNNING) or pod.task is None:
-            pod.state = PodState.ENDING
-
-    def _offer(self, pod: Pod) -> None:
-        """Put a pod on the list of pods to try."""
-        key = key_of(pod.endpoint)
-        if not pod.usable:
-            pod.state = PodState.ENDING
-            if key not in self._listed:
-                self.pods.pop(key, None)
-            return
-        if self.pods.get(key) is pod and pod.task is None:
-            pod.state = PodState.UNKNOWN
-            self._idle[key] = pod
 
     # --- who is tried
 
@@ -121,14 +81,14 @@ class Dispatcher:
         queued = len(self._queue)
         if not queued:
             return
-        wanted = queued << min(self._doubled, 20)
-        while self._idle and self._waiting < wanted:
-            _, pod = self._idle.popitem()
+        idle, wanted = self._pods.idle, queued << min(self._doubled, 20)
+        while idle and self._waiting < wanted:
+            _, pod = idle.popitem()
             pod.state, pod.waits = PodState.WAITING, True
             self._waiting += 1
             pod.task = self._loop.create_task(self._serve(pod))
             pod.task.add_done_callback(partial(self._served, pod))
-        if self._idle and self._ramp is None:
+        if idle and self._ramp is None:
             self._ramp = self._loop.call_later(PATIENCE_SECONDS, self._double)
 
     def _double(self) -> None:
@@ -149,47 +109,8 @@ class Dispatcher:
             self._ramp.cancel()
             self._ramp = None
         if self._waiting:
-            for pod in self.pods.values():
+            for pod in self._pods.known.values():
                 self._answered(pod)
-
-    # --- is a pod free
-
-    async def until_free(self, name: str) -> None:
-        """Return when a pod computes nothing that it computed before: it answers a reservation that is sent now, or it is gone.
-
-        The reservation is one of its own: the pod may have answered another one before the run that is asked about began. A pod
-        is gone if the list of pods does not have it. Before the first list has come, that is not known.
-        """
-        await self._known.wait()
-        while (key := self._key_of(name)) is not None:
-            try:
-                await self._ask(key)
-            except (OSError, TimeoutError):
-                await asyncio.sleep(LONGEST_BACKOFF_SECONDS)
-            else:
-                return
-
-    def _key_of(self, name: str) -> Key | None:
-        return next((key for key in self._listed if self.pods[key].name == name), None)
-
-    async def _ask(self, key: Key) -> None:
-        """Wait until a pod answers a reservation, however long that takes; raise OSError or TimeoutError if it cannot."""
-        _, address, port = key
-        worker = await connect(address, port)
-        self._asked[worker] = key
-        try:
-            if key not in self._listed:
-                raise ConnectionAbortedError("the pod is gone")
-            await worker.reserve(self._reservation)
-        finally:
-            del self._asked[worker]
-            worker.close()
-
-    def _ask_no_more(self) -> None:
-        """End the questions to pods that are gone."""
-        for worker, key in self._asked.items():
-            if key not in self._listed:
-                worker.abort()
 
     # --- one pod
 
@@ -239,11 +160,11 @@ class Dispatcher:
             pod.state = PodState.UNKNOWN
             self._loop.call_later(delay, self._try_again, pod)
         else:
-            self._offer(pod)
+            self._pods.offer(pod)
             self.match()
 
     def _try_again(self, pod: Pod) -> None:
-        self._offer(pod)
+        self._pods.offer(pod)
         self.match()
 
     async def _run(self, pod: Pod, worker: WorkerConnection, call: Call) -> float:
@@ -267,7 +188,7 @@ class Dispatcher:
         pod.failures = 0
         backstop = self._loop.call_later(self._run_seconds, self._overrun, call, worker)
         try:
-            await call.take(worker, partial(relay, call, worker, self._spool, self._answer_seconds))
+            await call.take(worker, partial(self._pass_on, call, worker))
             call.finish()
         except Disconnected as error:
             worker.abort()
@@ -358,3 +279,85 @@ class Dispatcher:
         if call.body.size:
             return b"\r\n".join(lines) + b"\r\nContent-Length: %d\r\n\r\n" % call.body.size
         return b"\r\n".join(lines) + b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+
+    # --- the answer
+
+    async def _pass_on(self, call: Call, worker: WorkerConnection) -> None:
+        """Pass the worker's answer on. Returns when the worker has sent all of it; raises ConnectionError if it is lost.
+
+        A client that reads fast enough gets every piece at once.
+        """
+        await worker.answer()
+        request = call.request
+        headers, length = answer_headers(worker.headers, call.request_id, call.queue_seconds)
+        call.status = worker.status
+        head = request.head(worker.status, headers, length, worker.phrase)
+        if request.bodyless(worker.status):
+            request.write(head)
+            request.finish()
+            return
+        first = worker.take() if worker.buffered else b""
+        request.write(head + request.frame(first))
+        while not worker.complete or worker.buffered:
+            piece = request.frame(await worker.piece())
+            if piece and request.writable and not call.is_delivering:
+                request.write(piece)
+            elif piece:
+                await deliver_later(call, piece, self._spool, self._answer_seconds)
+        call.sent_all = True
+        if not call.is_delivering:
+            request.finish()  # in the step of the last byte: the client's next request may be on its way
+
+    # --- is a pod free
+
+    async def until_free(self, name: str) -> None:
+        """Return when a pod computes nothing that it computed before: it answers a reservation that is sent now, or it is gone.
+
+        The reservation is one of its own: the pod may have answered another one before the run that is asked about began. A pod
+        is gone if the list of pods does not have it. Before the first list has come, that is not known.
+        """
+        await self._pods.have_come.wait()
+        while (key := self._pods.find(name)) is not None:
+            try:
+                await self._ask(key)
+            except (OSError, TimeoutError):
+                await asyncio.sleep(LONGEST_BACKOFF_SECONDS)
+            else:
+                return
+
+    async def _ask(self, key: Key) -> None:
+        """Wait until a pod answers a reservation, however long that takes; raise OSError or TimeoutError if it cannot."""
+        _, address, port = key
+        worker = await connect(address, port)
+        self._asked[worker] = key
+        try:
+            if key not in self._pods.listed:
+                raise ConnectionAbortedError("the pod is gone")
+            await worker.reserve(self._reservation)
+        finally:
+            del self._asked[worker]
+            worker.close()
+
+    def _ask_no_more(self) -> None:
+        """End the questions to pods that are gone."""
+        for worker, key in self._asked.items():
+            if key not in self._pods.listed:
+                worker.abort()
+
+
+def answer_headers(headers: Sequence[Header], request_id: str, queue_seconds: float) -> tuple[list[Header], int | None]:
+    """Return the headers for the client, and the body's length if the worker said it."""
+    passed: list[Header] = []
+    length: int | None = None
+    timing = b"queue;dur=%.3f" % (queue_seconds * 1000)
+    dropped = NOT_PASSED | connection_tokens(headers)
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered == b"content-length":
+            length = int(value)
+        elif lowered == b"server-timing":
+            timing += b", " + value
+        elif lowered not in dropped:
+            passed.append((name, value))
+    passed += [(b"X-Request-ID", request_id.encode("latin-1")), (b"Server-Timing", timing)]
+    return passed, length

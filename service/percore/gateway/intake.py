@@ -1,4 +1,7 @@
-"""The life of a call in the gateway, from its head to the end of its answer. Start reading here."""
+"""The life of a call in the gateway, from its head to the end of its answer. Start reading here.
+
+``Router`` tells calls from all other requests, and answers those. ``Intake`` takes the calls in.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
+from percore.api.reads import Reads
 from percore.errors import (
-    BodyTimeout,
     BodyTooLarge,
     CallError,
     NotReady,
@@ -25,8 +29,9 @@ from percore.gateway.dispatch import Dispatcher
 from percore.gateway.gateway_metrics import DISCONNECTED, REJECTION_REASONS, GatewayMetrics, label_of, queue_label_of
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Body, Spool
-from percore.gateway.uploads import Upload, Uploads
-from percore.http.request import Disconnected, Request
+from percore.gateway.store.documents import Preferences, preferences
+from percore.http import reserved
+from percore.http.request import Answer, Disconnected, Request
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 MOST_CALLER_BYTES = 256
@@ -39,10 +44,6 @@ class IntakeLimits:
 
     queue_length: int
     queue_seconds: float
-    body_seconds: float
-    body_bytes: int
-    uploads: int
-    upload_bytes: int
     priority_header: bytes = b""
     caller_header: bytes = b""
 
@@ -54,6 +55,68 @@ class IntakeLimits:
     def caller(self, request: Request) -> bytes | None:
         """Return who calls; None if callers are not distinguished."""
         return (request.header(self.caller_header) or b"")[:MOST_CALLER_BYTES] if self.caller_header else None
+
+
+class StoredRoutes(Protocol):
+    """What the gateway asks of the store of calls, if it has one."""
+
+    def takes(self, request: Request) -> bool:
+        """Tell whether a request is about a stored call."""
+
+    async def answer(self, request: Request) -> None:
+        """Answer a request about a stored call."""
+
+    async def submit(self, request: Request, request_id: str, wanted: Preferences) -> int:
+        """Receive a call, store it and answer; return the status."""
+
+
+class Router:
+    """Answers probes and reads, and hands every other request to the intake: it is a call."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        not_ready: Callable[[], str],
+        health_paths: Collection[str],
+        reads: Reads | None,
+    ) -> None:
+        """``not_ready`` returns why no calls should be sent here. Without ``reads``, GET and HEAD are calls too."""
+        self._intake = intake
+        self._not_ready = not_ready
+        self._health_paths = health_paths
+        self._reads = reads
+        self.stored: StoredRoutes | None = None
+        """Answers requests about stored calls; None if calls are not stored."""
+
+    async def serve(self, request: Request) -> None:
+        """Answer a request, or have it served as a call."""
+        stored = self.stored
+        if stored is not None and stored.takes(request):
+            await stored.answer(request)
+        elif (answer := self._probe(request)) is not None:
+            request.respond(*answer)
+        elif self._reads is not None and request.method in (b"GET", b"HEAD"):
+            request.respond(*self._reads.answer(request.path))
+        elif stored is not None and (wanted := _to_be_stored(request)) is not None:
+            await self._intake.serve_stored(request, partial(stored.submit, wanted=wanted))
+        else:
+            await self._intake.serve(request)
+
+    def _probe(self, request: Request) -> Answer | None:
+        """Return the answer to a request of a path that is the gateway's own; None for every other path."""
+        if request.decoded_path.startswith(reserved.PREFIX):
+            return reserved.answer(request.method.decode("latin-1"), request.path, self._not_ready())
+        if request.decoded_path in self._health_paths:
+            return reserved.ready(self._not_ready())
+        return None
+
+
+def _to_be_stored(request: Request) -> Preferences | None:
+    """Return what a request that is to be stored asks for; None for every other one."""
+    if request.header(b"prefer") is None:
+        return None
+    found = preferences(request)
+    return found if found.respond_async else None
 
 
 class Intake:
@@ -75,7 +138,6 @@ class Intake:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._write_line = write_line
-        self.uploads = Uploads(limits.uploads, limits.upload_bytes)
         self.open = 0
         """Calls that are received, queued, running or answered."""
         self.stopping = False
@@ -89,7 +151,7 @@ class Intake:
         self.open += 1
         try:
             self.admit(request)
-            body = await self.receive(request)
+            body = await self._spool.receive(request)
             self._check_queue()
             call = self._enqueue(request, body, request_id)
             await self._run(call)
@@ -144,40 +206,15 @@ class Intake:
         if self.stopping:
             raise NotReady("the gateway is stopping; send the call again")
         length = request.content_length
-        if length is not None and length > self._limits.body_bytes:
-            raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and Content-Length is {length}")
+        most = self._spool.limits.body_bytes
+        if length is not None and length > most:
+            raise BodyTooLarge(f"the body must be at most {most} bytes, and Content-Length is {length}")
         if not stored:
             self._check_queue()
 
     def _check_queue(self) -> None:
-        if len(self._queue) - self._queue.stored >= self._limits.queue_length:
+        if self._queue.unstored >= self._limits.queue_length:
             raise QueueFull(f"{self._limits.queue_length} calls are queued, and no more may be; send the call again later")
-
-    async def receive(self, request: Request) -> Body:
-        """Return the whole body, spooled."""
-        with self.uploads.admit(request.content_length) as upload:
-            body = self._spool.body(request.content_length)
-            try:
-                if request.complete:
-                    await self._copy(request, body, upload)
-                else:
-                    async with asyncio.timeout(self._limits.body_seconds):
-                        await self._copy(request, body, upload)
-            except TimeoutError:
-                body.discard()
-                raise BodyTimeout(f"the body was not complete within {self._limits.body_seconds:g} s") from None
-            except BaseException:
-                body.discard()
-                raise
-        return body
-
-    async def _copy(self, request: Request, body: Body, upload: Upload) -> None:
-        while pieces := await request.read():
-            size = body.size + sum(map(len, pieces))
-            if size > self._limits.body_bytes:
-                raise BodyTooLarge(f"the body must be at most {self._limits.body_bytes} bytes, and more came in chunks")
-            upload.grow(size)
-            await body.write(*pieces)
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
         limits = self._limits

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -66,3 +67,62 @@ def key_of(endpoint: Endpoint) -> Key:
 def is_usable(endpoint: Endpoint) -> bool:
     """Tell whether a pod may get calls."""
     return endpoint.state is not State.TERMINATING
+
+
+class Pods:
+    """The pods of this gateway, and which of them may be tried. Used from the event loop alone."""
+
+    def __init__(self) -> None:
+        self.known: dict[Key, Pod] = {}
+        """Every pod that is listed, or that still has a run."""
+        self.idle: dict[Key, Pod] = {}
+        """Pods to try. The pod that was freed last is at the end, because it is the most likely to be free."""
+        self.listed: frozenset[Key] = frozenset()
+        self.have_come = asyncio.Event()
+        """Set when the first complete list of pods has come."""
+
+    def publish(self, endpoints: Iterable[Endpoint]) -> None:
+        """Take in the present pods."""
+        listed = {key_of(endpoint): endpoint for endpoint in endpoints}
+        for key, endpoint in listed.items():
+            pod = self.known.get(key)
+            if pod is None:
+                self.known[key] = pod = Pod(endpoint, usable=False)
+            pod.endpoint = endpoint
+            if is_usable(endpoint):
+                if not pod.usable:
+                    pod.usable = True
+                    self.offer(pod)
+            else:
+                self._retire(pod)
+        for key in self.known.keys() - listed.keys():
+            self._retire(self.known[key])
+            if self.known[key].task is None:
+                del self.known[key]
+        self.listed = frozenset(listed)
+        self.have_come.set()
+
+    def _retire(self, pod: Pod) -> None:
+        """Give a pod no new calls. What runs there goes on."""
+        pod.usable = False
+        self.idle.pop(key_of(pod.endpoint), None)
+        if pod.state is PodState.WAITING and pod.task is not None:
+            pod.task.cancel()
+        elif pod.state in (PodState.RESERVED, PodState.RUNNING) or pod.task is None:
+            pod.state = PodState.ENDING
+
+    def offer(self, pod: Pod) -> None:
+        """Put a pod on the list of pods to try."""
+        key = key_of(pod.endpoint)
+        if not pod.usable:
+            pod.state = PodState.ENDING
+            if key not in self.listed:
+                self.known.pop(key, None)
+            return
+        if self.known.get(key) is pod and pod.task is None:
+            pod.state = PodState.UNKNOWN
+            self.idle[key] = pod
+
+    def find(self, name: str) -> Key | None:
+        """Return the key of a listed pod; None if it is not listed."""
+        return next((key for key in self.listed if self.known[key].name == name), None)

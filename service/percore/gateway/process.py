@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,15 +30,12 @@ from percore.gateway.dispatch import Dispatcher
 from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, Source
 from percore.gateway.gateway_metrics import GatewayMetrics
 from percore.gateway.gateway_settings import Settings
-from percore.gateway.intake import Intake, IntakeLimits
+from percore.gateway.intake import Intake, IntakeLimits, Router
 from percore.gateway.lag import LoopLag
 from percore.gateway.pods import PodState
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Spool, SpoolLimits
-from percore.gateway.store.documents import Preferences, preferences
-from percore.http import reserved
 from percore.http.front import Front, FrontLimits, bind
-from percore.http.request import Answer, Request
 from percore.http.status import StatusServer
 from percore.model_metadata import Catalog
 from percore.status import worker_status
@@ -86,7 +82,15 @@ class Gateway:
         self.settings = settings
         self.queue: CallQueue[Call] = CallQueue()
         folder = settings.server.state_dir if gateway.spool_dir == Path() else gateway.spool_dir
-        self.spool = Spool(folder, SpoolLimits(memory=gateway.spool_memory_bytes, disk=gateway.spool_bytes))
+        spool_limits = SpoolLimits(
+            memory=gateway.spool_memory_bytes,
+            disk=gateway.spool_bytes,
+            body_bytes=limits.max_body_bytes,
+            body_seconds=limits.body_timeout,
+            uploads=gateway.uploads,
+            upload_bytes=gateway.upload_bytes,
+        )
+        self.spool = Spool(folder, spool_limits)
         run_seconds = limits.body_timeout + limits.run_timeout + BACKSTOP_SECONDS
         self.name = name = gateway.name or socket.gethostname()
         self.dispatcher = Dispatcher(
@@ -95,26 +99,23 @@ class Gateway:
         self.intake_limits = intake_limits = IntakeLimits(
             queue_length=limits.queue_length,
             queue_seconds=limits.queue_timeout,
-            body_seconds=limits.body_timeout,
-            body_bytes=limits.max_body_bytes,
-            uploads=gateway.uploads,
-            upload_bytes=gateway.upload_bytes,
             priority_header=gateway.priority_header.lower().encode(),
             caller_header=gateway.caller_header.lower().encode(),
         )
         self.intake = Intake(intake_limits, self.spool, self.queue, self.dispatcher, metrics, writer.write_call)
         self.write_line = writer.write_call
-        self.store: Store | None = None
-        """Where calls are stored; None if they are not."""
         self.connections = limits.queue_length + gateway.uploads + gateway.connections
         front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.answer_timeout)
-        self.front = Front(loop, self.serve, front_limits, refused=self.intake.refused)
         self._catalogs: Catalogs | None = None
         if catalog is None:
             self._catalogs = Catalogs()
             catalog = self._catalogs.current
         self._catalog = catalog
-        self.reads = Reads(catalog, ready=lambda: not self.not_ready())
+        reads = None if settings.app.target else Reads(catalog, ready=lambda: not self.not_ready())
+        self.router = Router(self.intake, self.not_ready, gateway.health_paths, reads)
+        self.front = Front(loop, self.router.serve, front_limits, refused=self.intake.refused)
+        self.store: Store | None = None
+        """Where calls are stored; None if they are not."""
         self.lag = LoopLag(loop)
         self.endpoints: dict[str, Endpoint] = {}
         self._known = asyncio.Event()
@@ -125,27 +126,10 @@ class Gateway:
         metrics.spool_limit.labels("memory").set(gateway.spool_memory_bytes)
         metrics.spool_limit.labels("disk").set(gateway.spool_bytes)
 
-    async def serve(self, request: Request) -> None:
-        """Answer a probe or a read here; every other request is a call. With an app there are no reads."""
-        store = self.store
-        if store is not None and store.routes.takes(request):
-            await store.routes.answer(request)
-        elif (answer := self._probe(request)) is not None:
-            request.respond(*answer)
-        elif request.method in (b"GET", b"HEAD") and not self.settings.app.target:
-            request.respond(*self.reads.answer(request.path))
-        elif store is not None and (wanted := _to_be_stored(request)) is not None:
-            await self.intake.serve_stored(request, partial(store.routes.submit, wanted=wanted))
-        else:
-            await self.intake.serve(request)
-
-    def _probe(self, request: Request) -> Answer | None:
-        """Return the answer to a request of a path that is the gateway's own; None for every other path."""
-        if reserved.is_reserved(request.path):
-            return reserved.answer(request.method.decode("latin-1"), request.path, self.not_ready())
-        if self.settings.gateway.health_paths and reserved.decoded(request.path) in self.settings.gateway.health_paths:
-            return reserved.ready(self.not_ready())
-        return None
+    def add_store(self, store: Store) -> None:
+        """Have calls stored."""
+        self.store = store
+        self.router.stored = store.routes
 
     def publish(self, endpoints: Endpoints) -> None:
         """Take in the present pods; call it on the loop."""
@@ -185,7 +169,7 @@ class Gateway:
         to.spool.labels("memory").set(self.spool.memory)
         to.spool.labels("disk").set(self.spool.disk)
         to.connections.set(self.front.connections)
-        to.uploads.set(self.intake.uploads.count)
+        to.uploads.set(self.spool.uploads.count)
 
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
@@ -244,20 +228,14 @@ def _must_go_on(task: asyncio.Task[None]) -> None:
         logs.end_process(1)
 
 
-def _to_be_stored(request: Request) -> Preferences | None:
-    """Return what a request that is to be stored asks for; None for every other one."""
-    if request.header(b"prefer") is None:
-        return None
-    found = preferences(request)
-    return found if found.respond_async else None
-
-
-def _open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:
+def _open_store(gateway: Gateway, *, on_machine: bool) -> None:
     if not gateway.settings.gateway.calls:
-        return None
+        return
     from percore.gateway.store.store import open_store  # noqa: PLC0415 - SQLAlchemy takes 20 MB
 
-    return open_store(gateway, on_machine=on_machine)
+    store = open_store(gateway, on_machine=on_machine)
+    if store is not None:
+        gateway.add_store(store)
 
 
 def _runs(state: PodState) -> bool:
@@ -323,7 +301,7 @@ async def _main(
         supervisor = os.getppid()
         # A supervisor that was killed ends both; one that stops ends the gateway first.
         gateway = Gateway(settings, metrics, writer, workers.catalog, lambda: os.getppid() != supervisor)
-    gateway.store = _open_store(gateway, on_machine=workers is not None)
+    _open_store(gateway, on_machine=workers is not None)
     _status_server(gateway, workers).start(status_listener)
     start_vital("endpoints", sources.endpoints.follow, lambda endpoints: loop.call_soon_threadsafe(gateway.publish, endpoints))
     if sources.costs is not None:

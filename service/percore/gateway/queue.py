@@ -50,8 +50,8 @@ class CallQueue(Generic[T]):
         self._last: dict[tuple[int, bytes], int] = {}
         """The last round in which a caller has, or had, a call."""
         self._numbers = itertools.count(1)
-        self.stored = 0
-        """How many of the calls are stored ones."""
+        self.unstored = 0
+        """How many of the calls are not stored: those that the queue's length bounds."""
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -71,7 +71,7 @@ class CallQueue(Generic[T]):
         if key in self._calls:
             raise ValueError(f"call {call.number} is queued already")
         self._calls[key] = call
-        self.stored += call.is_stored
+        self.unstored += not call.is_stored
         insort(self._keys, key)
 
     def _next_round(self, call: T) -> int:
@@ -91,7 +91,7 @@ class CallQueue(Generic[T]):
             return None
         call = self._calls.pop(self._keys.pop())
         self._round[call.priority] = max(self._round[call.priority], call.round)
-        self.stored -= call.is_stored
+        self.unstored -= not call.is_stored
         return call
 
     def remove(self, call: T) -> bool:
@@ -100,7 +100,7 @@ class CallQueue(Generic[T]):
         if self._calls.pop(key, None) is None:
             return False
         del self._keys[bisect_left(self._keys, key)]
-        self.stored -= call.is_stored
+        self.unstored -= not call.is_stored
         return True
 
     def ahead(self, call: T) -> int:

@@ -3,6 +3,8 @@
 Bytes stay in memory while there is room. Large bodies and answers may use half of it, so that the rest is free for small ones.
 All others go to files. A file has no name, so the kernel frees it when the gateway ends, however it ends. Reads
 and writes of files run in a small pool of threads: the event loop never waits for a disk.
+
+Bodies that are being received have bounds of their own, so that slow uploads do not prevent small calls.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
-from percore.errors import Overloaded
+from percore.errors import BodyTimeout, BodyTooLarge, Overloaded
 
 SMALL_BYTES = 64 * 1024
 """A body or an answer over this size is large."""
@@ -26,12 +31,31 @@ PIECE_BYTES = 512 * 1024
 THREADS = 4
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SpoolLimits:
-    """Bounds for all bodies together, in bytes."""
+    """Bounds, in bytes and seconds. ``memory`` and ``disk`` are for all bodies together."""
 
     memory: int
     disk: int
+    body_bytes: int = sys.maxsize
+    body_seconds: float | None = None
+    """How long one body may take to arrive."""
+    uploads: int = sys.maxsize
+    """How many large bodies are received at the same time."""
+    upload_bytes: int = sys.maxsize
+    """How many bytes these may have together. One alone may have more."""
+
+
+class Incoming(Protocol):
+    """What the spool sees of a request: its body as it arrives."""
+
+    content_length: int | None
+    """The body's size; None for a chunked body."""
+    complete: bool
+    """Whether the last byte of the body has arrived."""
+
+    async def read(self) -> list[bytes]:
+        """Return what has arrived and was not read yet; nothing at its end."""
 
 
 class Spool:
@@ -44,7 +68,34 @@ class Spool:
         """Bytes in memory now."""
         self.disk = 0
         """Bytes that are reserved in files now."""
+        self.uploads = Uploads(limits.uploads, limits.upload_bytes)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="spool")
+
+    async def receive(self, request: Incoming) -> Body:
+        """Return the whole body of a request; raise Overloaded, BodyTooLarge or BodyTimeout if that is not possible."""
+        with self.uploads.admit(request.content_length) as upload:
+            body = self.body(request.content_length)
+            try:
+                if request.complete:
+                    await self._copy(request, body, upload)
+                else:
+                    async with asyncio.timeout(self.limits.body_seconds):
+                        await self._copy(request, body, upload)
+            except TimeoutError:
+                body.discard()
+                raise BodyTimeout(f"the body was not complete within {self.limits.body_seconds:g} s") from None
+            except BaseException:
+                body.discard()
+                raise
+        return body
+
+    async def _copy(self, request: Incoming, body: Body, upload: Upload) -> None:
+        while pieces := await request.read():
+            size = body.size + sum(map(len, pieces))
+            if size > self.limits.body_bytes:
+                raise BodyTooLarge(f"the body must be at most {self.limits.body_bytes} bytes, and more came in chunks")
+            upload.grow(size)
+            await body.write(*pieces)
 
     def body(self, size: int | None) -> Body:
         """Return an empty body with room for ``size`` bytes; None: unknown yet. Raises Overloaded if there is no room."""
@@ -91,6 +142,68 @@ class Spool:
         fd, name = tempfile.mkstemp(dir=self.folder)  # a file system without O_TMPFILE
         Path(name).unlink()
         return fd
+
+
+class Uploads:
+    """All bodies that are being received. Only large ones and those of unknown length count."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self.count = 0
+        self._bytes = 0
+        self._most = most
+        self._most_bytes = most_bytes
+
+    def admit(self, length: int | None) -> Upload:
+        """Take in an upload of this length; None: unknown. Raises Overloaded if there are others and they are too many."""
+        upload = Upload(self, counts=length is None or length > SMALL_BYTES)
+        if upload.counts:
+            if self.count >= self._most:
+                raise Overloaded(f"{self.count} large bodies are being received, and no more may be; send the call again later")
+            self.count += 1
+            try:
+                upload.grow(length or 0)
+            except Overloaded:
+                self.count -= 1
+                raise
+        return upload
+
+    def reserve(self, size: int) -> None:
+        """Count so many bytes more; raise Overloaded if they are too many."""
+        if self.count > 1 and self._bytes + size > self._most_bytes:
+            raise Overloaded(
+                f"the large bodies that are being received have {self._bytes} bytes, and may have {self._most_bytes}; "
+                "send the call again later"
+            )
+        self._bytes += size
+
+    def release(self, size: int) -> None:
+        """Count an upload no more."""
+        self.count -= 1
+        self._bytes -= size
+
+
+class Upload:
+    """A body that is being received, from its head to its last byte; a context manager."""
+
+    __slots__ = ("_size", "_uploads", "counts")
+
+    def __init__(self, uploads: Uploads, *, counts: bool) -> None:
+        self._uploads = uploads
+        self._size = 0
+        self.counts = counts
+
+    def grow(self, size: int) -> None:
+        """Count ``size`` bytes in all; raise Overloaded if they are too many."""
+        if self.counts and size > self._size:
+            self._uploads.reserve(size - self._size)
+            self._size = size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        if self.counts:
+            self._uploads.release(self._size)
 
 
 class Body:

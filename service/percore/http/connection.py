@@ -18,6 +18,7 @@ come before the answer's end (a pipelined request) are dropped, and the connecti
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from collections.abc import Callable
@@ -26,12 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 
-from percore.errors import BadRequest, BodyTimeout, CallError
+from percore.errors import BadRequest, BodyTimeout, CallError, GatewayFailed
 from percore.http.request import MOST_HEAD_BYTES, MOST_HEADERS, Disconnected, Request
 from percore.sockets import Option, set_options
 
 if TYPE_CHECKING:
     from percore.http.front import Front
+
+log = logging.getLogger("percore.gateway")
 
 READ_AHEAD_BYTES = 512 * 1024
 """Body bytes that wait to be spooled before the connection is paused: enough to receive while a piece goes to the disk."""
@@ -243,7 +246,7 @@ class Connection(asyncio.Protocol):
         self._front.head_ends(self)
         self._bare_bytes = 0
         self._upgrade = self._parser.should_upgrade()
-        self._task = self.loop.create_task(self._front.serve(request))
+        self._task = self.loop.create_task(self._serve(request))
 
     def on_body(self, data: bytes) -> None:
         """Take in a piece of the body; pause if it is read too slowly."""
@@ -287,6 +290,26 @@ class Connection(asyncio.Protocol):
 
     def _head_expired(self) -> None:
         self._refuse(BodyTimeout(f"the head of the request was not complete within {self._front.limits.head_seconds:g} s"))
+
+    # --- serving
+
+    async def _serve(self, request: Request) -> None:
+        """Run the front's handler; a fault of ours is answered and logged, and ends nothing else."""
+        try:
+            await self._front.handler(request)
+        except asyncio.CancelledError:
+            raise
+        except Disconnected:
+            request.interrupt()
+        except CallError as error:
+            self._front.refused(request, error)
+            _give_up(request, error)
+        except OSError as error:
+            log.error("a request could not be served: %s", error)  # noqa: TRY400 - the message says everything
+            _give_up(request, GatewayFailed())
+        except Exception:
+            log.exception("a request could not be served")
+            _give_up(request, GatewayFailed())
 
     # --- answering
 
@@ -380,6 +403,14 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             set_options(self._transport.get_extra_info("socket"), RESET)
             self._transport.abort()
+
+
+def _give_up(request: Request, error: CallError) -> None:
+    """Answer with an error, or cut an answer that has begun."""
+    if request.head_sent:
+        request.interrupt()
+    else:
+        request.reject(error)
 
 
 def _reason(error: Exception) -> CallError:

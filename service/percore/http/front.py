@@ -6,19 +6,16 @@ Why not uvicorn: docs/decisions/0010.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from percore.errors import CallError, GatewayFailed, StartError
+from percore.errors import CallError, StartError
 from percore.http.connection import Connection
-from percore.http.request import Disconnected, Request
+from percore.http.request import Request
 from percore.sockets import Option, keepalive, set_options
-
-log = logging.getLogger("percore.gateway")
 
 HEAD_SECONDS = 10.0
 UNSENT_BYTES = 128 * 1024
@@ -60,11 +57,11 @@ class Front:
     ) -> None:
         """Take the ``handler`` of each request, and ``refused``, called for those that the front answers itself."""
         self.loop = loop
+        self.handler = handler
         self.limits = limits
         self.refused = refused
         self.stopping = False
         """Whether each answer closes its connection."""
-        self._handler = handler
         self._connections: set[Connection] = set()
         self._idle: OrderedDict[Connection, float] = OrderedDict()
         self._heads: OrderedDict[Connection, None] = OrderedDict()
@@ -163,34 +160,6 @@ class Front:
             connection, _ = self._idle.popitem(last=False)
             connection.abort()
         self._sweeper = self.loop.call_later(1.0, self._sweep)
-
-    async def serve(self, request: Request) -> None:
-        """Run the handler; a fault of ours is answered and logged, and ends nothing else."""
-        try:
-            await self._handler(request)
-        except asyncio.CancelledError:
-            raise
-        except Disconnected:
-            request.interrupt()
-        except CallError as error:
-            self.refused(request, error)
-            if request.head_sent:
-                request.interrupt()
-            else:
-                request.reject(error)
-        except OSError as error:
-            log.error("a request could not be served: %s", error)  # noqa: TRY400 - the message says everything
-            self._fail(request)
-        except Exception:
-            log.exception("a request could not be served")
-            self._fail(request)
-
-    @staticmethod
-    def _fail(request: Request) -> None:
-        if request.head_sent:
-            request.interrupt()
-        else:
-            request.reject(GatewayFailed())
 
     # --- the end
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import orjson
 
@@ -64,6 +65,7 @@ class Request:
         "close",
         "complete",
         "content_length",
+        "decoded_path",
         "delivered",
         "expects_continue",
         "failed",
@@ -79,6 +81,8 @@ class Request:
         self.client = client
         self.method = b""
         self.target = b""
+        self.decoded_path = ""
+        """The path as an app sees it, so that every spelling of a path compares equal."""
         self.version = "1.1"
         self.headers: list[Header] = []
         self.content_length: int | None = None
@@ -108,6 +112,7 @@ class Request:
     def finish_head(self) -> None:
         """Check the head and set the fields that depend on it; raise BadRequest if HTTP/1.1 does not allow it."""
         self.target = _origin_form(self.target)
+        self.decoded_path = unquote(self.path, "latin-1")
         if self.version not in ("1.1", "1.0"):
             raise BadRequest(f"HTTP version: expected 1.1 or 1.0, got {self.version}")
         hosts, size, self.content_length = 0, 0, 0

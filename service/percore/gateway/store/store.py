@@ -46,7 +46,7 @@ class Store:
         around = Surroundings(
             queue=gateway.queue,
             dispatcher=gateway.dispatcher,
-            intake=gateway.intake,
+            spool=gateway.spool,
             limits=gateway.intake_limits,
             name=gateway.name,
             port=settings.server.port,

@@ -37,9 +37,9 @@ from percore.errors import (
 )
 from percore.gateway.call import Call, CallState
 from percore.gateway.dispatch import Dispatcher
-from percore.gateway.intake import Intake, IntakeLimits
+from percore.gateway.intake import IntakeLimits
 from percore.gateway.queue import CallQueue
-from percore.gateway.spool import Body
+from percore.gateway.spool import Body, Spool
 from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
 from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
@@ -92,7 +92,7 @@ class Surroundings:
 
     queue: CallQueue[Call]
     dispatcher: Dispatcher
-    intake: Intake
+    spool: Spool
     limits: IntakeLimits
     name: str
     port: int
@@ -339,7 +339,7 @@ class StoredCalls:
         wanted = options(request, self.settings.max_runs)
         await self.wait_until_ready()
         self._check_room(request.content_length or 0)
-        body = await self._around.intake.receive(request)
+        body = await self._around.spool.receive(request)
         # Again: bodies in chunks do not say their size, and others have arrived meanwhile.
         try:
             self._check_room(body.size)
