@@ -133,14 +133,14 @@ class Dispatcher:
             finally:
                 self.running -= 1
         except (OSError, TimeoutError):
-            return pod.fail()
+            return self._pods.back_off(pod)
         except Exception:
             log.exception("pod %s could not be served", pod.name)
             if call is not None:
                 call.fail(GatewayFailed())
                 if worker is not None:
                     worker.abort()
-            return pod.fail()
+            return self._pods.back_off(pod)
         finally:
             if worker is not None:
                 worker.close()
@@ -225,7 +225,7 @@ class Dispatcher:
         call.connection = None
         if call.ended:
             return 0.0
-        delay = 0.0 if isinstance(error, TooLate) else pod.fail()
+        delay = 0.0 if isinstance(error, TooLate) else self._pods.back_off(pod)
         call.broken_sends += worker.used
         call.requeues += 1
         if call.broken_sends >= MOST_BROKEN_SENDS:

@@ -18,7 +18,12 @@ from enum import StrEnum
 from percore.gateway.endpoints import Endpoint, State
 
 FIRST_BACKOFF_SECONDS = 0.02
+SHORT_BACKOFF_SECONDS = 0.05
+"""The longest backoff if there are few pods. A pod that starts refuses connections until it listens, and then it is to get the
+next call at once."""
 LONGEST_BACKOFF_SECONDS = 1.0
+MOST_TRIES_PER_SECOND = 400
+"""How often all pods together are tried, if all of them fail. So the backoff is longer if there are many pods."""
 Key = tuple[str, str, int]
 
 
@@ -51,12 +56,6 @@ class Pod:
     def name(self) -> str:
         """The pod's name, or its address where it has none."""
         return self.endpoint.pod or f"{self.endpoint.address}:{self.endpoint.port}"
-
-    def fail(self) -> float:
-        """Count a connection that led to nothing; return how long not to try again, in seconds."""
-        delay = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(self.failures, 10), LONGEST_BACKOFF_SECONDS)
-        self.failures += 1
-        return delay
 
 
 def key_of(endpoint: Endpoint) -> Key:
@@ -122,6 +121,13 @@ class Pods:
         if self.known.get(key) is pod and pod.task is None:
             pod.state = PodState.UNKNOWN
             self.idle[key] = pod
+
+    def back_off(self, pod: Pod) -> float:
+        """Count a connection that led to nothing; return how long not to try the pod again, in seconds."""
+        longest = min(max(SHORT_BACKOFF_SECONDS, len(self.known) / MOST_TRIES_PER_SECOND), LONGEST_BACKOFF_SECONDS)
+        delay = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(pod.failures, 10), longest)
+        pod.failures += 1
+        return delay
 
     def find(self, name: str) -> Key | None:
         """Return the key of a listed pod; None if it is not listed."""
