@@ -38,25 +38,6 @@ MOST_CALLER_BYTES = 256
 STATES = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUNNING: "executing"}
 
 
-@dataclass(frozen=True, slots=True)
-class IntakeLimits:
-    """Bounds on what callers may send, and how long each step may take."""
-
-    queue_length: int
-    queue_seconds: float
-    priority_header: bytes = b""
-    caller_header: bytes = b""
-
-    def priority(self, request: Request) -> int:
-        """Return the priority that the caller asks for: 1 to 9, or 0."""
-        value = (request.header(self.priority_header) or b"") if self.priority_header else b""
-        return int(value) if len(value) == 1 and b"1" <= value <= b"9" else 0
-
-    def caller(self, request: Request) -> bytes | None:
-        """Return who calls; None if callers are not distinguished."""
-        return (request.header(self.caller_header) or b"")[:MOST_CALLER_BYTES] if self.caller_header else None
-
-
 class StoredRoutes(Protocol):
     """What the gateway asks of the store of calls, if it has one."""
 
@@ -117,6 +98,25 @@ def _to_be_stored(request: Request) -> Preferences | None:
         return None
     found = preferences(request)
     return found if found.respond_async else None
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """Bounds of the queue, and the headers that decide the place of a call in it."""
+
+    queue_length: int
+    queue_seconds: float
+    priority_header: bytes = b""
+    caller_header: bytes = b""
+
+    def priority(self, request: Request) -> int:
+        """Return the priority that the caller asks for: 1 to 9, or 0."""
+        value = (request.header(self.priority_header) or b"") if self.priority_header else b""
+        return int(value) if len(value) == 1 and b"1" <= value <= b"9" else 0
+
+    def caller(self, request: Request) -> bytes | None:
+        """Return who calls; None if callers are not distinguished."""
+        return (request.header(self.caller_header) or b"")[:MOST_CALLER_BYTES] if self.caller_header else None
 
 
 class Intake:
