@@ -276,7 +276,7 @@ def test_a_request_that_breaks_a_rule_is_refused_by_field_rule_and_value(documen
 @pytest.mark.parametrize(
     ("size", "data", "message"),
     [
-        (8, b"\0" * 9, "body: expected 8 bytes after the JSON, as binary_data_size adds up to, got 9"),
+        (8, b"\0" * 9, "body: expected 8 bytes after the JSON, the sum of all binary_data_size, got 9"),
         (8, b"\0" * 7, "input 'x': binary_data_size: expected a whole number from 0 to 7, the bytes left after the JSON"),
         (
             -1,
@@ -309,7 +309,7 @@ def test_strings_in_binary_that_do_not_divide_are_refused(raw: bytes) -> None:
         model([spec("t", "bytes", None)]), {"inputs": [tensor("t", "BYTES", [2], binary_data_size=len(raw))]}, raw
     )
     assert (
-        f"input 't': expected 2 BYTES elements, each its length in 4 bytes and then as many bytes, got {len(raw)} bytes"
+        f"input 't': expected 2 BYTES elements, each with its length in 4 bytes before its bytes, got {len(raw)} bytes"
         in message
     )
 

@@ -332,7 +332,7 @@ def test_regress_answers_a_number_for_each_example() -> None:
         (
             {"examples": [{"a": 1}], "context": {"a": 1}},
             CLASSIFY,
-            "examples[0]: expected features that are not in 'context' too, got 'a'",
+            "examples[0]: expected no feature that 'context' has too, got 'a'",
         ),
         (
             {"examples": [{"a": None}]},
@@ -348,7 +348,7 @@ def test_regress_answers_a_number_for_each_example() -> None:
         (
             {"examples": [{"a": 2**63}]},
             CLASSIFY,
-            "feature 'a': expected integers of 64 bits with a sign, got the number 9223372036854775808",
+            "feature 'a': expected signed 64-bit integers, got the number 9223372036854775808",
         ),
         ({"examples": [{"refused": 1}]}, CLASSIFY, "feature 'refused': expected anything else"),
     ],
@@ -365,7 +365,7 @@ def test_a_context_that_unfolds_beyond_the_body_limit_is_refused() -> None:
     document = {"context": {"a": "x" * 1000}, "examples": [{}] * 1000}
     response = post(client_of(example_model(), max_body_bytes=100_000), document, CLASSIFY)
     assert response.status_code == 413
-    assert "context: 1000 examples with it in each are about 1009000 bytes, over the limit of 100000" in response.json["error"]
+    assert "context: its copies in 1000 examples take about 1009000 bytes, over the limit of 100000" in response.json["error"]
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, REGRESS])
