@@ -135,7 +135,7 @@ def test_an_array_is_answered_without_a_copy() -> None:
         ([1, 2], "predict must return a mapping of names to arrays; it returned list"),
         ({1: 2}, "predict must name its outputs by str; it used 1"),
         ({"x": [1, [2]]}, "predict returned 'x' as list, which numpy cannot convert"),
-        ({"x": None}, "predict returned 'x' with a NoneType among its strings"),
+        ({"x": None}, "predict returned 'x' as strings, but one element is a NoneType"),
         ({"x": 1j}, "predict returned 'x' with dtype complex128"),
     ],
 )

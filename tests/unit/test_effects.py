@@ -91,7 +91,7 @@ def test_a_warm_up_changes_nothing_in_the_model_or_on_the_machine(
     for name, operation in (("train", "AssignVariableOp"), ("remember", "LookupTableInsertV2"), ("write", "WriteFile")):
         [line] = [text for text in caplog.messages if f"signature {name!r} may change" in text]
         assert f"({operation})" in line
-        assert "stays in one worker, and is lost with it" in line
+        assert "stay in one worker, and are lost when the worker ends" in line
     assert not touched.exists()
     assert [ask(model, name) for name in ("weight", "count", "fixed", "remembered")] == [5, 0, 1, 0]
     assert ask(model, "in_a_loop") == 3
