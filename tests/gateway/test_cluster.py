@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from kubernetes.client import ApiClient, Configuration
 from percore.gateway import cluster as module
-from percore.gateway.cluster import COST, Cluster, Refused
+from percore.gateway.cluster import COST, ApiError, Cluster
 from percore.gateway.endpoints import Endpoints, Publish
 from percore.gateway.gateway_settings import load
 
@@ -286,7 +286,7 @@ def test_a_pod_that_is_gone_and_a_right_that_is_missing_are_told_apart(api: ApiS
     with pytest.raises(KeyError):
         connected(api).set_cost("pod-1", 1000)
     api.patch_status = 403
-    with pytest.raises(Refused, match="403"):
+    with pytest.raises(ApiError, match="403"):
         connected(api).set_cost("pod-1", 1000)
 
 
@@ -301,7 +301,7 @@ def test_costs_are_read_from_metadata_alone_and_only_those_of_the_service_s_pods
     assert cluster.read_costs() == {"a": 1000}
     assert "PartialObjectMetadataList" in api.accepted
     api.failures = [403]
-    with pytest.raises(Refused, match="403"):
+    with pytest.raises(ApiError, match="403"):
         cluster.read_costs()
 
 

@@ -18,7 +18,7 @@ READ_SECONDS = 0.1
 
 
 class State(StrEnum):
-    """State of an endpoint, as its source lists it."""
+    """The state of an endpoint, as its source lists it."""
 
     READY = "ready"
     """It may get calls."""
@@ -38,7 +38,7 @@ class Endpoint:
     status_port: int
     state: State = State.READY
     pod: str = ""
-    """The pod's name, where it has one."""
+    """The pod's name; empty if the source does not name it."""
 
 
 Endpoints = tuple[Endpoint, ...]

@@ -22,7 +22,7 @@ class Entry:
 
     address: str
     pod: str
-    """The pod's name; empty where the endpoint is no pod."""
+    """The pod's name; empty if the endpoint is not a pod."""
     state: State
 
 
@@ -67,7 +67,7 @@ def _entry(document: Any) -> Entry:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 
