@@ -123,7 +123,7 @@ def test_a_folder_that_is_not_ours_is_one_line_and_an_end(tmp_path: Path, comman
     assert "is a symbolic link" in ends_with_one_line(folder, *COMMANDS[command])
     folder.unlink()
     folder.write_text("a file")
-    assert "cannot be made a folder" in ends_with_one_line(folder, *COMMANDS[command])
+    assert "the folder cannot be created" in ends_with_one_line(folder, *COMMANDS[command])
     folder.unlink()
     if os.geteuid() == 0:
         folder.mkdir()

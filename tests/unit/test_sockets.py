@@ -18,7 +18,7 @@ FORGETS_SECONDS = 350
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "_said", set())
+    monkeypatch.setattr(sockets, "_logged", set())
 
 
 @pytest.fixture

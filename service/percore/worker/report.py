@@ -91,7 +91,7 @@ class Reporter:
                 return
             if len(self._unsent) < MOST_UNSENT_BYTES:
                 self._unsent += line
-            else:  # the status server does not read: it gets the present state when it reads again
+            else:  # the status server does not read now: it gets the present state later
                 self._state_is_due = True
             self._flush()
 
