@@ -87,20 +87,20 @@ def test_gunicorn_is_asked_for_threads_connections_or_neither() -> None:
 
 
 def test_a_set_up_that_equals_another_here_is_skipped_and_says_so() -> None:
-    settled = setups.settle([Setup("11 sync workers", "sync", 11), Setup("1 x cores: 11 sync workers", "sync", 11)])
-    assert [setup.skipped for setup in settled] == ["", "here the same as 11 sync workers"]
+    marked = setups.mark_skipped([Setup("11 sync workers", "sync", 11), Setup("1 x cores: 11 sync workers", "sync", 11)])
+    assert [setup.skipped for setup in marked] == ["", "here the same as 11 sync workers"]
 
 
 def test_the_two_tries_of_a_set_up_are_not_the_same() -> None:
-    settled = setups.settle(setups.both_ways(setups.common(2)))
-    assert len(settled) == 16
-    assert not any(setup.skipped for setup in settled)
-    assert len({setup.slug for setup in settled}) == 16
+    marked = setups.mark_skipped(setups.with_both_thread_counts(setups.common(2)))
+    assert len(marked) == 16
+    assert not any(setup.skipped for setup in marked)
+    assert len({setup.slug for setup in marked}) == 16
 
 
 def test_a_set_up_that_would_swap_is_skipped() -> None:
-    settled = setups.settle(setups.common(2), free_megabytes=6000)
-    assert [setup.name for setup in settled if setup.skipped] == ["gevent 16 x 16"]
+    marked = setups.mark_skipped(setups.common(2), free_megabytes=6000)
+    assert [setup.name for setup in marked if setup.skipped] == ["gevent 16 x 16"]
 
 
 # --- calibration and the client
@@ -194,8 +194,8 @@ def test_trouble_is_what_slows_calls_most_with_tensorflow_as_it_comes() -> None:
         Burst(Setup("1 worker x 10 threads", "gthread", 1, 10, one_thread=True), all_at_once(11, 27.0)),
         Burst(Setup("gevent 16 x 16", "gevent", 16, 16), error="3 of 16 workers answered"),
     ]
-    assert pictures.trouble([*others, worst], 3.0, 18.0) is worst
-    assert pictures.trouble(others[:1], 3.0, 18.0) is None
+    assert pictures.worst_setup([*others, worst], 3.0, 18.0) is worst
+    assert pictures.worst_setup(others[:1], 3.0, 18.0) is None
 
 
 # --- the report
