@@ -133,7 +133,7 @@ class RangeNotSatisfiable(CallError):
 
 
 class IdempotencyKeyReused(CallError):
-    """This idempotency key was sent before with another request."""
+    """The idempotency key was sent before with another request."""
 
     status = 422
     code = "idempotency-key-reused"

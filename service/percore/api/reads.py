@@ -20,7 +20,7 @@ class Reads:
     """Answers to reads. Used from one thread."""
 
     def __init__(self, current: Callable[[], Catalog | None], ready: Callable[[], bool] | None = None) -> None:
-        """``current`` returns the catalog; it returns the same object until the catalog changes.
+        """Take ``current``, which returns the catalog. It returns the same object until the catalog changes.
 
         If ``ready`` returns True, the path ``READY`` is answered 200.
         """
