@@ -30,7 +30,7 @@ def test_every_entry_of_the_chart_s_file_is_of_an_object_that_the_chart_has() ->
         assert f"kind: {kind}\nmetadata:\n  name: {of}\n" in rendered
 
 
-def test_what_the_scanners_say_is_read(tmp_path: Path) -> None:
+def test_the_output_of_the_scanners_is_read(tmp_path: Path) -> None:
     failed = {"check_id": "CKV_1", "resource": "Deployment.percore.percore-gateway"}
     score = {
         "object_name": "Pod/v1/percore/percore-test",

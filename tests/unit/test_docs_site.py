@@ -39,7 +39,7 @@ def test_a_link_leads_to_a_page_of_the_site_or_to_the_repository_at_this_version
     assert link(name, target) == found
 
 
-def test_what_looks_like_a_link_in_code_is_left_alone() -> None:
+def test_text_in_code_that_looks_like_a_link_is_left_alone() -> None:
     text = "`[a](../LICENSE)`\n\n```sh\n[a](../LICENSE)\n```\n"
     assert docs_site.rewritten(text, "apps.md", REPOSITORY) == text
 

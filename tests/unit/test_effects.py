@@ -126,7 +126,7 @@ def test_a_signature_that_needs_a_python_function_is_left_out_and_a_model_of_suc
         load(save(tmp_path / "all", module, python=python))
 
 
-def test_what_tensorflow_raises_is_the_callers_fault_only_where_his_tensors_are_at_fault(tmp_path: Path) -> None:
+def test_an_error_of_tensorflow_is_the_callers_fault_only_if_the_tensors_are_wrong(tmp_path: Path) -> None:
     text = tf.TensorSpec([], tf.string, "x")
 
     def function(body: Any, spec: Any = text) -> Any:

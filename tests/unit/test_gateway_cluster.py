@@ -126,20 +126,20 @@ def published(api: Api) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("document", STRANGE_LISTS, ids=repr)
-def test_a_strange_list_is_asked_for_again_and_no_pod_vanishes(document: Any) -> None:
+def test_after_a_malformed_list_it_lists_again_and_no_pod_is_lost(document: Any) -> None:
     broken = Answer(None)  # ends the watch, so that there is a list again
     api = Api(listed(slice_of("s", "a")), broken, Answer(document), listed(slice_of("s", "a", "b")))
     assert published(api) == [["a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize("event", STRANGE_EVENTS, ids=repr)
-def test_after_a_strange_event_there_is_a_list_again_and_no_pod_vanishes(event: Any) -> None:
+def test_after_a_malformed_event_it_lists_again_and_no_pod_is_lost(event: Any) -> None:
     api = Api(listed(slice_of("s", "a")), Answer(event), listed(slice_of("s", "a", "b")))
     assert published(api) == [["a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize("endpoints", STRANGE_ENDPOINTS, ids=repr)
-def test_of_a_strange_slice_in_a_list_the_last_version_stays_and_the_others_are_taken(endpoints: Any) -> None:
+def test_a_malformed_slice_in_a_list_keeps_its_last_version_and_the_others_are_read(endpoints: Any) -> None:
     strange = slice_of("s", endpoints=endpoints)
     end = Answer(None)
     api = Api(listed(slice_of("s", "a"), slice_of("t", "b")), end, listed(strange, slice_of("t", "c")))
@@ -147,7 +147,7 @@ def test_of_a_strange_slice_in_a_list_the_last_version_stays_and_the_others_are_
 
 
 @pytest.mark.parametrize("endpoints", STRANGE_ENDPOINTS, ids=repr)
-def test_of_a_strange_slice_in_a_watch_the_last_version_stays_and_after_the_watch_there_is_a_list(endpoints: Any) -> None:
+def test_a_malformed_slice_in_a_watch_keeps_its_last_version_and_a_list_follows(endpoints: Any) -> None:
     strange = slice_of("s", endpoints=endpoints)
     watch = Answer(changed(strange), changed(slice_of("t", "c")))
     api = Api(listed(slice_of("s", "a"), slice_of("t", "b")), watch, listed(slice_of("s", "d")))
@@ -155,7 +155,7 @@ def test_of_a_strange_slice_in_a_watch_the_last_version_stays_and_after_the_watc
     assert [query.get("timeoutSeconds") for _, query in api.asked] == [None, str(WATCH_SECONDS), None]
 
 
-def test_strange_documents_are_warned_of_once_a_minute(
+def test_malformed_documents_are_warned_of_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -194,12 +194,12 @@ def pod(name: str, cost: Any = "1000") -> dict[str, Any]:
 @pytest.mark.parametrize(
     "document", [*STRANGE_LISTS[:-2], {"items": [{"metadata": {"name": "a", "annotations": [1]}}]}], ids=repr
 )
-def test_strange_costs_are_an_os_error(document: Any) -> None:
+def test_malformed_costs_are_an_os_error(document: Any) -> None:
     with pytest.raises(OSError, match="Error: "):
         cluster_of(Api(Answer(document))).read_costs()
 
 
-def test_a_cost_that_is_no_whole_number_is_passed_over() -> None:
+def test_a_cost_that_is_not_a_whole_number_is_ignored() -> None:
     api = Api(
         listed(slice_of("s", *"abcdefg")), Answer({"items": [pod("a", "--5"), pod("b", "²"), pod("c", "-5"), pod("d", "")]})
     )

@@ -461,7 +461,7 @@ def test_a_worker_that_does_not_say_that_it_is_free_counts_as_a_failure(on_bench
     on_bench(work)
 
 
-def test_an_error_that_nobody_foresaw_is_logged_and_costs_no_pod(
+def test_an_unexpected_error_is_logged_and_its_pod_is_tried_again(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(bench: Bench) -> None:

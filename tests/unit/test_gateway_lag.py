@@ -53,7 +53,7 @@ def test_a_loop_that_stands_still_counts_as_late_now(started: Start) -> None:
     on_fake_clock(work)
 
 
-def test_the_longest_of_several_delays_is_told(started: Start) -> None:
+def test_the_longest_of_several_delays_is_returned(started: Start) -> None:
     async def work(loop: FakeClockLoop) -> None:
         measured = started(loop)
         for seconds in (0.5, 3.0, 1.0):

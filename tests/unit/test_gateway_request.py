@@ -66,7 +66,7 @@ def test_the_body_s_size_comes_from_the_head() -> None:
     assert not request(HOST, (b"Expect", b"100-continue"), version="1.0").expects_continue
 
 
-def test_an_answer_loses_what_belongs_to_the_worker_s_connection_and_gains_the_queue_time() -> None:
+def test_an_answer_loses_headers_of_the_worker_s_connection_and_gains_the_queue_time() -> None:
     given = [
         (b"Content-Type", b"text/plain"),
         (b"Connection", b"close, X-Mine"),

@@ -174,7 +174,7 @@ def test_after_a_stall_lines_are_written_again(reader: Reader, lost: Lost, new_w
     assert lost.count == 3
 
 
-def test_closing_writes_what_is_left(reader: Reader, lost: Lost, new_writer: NewWriter) -> None:
+def test_closing_writes_the_lines_that_are_left(reader: Reader, lost: Lost, new_writer: NewWriter) -> None:
     writer = new_writer(100)
     for number in range(10):
         writer.write_call({"number": number})
@@ -194,7 +194,7 @@ def test_closing_ends_in_bounded_time_though_the_reader_stalls(reader: Reader, n
     assert in_time(writer.close) < 3.0
 
 
-def test_a_reader_that_closed_the_pipe_costs_its_lines_and_not_the_writer(
+def test_if_the_reader_closes_the_pipe_lines_are_lost_and_the_writer_goes_on(
     reader: Reader, lost: Lost, new_writer: NewWriter
 ) -> None:
     writer = new_writer(100)
@@ -221,7 +221,7 @@ threading.Thread(target=sys.exit).start()
 
 
 @pytest.mark.parametrize("configure", ['configure("info")', 'configure_background("info", lambda: None)'])
-def test_what_nobody_catches_is_a_line_of_json_in_every_thread(configure: str) -> None:
+def test_an_uncaught_exception_is_a_line_of_json_in_every_thread(configure: str) -> None:
     program = FAILS.replace("{configure}", configure)
     ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20)
     lines = [json.loads(line) for line in ended.stderr.splitlines()]

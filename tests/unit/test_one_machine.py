@@ -60,7 +60,7 @@ def test_the_gateway_may_open_as_many_files_as_it_asks_for() -> None:
     assert SERVED["ulimits"]["nofile"] >= needed
 
 
-def test_folders_that_the_unit_names_are_those_that_systemd_creates() -> None:
+def test_systemd_creates_the_folders_that_the_unit_names() -> None:
     environment = ENVIRONMENTS["systemd"]
     assert environment["PERCORE_STATE_DIR"] == f"/run/{unit('RuntimeDirectory')}"
     states = [f"/var/lib/{each}" for each in unit("StateDirectory").split()]
@@ -87,14 +87,14 @@ def test_the_dashboard_finds_every_series_of_percore_by_the_labels_that_promethe
     assert seen == {"percore-gateway", "percore-inference"}
 
 
-def test_prometheus_calls_the_series_of_workers_theirs() -> None:
+def test_prometheus_labels_the_series_of_workers_as_on_a_cluster() -> None:
     [job] = PROMETHEUS["scrape_configs"]
     [rule] = job["metric_relabel_configs"]
     names = {name for names in WorkerMetrics().registry._collector_to_names.values() for name in names}
     assert {name for name in names if not re.fullmatch(rule["regex"], name)} == {"percore_build_info"}
 
 
-def test_what_compose_mounts_is_there_and_images_have_a_version() -> None:
+def test_the_files_that_compose_mounts_exist_and_images_have_a_version() -> None:
     files = [each["file"] for each in COMPOSE["configs"].values()]
     assert [file for file in files if not (ROOT / file).is_file()] == []
     used = {mount["source"] for service in COMPOSE["services"].values() for mount in service.get("configs", [])}

@@ -39,7 +39,7 @@ def test_equal_calls_wait_as_a_long_simulation_of_the_queue_does(servers: int, l
     assert statistics.mean(wait > 1 for wait in waited) == pytest.approx(expected.long, abs=0.02)
 
 
-def test_a_queue_serves_who_came_first_on_whichever_server_is_free_first() -> None:
+def test_an_ideal_queue_serves_the_first_call_on_the_first_free_server() -> None:
     assert queueing.ideal_waits([0.0, 0.0, 0.5, 0.6, 5.0], 2, 2.0) == [0.0, 0.0, 1.5, 1.4, 0.0]
 
 
@@ -55,13 +55,13 @@ def test_arrivals_are_the_same_in_every_run_and_typical_of_the_long_run() -> Non
     assert mean == pytest.approx(queueing.equal_runs(2, 0.9).mean, rel=0.02)
 
 
-def test_what_a_call_took_beyond_its_run_is_its_wait() -> None:
+def test_the_wait_of_a_call_is_its_time_without_its_run() -> None:
     run = waits.RUN_SECONDS
     timed = [(0.0, run, run), (0.0, 2 * run, run), (0.0, 3.5 * run, run)]
     assert waits.summarised(0.5, timed) == waits.Load(0.5, 3, 1.167, 0.333)
 
 
-def test_what_was_measured_stands_beside_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_measured_waits_stand_beside_those_of_the_formula(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "waits.json"
     path.write_text(
         '{"machine": "a box, Linux", "workers": 2, "run": 0.2, "loads": [{"load": 0.5, "calls": 7, "mean": 0.61, "long": 0.2}]}'

@@ -102,7 +102,7 @@ def test_a_model_written_by_this_process_in_graph_mode_does_not_change_how_other
 # --- what is told of them ----------------------------------------------------------------------------------------------------
 
 
-def test_signatures_are_told_as_the_model_declares_them(loaded: dict[str, tensorflow.TensorFlowModel]) -> None:
+def test_signatures_are_described_as_the_model_declares_them(loaded: dict[str, tensorflow.TensorFlowModel]) -> None:
     line = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 1)),), PREDICT)
     for model in loaded.values():
         assert model.info.signatures["serving_default"] == line
@@ -205,7 +205,7 @@ def test_half_precision_of_both_kinds_goes_through(tf2: tensorflow.TensorFlowMod
     assert (half.shape, half.item()) == ((), 3.0)
 
 
-def test_inputs_may_be_read_only_and_outputs_are_views_of_what_tensorflow_computed(tf2: tensorflow.TensorFlowModel) -> None:
+def test_inputs_may_be_read_only_and_outputs_are_views_of_tensorflow_s_memory(tf2: tensorflow.TensorFlowModel) -> None:
     x = np.frombuffer(X.tobytes(), np.float32).reshape(2, 2)
     answer = tf2.predict("serving_default", {"x": x})["y"]
     assert answer.tolist() == Y
@@ -245,7 +245,7 @@ def test_a_feature_of_no_kind_is_refused_by_its_name(tf2: tensorflow.TensorFlowM
 # --- errors ------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_tensorflow_finds_wrong_deep_in_the_graph_is_told_in_one_line_without_a_trace(
+def test_an_error_deep_in_the_graph_is_one_line_without_a_trace(
     tf2: tensorflow.TensorFlowModel,
 ) -> None:
     with pytest.raises(BadInput) as error:
@@ -265,11 +265,11 @@ def test_what_tensorflow_finds_wrong_deep_in_the_graph_is_told_in_one_line_witho
         ("x" * 1000, "x" * 300 + "..."),
     ],
 )
-def test_the_reason_of_an_error_is_its_first_line_that_says_one(message: str, told: str) -> None:
+def test_the_reason_of_an_error_is_its_first_meaningful_line(message: str, told: str) -> None:
     assert runners.reason(ValueError(message)) == told
 
 
-def test_what_is_not_the_inputs_fault_is_not_called_so(tf2: tensorflow.TensorFlowModel) -> None:
+def test_a_fault_of_the_model_is_not_reported_as_bad_input(tf2: tensorflow.TensorFlowModel) -> None:
     with pytest.raises(tf.errors.NotFoundError):
         tf2.predict("file", {"name": np.array(b"/nowhere", object)})
 
@@ -301,7 +301,7 @@ def test_a_model_without_a_signature_that_can_be_served_stops_the_start(tmp_path
         load(save(tmp_path / "none"))
 
 
-def test_the_threads_of_a_tensorflow_that_computed_already_cannot_be_changed() -> None:
+def test_the_number_of_threads_cannot_be_changed_after_tensorflow_has_computed() -> None:
     tf.constant(1)
     with pytest.raises(LoadError, match="TensorFlow cannot be set to 7 threads"):
         tensorflow.configure(7)
@@ -311,7 +311,7 @@ def test_the_threads_of_a_tensorflow_that_computed_already_cannot_be_changed() -
 # --- warm-up -----------------------------------------------------------------------------------------------------------------
 
 
-def test_each_predict_signature_is_warmed_up_with_zeros_and_one_that_refuses_them_only_warns(
+def test_each_predict_signature_is_warmed_up_with_zeros_and_a_failure_only_warns(
     written: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("DEBUG", "percore.handlers.tensorflow"):

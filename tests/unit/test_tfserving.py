@@ -135,7 +135,7 @@ def test_outputs_without_one_batch_dimension_are_refused_in_the_row_form(outputs
         ({"inputs": [], "signature_name": "mine"}, {"inputs": np.zeros(0)}),
     ],
 )
-def test_a_handler_without_a_signature_gets_what_the_request_names(document: Any, expected: Tensors) -> None:
+def test_a_handler_without_a_signature_gets_the_inputs_that_the_request_names(document: Any, expected: Tensors) -> None:
     served = handler(name="m")
     answer(served, document)
     name, inputs = served.calls[0]
@@ -172,7 +172,7 @@ def test_a_version_or_a_label_chooses_the_model_and_the_newest_is_the_default() 
         ("/v1/models/m/versions/1.5:predict", "no route '/v1/models/m/versions/1.5:predict'"),
     ],
 )
-def test_what_is_not_served_is_not_found_and_never_becomes_a_metric_label(path: str, message: str) -> None:
+def test_an_unknown_model_is_404_and_never_becomes_a_metric_label(path: str, message: str) -> None:
     facts = CallContext()
     response = post(client_of(model(ONE)), b"", path, environ_base={ENVIRON_KEY: facts})
     assert response.status_code == 404
@@ -181,7 +181,7 @@ def test_what_is_not_served_is_not_found_and_never_becomes_a_metric_label(path: 
     assert facts == CallContext()
 
 
-def test_a_wrong_method_is_told_which_are_right() -> None:
+def test_the_answer_to_a_wrong_method_lists_the_allowed_ones() -> None:
     response = client_of(model(ONE)).get("/v1/models/m:predict")
     assert (response.status_code, response.headers["Allow"]) == (405, "POST")
     assert response.json == {
@@ -300,7 +300,7 @@ def test_classify_answers_labels_and_scores_for_each_example() -> None:
     ("kept", "expected"),
     [("scores", [[["", 0.25], ["", 0.75]]]), ("classes", [[["no", 0.0], ["yes", 0.0]]])],
 )
-def test_classify_fills_in_what_the_model_does_not_answer(kept: str, expected: Any) -> None:
+def test_classify_fills_in_outputs_that_the_model_leaves_out(kept: str, expected: Any) -> None:
     whole = example_model()
     served = FakeModel(whole.info, lambda inputs: {kept: whole.predict("", inputs)[kept]})
     assert answer(served, {"examples": [{}]}, CLASSIFY) == {"results": expected}

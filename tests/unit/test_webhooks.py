@@ -175,7 +175,7 @@ def test_addresses_and_networks_are_read(text: str, network: str, port: int | No
         "a." * 127 + "com",
     ],
 )
-def test_what_is_not_a_host_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_host_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_hosts(text)
 
@@ -278,7 +278,7 @@ def test_any_other_url_is_refused_with_its_rule(url: str, rule: str) -> None:
     assert str(raised.value).startswith("Percore-Webhook: must ")
 
 
-def test_a_refusal_shows_the_url_without_what_may_be_secret() -> None:
+def test_a_refusal_shows_the_url_without_secrets() -> None:
     with pytest.raises(BadInput) as raised:
         check_url("https://user:hidden@evil.example.org/hook?token=hidden", settings(ALLOWED))
     assert "'https://evil.example.org/hook'" in str(raised.value)
@@ -350,9 +350,7 @@ def test_a_name_is_resolved_once_for_one_attempt(server: Receiver, resolve: dict
     assert resolve["receiver.example.com"] == [["169.254.169.254"]], "one more lookup would have taken it"
 
 
-def test_of_several_addresses_those_that_are_refused_or_dead_are_left_out(
-    server: Receiver, resolve: dict[str, list[list[str]]]
-) -> None:
+def test_refused_and_dead_addresses_of_a_name_are_left_out(server: Receiver, resolve: dict[str, list[list[str]]]) -> None:
     resolve["receiver.example.com"] = [["10.0.0.1", "127.0.0.3", "127.0.0.1"]]  # nothing listens on the second one
     assert send(to(server.port, host="receiver.example.com"), settings("receiver.example.com,127.0.0.0/8")).delivered
     assert server.connections == 1
@@ -852,7 +850,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook_sender, "POLL_SECONDS", 0.1)
 
 
-def test_what_is_due_is_sent_once_and_counted(server: Receiver) -> None:
+def test_a_due_delivery_is_sent_once_and_counted(server: Receiver) -> None:
     hooks = [delivery(f"http://127.0.0.1:{server.port}/{number}", id=f"m{number}") for number in range(40)]
 
     async def work() -> None:
@@ -963,7 +961,7 @@ def test_an_outbox_that_fails_for_a_while_ends_nothing_and_nothing_is_sent_twice
     asyncio.run(work())
 
 
-def test_when_cancelled_it_takes_no_more_and_records_what_is_being_sent() -> None:
+def test_a_cancelled_sender_takes_no_more_and_records_running_attempts() -> None:
     async def work() -> None:
         bench = Bench(*many("a.example.com", 10))
         bench.attempts.held["a.example.com"] = threading.Event()
