@@ -21,7 +21,7 @@ def pods(component: str, *values: str, more: tuple[str, ...] = ()) -> dict[str, 
     return template
 
 
-def test_grace_periods_are_what_the_page_on_nodes_says() -> None:
+def test_grace_periods_are_those_of_the_page_on_nodes() -> None:
     limits = (
         "timeouts.run=700",
         "timeouts.body=11",

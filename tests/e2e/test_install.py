@@ -60,7 +60,7 @@ def test_a_handler_of_your_own_needs_three_lines(install: Install) -> None:
     assert answer.json() == {"outputs": [8.0]}
 
 
-def test_two_releases_in_one_namespace_have_nothing_to_do_with_each_other(install: Install) -> None:
+def test_two_releases_in_one_namespace_do_not_affect_each_other(install: Install) -> None:
     first, second = install("one"), install("two.point-5")
     second_name = kubectl("-n", second.namespace, "get", "service", "-l", second.labels, "-o", "name").split()[0]
     with first.forwarded() as one, second.forwarded(second_name) as two:

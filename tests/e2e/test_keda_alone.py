@@ -107,7 +107,7 @@ def test_while_no_gateway_can_be_asked_the_number_of_pods_stays_and_then_it_foll
     eventually(lambda: idle.replicas() == 0, seconds=90)
 
 
-def test_a_buffer_is_there_before_anyone_calls(idle: Release) -> None:
+def test_the_buffer_is_there_before_the_first_call(idle: Release) -> None:
     idle.upgrade({"autoscaling": {"spareReplicas": 2}})
     eventually(lambda: idle.replicas() == 2, seconds=60)
     with idle.forwarded() as gateway:

@@ -70,7 +70,7 @@ def test_kubectl_drain_lets_every_call_finish(install: Install) -> None:
     assert before.isdisjoint(release.wait(2))
 
 
-def test_a_pod_deleted_without_grace_costs_its_caller_502_at_once_and_nobody_else_anything(install: Install) -> None:
+def test_a_pod_deleted_without_grace_costs_its_caller_502_at_once_and_no_other_caller(install: Install) -> None:
     release = install("lost", replicas=2)
     release.wait(2)
     with release.forwarded() as gateway:
@@ -87,7 +87,7 @@ def test_a_pod_deleted_without_grace_costs_its_caller_502_at_once_and_nobody_els
         assert queued.done().status == 200
 
 
-def test_a_client_that_goes_away_frees_the_pod_and_the_next_call_is_queued_until_it_can_serve(install: Install) -> None:
+def test_a_client_that_disconnects_frees_the_pod_and_the_next_call_waits_for_it(install: Install) -> None:
     release = install("gone")
     [pod] = release.wait(1)
     with release.forwarded() as gateway:

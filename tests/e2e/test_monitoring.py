@@ -71,13 +71,13 @@ def _headline_at_the_most(seen: Watched) -> dict[str, list[float]]:
     return said if said["Executing"] == [float(MOST)] and said["Ready pods"] == [float(MOST)] else {}
 
 
-def test_the_headline_says_what_the_calls_do(watched: Watched) -> None:
+def test_the_headline_shows_the_state_of_the_calls(watched: Watched) -> None:
     counts = {panel: int(value) for panel, [value] in watched.during.items()}
     assert counts == {"Executing": MOST, "Queued": CALLS - MOST, "Ready pods": MOST, "Wanted pods": MOST}
     assert [call.status for call in watched.calls] == [200] * CALLS + [500]
 
 
-def test_what_has_ended_is_counted_to_the_call(watched: Watched) -> None:
+def test_ended_calls_are_counted_exactly(watched: Watched) -> None:
     eventually(lambda: watched.ask("Executing") == [0.0], seconds=30)
     service = f'namespace="{watched.release.namespace}",service="{watched.release.full_name}-gateway"'
     for code, count in (("200", CALLS), ("500", 1), ("503", 0)):
@@ -91,7 +91,7 @@ def test_what_has_ended_is_counted_to_the_call(watched: Watched) -> None:
     assert _bucket(said) == _bucket(longest), "of six queue times the longest is what p95 tells, to its bucket"
 
 
-def test_from_wanted_to_ready_is_what_the_pods_themselves_say(watched: Watched) -> None:
+def test_the_time_from_wanted_to_ready_is_that_of_the_pods_own_status(watched: Watched) -> None:
     took = []
     for pod in watched.release.pods("inference"):
         since = ready_since(pod)
@@ -130,13 +130,13 @@ def test_every_series_of_every_rule_is_there_and_every_rule_is_well(watched: Wat
     assert {rule["health"] for rule in _rules(watched.release)} == {"ok"}
 
 
-def test_no_alert_fires_where_nobody_is_hurt(watched: Watched) -> None:
+def test_no_alert_fires_without_harm_to_callers(watched: Watched) -> None:
     alerting = [rule for rule in _rules(watched.release) if rule["type"] == "alerting"]
     assert "PercoreNoGatewayReady" in {rule["name"] for rule in alerting}
     assert [(rule["name"], rule["labels"]) for rule in alerting if rule["state"] == "firing"] == []
 
 
-def test_grafana_s_sidecar_would_find_the_dashboard(watched: Watched) -> None:
+def test_the_sidecar_of_grafana_would_find_the_dashboard(watched: Watched) -> None:
     [found] = documents("-n", watched.release.namespace, "configmaps", "-l", "grafana_dashboard=1")
     assert found["data"]["percore.json"] == dashboard.page().rstrip()
 

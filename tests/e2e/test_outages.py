@@ -19,7 +19,7 @@ PAUSE = os.environ.get("PERCORE_E2E_PAUSE_API_SERVER", "")
 
 @pytest.mark.disruptive
 @pytest.mark.skipif(not PAUSE, reason="PERCORE_E2E_PAUSE_API_SERVER names no command that can do it")
-def test_calls_go_on_while_the_api_server_is_gone_for_a_minute_and_pods_are_found_again_afterwards(install: Install) -> None:
+def test_calls_go_on_without_the_api_server_for_a_minute_and_pods_are_found_again(install: Install) -> None:
     """The callers are in the cluster: a forwarded port leads through the API server.
 
     They call the gateway's pod. When the API server is back, Kubernetes at first takes nodes unheard of for 50 s for lost, and

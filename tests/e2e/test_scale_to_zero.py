@@ -61,7 +61,7 @@ def value(release: Release, metric: str) -> str:
     return str(json.loads(said)["items"][0]["value"]) if said else ""
 
 
-def test_a_buffer_is_there_before_anyone_calls_and_is_not_what_is_left_when_nobody_is_heard_of(scaled: Release) -> None:
+def test_the_buffer_is_there_before_the_first_call_and_not_a_fallback_for_a_missing_metric(scaled: Release) -> None:
     eventually(lambda: scaled.replicas() == 2, seconds=60, every=1)
     scaled.wait(2)
     with scaled.forwarded() as gateway:
