@@ -100,7 +100,7 @@ def test_a_client_that_wants_to_close_is_closed(gateway: Gateway) -> None:
     assert (status, headers["connection"], body) == (200, "close", b"last")
 
 
-def test_an_answered_call_counts_as_answered_whoever_closes_the_connection() -> None:
+def test_an_answered_call_counts_as_answered_whichever_side_closes() -> None:
     with Worker(serve) as worker, Gateway(worker.endpoint) as gateway:
         for _ in range(20):
             with gateway.ask(b"x", "Connection: close") as connection:

@@ -189,7 +189,7 @@ def test_only_the_slices_of_the_service_are_asked_for(api: ApiServer) -> None:
     assert query == {"labelSelector": "kubernetes.io/service-name=inference"}
 
 
-def test_each_change_is_told_with_all_that_is_known(api: ApiServer, told: Told) -> None:
+def test_each_change_is_published_with_all_endpoints(api: ApiServer, told: Told) -> None:
     api.changed("ADDED", slice_of("t", "b", "c"))
     eventually(lambda: told.all[-1] == ["a", "b", "c"])
     api.changed("MODIFIED", slice_of("t", "c"))
@@ -211,7 +211,7 @@ def test_a_watch_that_ends_goes_on_from_the_last_version_without_a_list(api: Api
     assert api.lists == 1
 
 
-def test_a_version_that_is_too_old_is_listed_anew_at_once(api: ApiServer, told: Told) -> None:
+def test_after_a_version_that_is_too_old_it_lists_again_at_once(api: ApiServer, told: Told) -> None:
     api.slices = [slice_of("t", "d")]
     api.events.put({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}})
     eventually(lambda: told.all[-1] == ["d"])
@@ -241,7 +241,7 @@ def test_a_watch_that_falls_silent_is_given_up(api: ApiServer, monkeypatch: pyte
     eventually(lambda: told.all[-1] == ["b"])
 
 
-def test_while_the_api_server_is_away_what_is_known_stays(api: ApiServer, told: Told) -> None:
+def test_while_the_api_server_is_away_the_last_endpoints_stay(api: ApiServer, told: Told) -> None:
     published = len(told.all)
     api.failures = [500, 503, 429, 403] * 5
     api.events.put(CUT)
@@ -251,7 +251,7 @@ def test_while_the_api_server_is_away_what_is_known_stays(api: ApiServer, told: 
     assert [] not in told.all
 
 
-def test_what_is_known_ages_until_it_is_confirmed(api: ApiServer) -> None:
+def test_the_age_of_the_endpoints_grows_until_they_are_confirmed(api: ApiServer) -> None:
     cluster = connected(api)
     time.sleep(0.2)
     assert cluster.age() >= 0.2
@@ -259,7 +259,7 @@ def test_what_is_known_ages_until_it_is_confirmed(api: ApiServer) -> None:
     assert cluster.age() < 0.2
 
 
-def test_an_api_server_that_is_not_there_or_talks_nonsense_is_an_os_error(api: ApiServer) -> None:
+def test_an_api_server_that_is_missing_or_malformed_is_an_os_error(api: ApiServer) -> None:
     api.slices = [{"nonsense": True}]
     with pytest.raises(OSError, match="KeyError"):
         listed(connected(api))
@@ -281,7 +281,7 @@ def test_a_deletion_cost_is_a_merge_patch_of_one_annotation(api: ApiServer) -> N
     ]
 
 
-def test_a_pod_that_is_gone_and_a_right_that_is_missing_are_told_apart(api: ApiServer) -> None:
+def test_a_missing_pod_and_a_missing_right_are_different_errors(api: ApiServer) -> None:
     api.patch_status = 404
     with pytest.raises(KeyError):
         connected(api).set_cost("pod-1", 1000)
@@ -290,7 +290,7 @@ def test_a_pod_that_is_gone_and_a_right_that_is_missing_are_told_apart(api: ApiS
         connected(api).set_cost("pod-1", 1000)
 
 
-def test_costs_are_read_from_metadata_alone_and_only_those_of_the_service_s_pods(api: ApiServer) -> None:
+def test_costs_are_read_from_metadata_alone_and_only_from_pods_of_the_service(api: ApiServer) -> None:
     def pod(name: str, cost: str) -> dict[str, Any]:
         return {"metadata": {"name": name, "annotations": {COST: cost}}}
 

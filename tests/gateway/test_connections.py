@@ -80,7 +80,7 @@ def test_an_empty_line_after_a_request_is_no_request(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("more", [b"\x00\x01 garbage", b"GET / HTTP/9.9\r\n\r\n", call(b"pipelined"), b"POST"])
 @pytest.mark.parametrize("later", [False, True])
-def test_what_follows_a_complete_call_costs_it_nothing(more: bytes, later: bool) -> None:
+def test_bytes_after_a_complete_call_do_not_harm_it(more: bytes, later: bool) -> None:
     body = b"x" * 300_000
     release = threading.Event()
     with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.connect() as connection:
@@ -94,7 +94,7 @@ def test_what_follows_a_complete_call_costs_it_nothing(more: bytes, later: bool)
         assert worker.bodies == [body]
 
 
-def test_what_follows_a_request_for_another_protocol_closes_the_connection(gateway: Gateway) -> None:
+def test_bytes_after_a_request_for_another_protocol_close_the_connection(gateway: Gateway) -> None:
     first = f"GET {LIVE} HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n".encode()
     with gateway.send(first + call(b"lost")) as connection:
         status, headers, _ = read_answer(connection)
@@ -207,7 +207,7 @@ def resident(gateway: Gateway) -> int:
     return int(Path(f"/proc/{gateway.pid}/statm").read_text().split()[1]) * 4096
 
 
-def test_silent_uploads_keep_no_small_call_out() -> None:
+def test_silent_uploads_do_not_prevent_small_calls() -> None:
     """Half a head is a connection; a head that announces 32 MB is an upload."""
     silent = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {32 << 20}\r\n\r\n".encode()
     with Worker() as worker, Gateway(worker.endpoint, gateway_uploads=4) as gateway:
@@ -242,7 +242,7 @@ def test_an_answer_of_http_1_0_that_is_cut_ends_with_a_reset() -> None:
             connection.recv(1000)
 
 
-def test_connection_cannot_take_the_host_away(gateway: Gateway, worker: Worker) -> None:
+def test_the_header_connection_cannot_remove_the_host(gateway: Gateway, worker: Worker) -> None:
     with gateway.ask(b"{}", "Connection: host, x-mine", "X-Mine: 1") as connection:
         assert read_answer(connection)[0] == 200
     head = worker.runs[-1][0].lower()

@@ -194,7 +194,7 @@ def test_an_answer_that_breaks_off_is_seen_to_be_cut(breaks: Behaviour) -> None:
         eventually(lambda: gateway.metric("percore_gateway_interrupted_answers_total") == 1)
 
 
-def test_a_call_that_ten_workers_do_not_survive_is_given_up() -> None:
+def test_a_call_during_whose_transfer_ten_workers_end_is_answered_502() -> None:
     workers = [Worker(closes_in_the_head) for _ in range(10)]
     with Gateway(*(worker.endpoint for worker in workers)) as gateway:
         assert outcome(gateway.ask(BODY)) == (502, "pod-lost")

@@ -147,7 +147,7 @@ def test_a_call_that_waits_for_a_pod_holds_up_no_stop(breaking: Busy, tmp_path: 
             eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
 
 
-def test_a_gateway_that_starts_takes_no_pod_for_gone_before_it_knows_them(silent: Busy, tmp_path: Path) -> None:
+def test_a_gateway_that_starts_counts_no_pod_as_gone_before_it_has_a_list(silent: Busy, tmp_path: Path) -> None:
     with Worker() as other, Gateway(silent.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = store(gateway)
         eventually(lambda: silent.worker.runs)

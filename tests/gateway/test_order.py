@@ -32,7 +32,7 @@ def test_calls_run_by_priority_and_then_in_the_order_of_their_last_bytes() -> No
         assert worker.bodies == [b"first", *(b"%d" % number for number in expected)]
 
 
-def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_number() -> None:
+def test_calls_in_flight_are_running_and_queued_calls_as_one_number() -> None:
     """KEDA reads this number without Prometheus, and adds up no series of one gateway."""
     release = threading.Event()
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway:

@@ -21,7 +21,7 @@ READS = (
 )
 
 
-def test_before_any_pod_was_known_reads_are_not_ready_and_the_gateway_is_live() -> None:
+def test_before_the_pods_are_known_reads_are_not_ready_and_the_gateway_is_live() -> None:
     with Gateway() as gateway:
         live = gateway.get("/v2/health/live")
         assert (live.status_code, live.json()) == (200, {"live": True})
@@ -31,7 +31,7 @@ def test_before_any_pod_was_known_reads_are_not_ready_and_the_gateway_is_live() 
             assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_the_gateway_is_ready_once_it_knows_which_pods_there_are_though_there_be_none() -> None:
+def test_the_gateway_is_ready_once_it_has_a_list_of_pods_even_an_empty_one() -> None:
     with Gateway(known=False) as gateway:
         assert gateway.operator("/readyz").status_code == 503
         assert gateway.get("/v2/health/ready").status_code == 503
@@ -40,7 +40,7 @@ def test_the_gateway_is_ready_once_it_knows_which_pods_there_are_though_there_be
         assert gateway.get("/v2/health/ready").json() == {"ready": True}
 
 
-def test_what_is_said_to_operators_is_not_for_callers() -> None:
+def test_paths_for_operators_are_not_served_to_callers() -> None:
     with Gateway() as gateway:
         for path in ("/", "/metrics", "/livez", "/readyz", "/slot", "/catalog"):
             answer = gateway.get(path)

@@ -95,7 +95,7 @@ REQUESTS: dict[str, Callable[[str], requests.Response]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_an_answer_is_what_plain_gunicorn_gives(name: str, service: Service, plain: str) -> None:
+def test_an_answer_is_the_same_as_under_plain_gunicorn(name: str, service: Service, plain: str) -> None:
     expected, found = REQUESTS[name](plain), REQUESTS[name](service.url(""))
     assert (found.status_code, found.reason) == (expected.status_code, expected.reason)
     if "seen" in found.request.path_url:
@@ -195,7 +195,7 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-def test_a_get_over_its_run_limit_is_504_and_a_get_whose_client_leaves_ends_its_worker() -> None:
+def test_a_get_over_the_run_timeout_is_504_and_a_get_whose_client_leaves_ends_its_worker() -> None:
     with Service(app=APP, run_timeout=1) as service:
         service.ready(workers=2)
         answer = requests.get(service.url("/sleep/60.0"), timeout=30)
@@ -262,7 +262,7 @@ def test_an_app_that_cannot_be_loaded_ends_the_service_with_one_line(target: str
         assert [line for line in service.log() if line["level"] == "critical" and said in line["message"]]
 
 
-def test_no_probe_says_ready_before_a_worker_has_loaded_the_app(tmp_path: Path) -> None:
+def test_no_probe_is_ready_before_a_worker_has_loaded_the_app(tmp_path: Path) -> None:
     release = tmp_path / "release"
     service = Service(app="tests.service.app_that_waits:app", cores_per_call=ALL)
     service.environ["APP_WAITS_FOR"] = str(release)
@@ -274,7 +274,7 @@ def test_no_probe_says_ready_before_a_worker_has_loaded_the_app(tmp_path: Path) 
         eventually(lambda: requests.get(service.url("/-/ready"), timeout=30).status_code == 200, 60)
 
 
-def test_what_the_app_registered_with_atexit_runs_when_its_worker_ends(tmp_path: Path) -> None:
+def test_functions_that_the_app_registered_with_atexit_run_when_its_worker_ends(tmp_path: Path) -> None:
     with Service(app="tests.service.apps:app", cores_per_call=ALL).ready(workers=1) as service:
         path = tmp_path / "ended"
         assert requests.post(service.url("/at-exit"), params={"path": str(path)}, timeout=30).status_code == 200

@@ -74,7 +74,7 @@ def test_tensorflow_in_a_handler_of_a_pod_computes_with_the_cores_of_one_call(be
         assert service.call(x=1).json()["outputs"] <= 1
 
 
-def test_a_number_of_threads_that_the_environment_sets_wins() -> None:
+def test_a_number_of_threads_in_the_environment_is_kept() -> None:
     service = Service(handler=f"{MODULE}:Threads", import_before_fork=MODULE)
     service.environ.update(OPENBLAS_NUM_THREADS="3", OMP_NUM_THREADS="3")
     with service.ready():
@@ -110,7 +110,7 @@ def test_a_module_that_cannot_be_imported_ends_the_service_with_one_clear_line()
         assert line["message"].startswith("cannot start: PERCORE_IMPORT_BEFORE_FORK: there is no module 'nowhere' in ")
 
 
-def test_an_import_over_the_load_limit_ends_the_service_with_one_clear_line_also_inside_of_c() -> None:
+def test_an_import_over_the_load_timeout_ends_the_service_with_one_clear_line_also_inside_of_c() -> None:
     with Service(handler=FAULTY, import_before_fork="tests.service.sleeps_in_c", load_timeout=2) as service:
         assert service.processes[0].wait(30) == 78
         assert len(service.log("cannot start: the modules were not loaded within PERCORE_LOAD_TIMEOUT, 2 s")) == 1
@@ -124,7 +124,7 @@ def test_an_import_inside_of_c_that_lets_no_other_thread_run_is_ended_too() -> N
         assert "sleeps_in_c.py" in service.log_path.read_text()
 
 
-def test_a_service_that_is_told_to_end_while_it_imports_in_c_ends_at_once() -> None:
+def test_sigterm_while_the_service_imports_in_c_ends_it_at_once() -> None:
     with Service(handler=FAULTY, import_before_fork="tests.service.sleeps_in_c") as service:
         eventually(lambda: service.log("inside of C"), 60)
         service.processes[0].send_signal(signal.SIGTERM)

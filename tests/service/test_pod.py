@@ -97,7 +97,7 @@ def test_a_reservation_waits_for_the_load_and_the_status_server_says_so() -> Non
         assert (model["name"], model["version"]) == ("default", 1)
 
 
-def test_reservations_that_come_to_nothing_cost_nothing_and_count_nothing() -> None:
+def test_reservations_without_a_call_do_no_harm_and_are_not_counted() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
         (worker,) = service.workers
         call = service.raw(body(sleep=0))
@@ -259,7 +259,7 @@ def test_a_call_whose_client_left_after_its_last_byte_ends_its_worker_and_the_ne
         eventually(lambda: service.metric("percore_worker_client_disconnects_total", state="executing") == 1)
 
 
-def test_the_slot_is_taken_until_a_call_that_is_finished_for_nobody_returns() -> None:
+def test_the_slot_is_taken_until_a_call_whose_client_left_returns() -> None:
     with Service(pod=True, handler=FAULTY, on_client_disconnect="finish").ready() as service:
         running = service.ask(burn=1.5)
         eventually(lambda: service.get("/slot").json() == {"slot": "taken"})

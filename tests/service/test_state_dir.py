@@ -28,7 +28,7 @@ def cores_of(service: Service) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
-def test_what_a_cleaner_removes_comes_back_and_no_call_is_lost(whole_folder: bool) -> None:
+def test_files_that_a_cleaner_removes_are_created_again_and_no_call_is_lost(whole_folder: bool) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         folder = folder_of(service)
         before, workers = names(folder) - {"supervisor.lock"}, service.workers

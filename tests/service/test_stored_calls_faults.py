@@ -252,7 +252,7 @@ def test_a_call_that_was_stored_in_spite_of_an_error_keeps_its_body(database: Da
     assert asyncio.run(store(accepted=True)) == (b"abc", True)
 
 
-def test_operators_who_list_calls_do_not_hold_up_a_write(database: Database) -> None:
+def test_a_list_of_calls_does_not_hold_up_a_write(database: Database) -> None:
     def slow(_connection: sa.Connection) -> None:
         time.sleep(0.5)
 

@@ -33,7 +33,7 @@ from tests.service.test_stored_calls import (  # noqa: F401
     test_the_answer_itself_comes_if_it_is_there_in_time,
     test_the_operators_list,
     test_unknown_erased_and_malformed_ids,
-    test_without_prefer_nothing_is_stored,
+    test_without_the_header_prefer_nothing_is_stored,
 )
 from tests.stored_client import StoredClient
 

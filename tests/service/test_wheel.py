@@ -72,7 +72,7 @@ def test_the_wheel_serves_in_a_folder_whose_modules_have_the_names_of_other_modu
         assert not service.log("the ")
 
 
-def test_the_wheel_is_what_runs(program: Path, folder: Path) -> None:
+def test_the_code_of_the_wheel_runs(program: Path, folder: Path) -> None:
     code = "import percore; print(percore.__file__)"
     found = subprocess.run(
         [program.with_name("python"), "-P", "-c", code],
