@@ -1,6 +1,6 @@
 """Every kind of Keras model that is served: ``python -m tests.keras_models DIR`` writes them, their inputs and Keras's answers.
 
-Each function makes one kind and returns it with what it is called with. The table of docs/models.md has their first sentences.
+Each function makes one kind and returns the model and its inputs. The table of docs/models.md has their first sentences.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class WordsAndNumbers(keras.Model):  # type: ignore[misc]
         self.table = self.add_weight(shape=(5, 2), name="table")
         self.dense = layers.Dense(2)
 
-    def build_from_config(self, config: Any) -> None:  # Keras itself cannot: it tries with floats alone
+    def build_from_config(self, config: Any) -> None:  # needed, because Keras's own attempt uses floats only
         rows = {"text": np.array([["a"]]), "ids": np.array([0]), "numbers": np.zeros((1, 4), np.float32)}
         assert config["input_shape"].keys() == rows.keys()
         self(rows)

@@ -1,4 +1,4 @@
-"""What scanners find in the chart is corrected, or has a reason: neither more is found, nor is more excused."""
+"""Each finding of the scanners is corrected or listed with a reason, and the list has no other entries."""
 
 import json
 import sys
@@ -50,5 +50,5 @@ def test_a_scanner_that_fails_is_not_one_that_finds_nothing(tmp_path: Path) -> N
 
 
 def says(answer: object) -> list[str]:
-    """Return a command that prints this and fails, as scanners do that find something."""
+    """Return a command that prints this and fails, as a scanner does if it finds something."""
     return [sys.executable, "-c", f"import sys; print({json.dumps(answer)!r}); sys.exit(1)"]

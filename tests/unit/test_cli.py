@@ -1,4 +1,4 @@
-"""What `percore serve` is told by its arguments."""
+"""The arguments of `percore serve`."""
 
 import os
 
@@ -12,10 +12,10 @@ SERVED = ("PERCORE_APP", "PERCORE_HANDLER", "PERCORE_MODEL_REPOSITORY")
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[settings.Settings]:
-    """Return what would have been served; nothing is started."""
+    """Return a function that runs the command and returns the settings. It starts no service."""
     found: list[settings.Settings] = []
     for key in SERVED:
-        monkeypatch.setenv(key, "to be removed")  # so that it is restored
+        monkeypatch.setenv(key, "to be removed")  # so that the environment is restored
         monkeypatch.delenv(key)
 
     def run(read: settings.Settings) -> int:

@@ -15,7 +15,7 @@ SIGNATURE = Signature((TensorSpec("x", "float32", (None,)),), (TensorSpec("y", "
 
 
 class Answers:
-    """Answers with whatever the test wants."""
+    """Answers with the value that the test sets."""
 
     answer: Any = None
 

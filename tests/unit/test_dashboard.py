@@ -44,9 +44,9 @@ KUBERNETES = {
     "kube_pod_status_ready_time",
     "kube_pod_(init_)?container_status_restarts_total",
 }
-"""What kube-prometheus-stack keeps of kube-state-metrics and cAdvisor; it drops others."""
+"""The series of kube-state-metrics and cAdvisor that kube-prometheus-stack keeps."""
 PROMETHEUS = {"up"}
-"""What Prometheus itself writes for each target."""
+"""The series that Prometheus itself writes for each target."""
 CHOSEN = {"namespace": "here", "full": "first-percore", "__range": "1h"}
 
 

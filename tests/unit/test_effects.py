@@ -1,4 +1,4 @@
-"""What a model does besides computing: nothing of that happens while it is loaded, unless its author asks for it."""
+"""Side effects of a model: none happens during the load, unless the author asks for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `percore fetch` decides without a server: URIs, archives, layouts, digests, and what errors say."""
+"""The parts of `percore fetch` that need no server: URIs, archives, layouts, digests, and the text of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which connection makes room at the bound."""
+"""Which connection the front closes at the bound."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_connection_idle_longest_is_closed_before_one_that_sends_its_head() 
 
 
 def test_incomplete_heads_on_all_connections_do_not_prevent_a_new_connection() -> None:
-    """A probe on the status port must not wait until one of a thousand such heads has timed out."""
+    """Otherwise a probe on the status port would wait until one of a thousand such heads has timed out."""
     limited = front(3)
     first, second, probe = joined(limited, begun=True), joined(limited, begun=True), joined(limited)
     assert [each.aborted for each in (first, second, probe)] == [True, False, False]

@@ -1,6 +1,6 @@
-"""What the gateway makes of documents of the API server that are not as documented, and of two threads at once.
+"""Malformed documents of the API server, and two threads at once.
 
-The answers are a fake's; `tests/gateway/test_cluster.py` has the real client against a real server.
+A fake gives the answers; `tests/gateway/test_cluster.py` has the real client with a real server.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ STRANGE_ENDPOINTS: list[Any] = [
 
 
 class Enough(Exception):
-    """Ends what goes on for ever."""
+    """Ends a loop that would go on for ever."""
 
 
 class Answer:
@@ -78,7 +78,7 @@ class Answer:
 
 
 class Api:
-    """Answers lists and watches with what a test has put there; without any more of them the test ends."""
+    """Answers lists and watches with the answers that a test has set. When they are used up, the test ends."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -114,7 +114,7 @@ def changed(slice_: Any) -> dict[str, Any]:
 
 
 def published(api: Api) -> list[list[str]]:
-    """Follow until the API server has nothing more to say; return the names of pods, each time they were published."""
+    """Follow until the fake has no more answers; return the names of pods, once for each time they were published."""
     names: list[list[str]] = []
 
     def publish(endpoints: Endpoints) -> None:

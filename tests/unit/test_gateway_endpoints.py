@@ -1,4 +1,4 @@
-"""Which pods there are: lists, files, and Kubernetes' EndpointSlices."""
+"""The sources of endpoints: lists, files, and Kubernetes' EndpointSlices."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from percore.gateway.slices import parse as parse_slice
 
 
 class Enough(Exception):
-    """Ends what goes on for ever."""
+    """Ends a loop that would go on for ever."""
 
 
 def test_a_fixed_list_is_published_once() -> None:

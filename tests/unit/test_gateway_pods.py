@@ -1,4 +1,4 @@
-"""Pods: how long one that could not be used is left alone."""
+"""Pods: how long the gateway waits before it tries a failed pod again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue: exact order, whatever leaves or comes back."""
+"""The queue: its order is exact, even if calls leave it or come back."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_as_many_calls_are_ahead_as_run_before_one_that_arrives_now() -> None:
     calls = [Waiting(number, priority) for number, priority in enumerate((0, 9, 5, 5, 0, 7, 5))]
     for call in calls:
         queue.push(call)
-    # Calls of one's own priority are ahead, lower ones are not; a priority that nobody has counts as well.
+    # Calls of the same priority are ahead, and calls of a lower one are not. This includes a priority without calls.
     assert dict(enumerate(ahead_of(queue, *range(11)))) == {
         **dict.fromkeys([0], 7),
         **dict.fromkeys([1, 2, 3, 4, 5], 5),
@@ -158,7 +158,7 @@ def test_callers_take_turns_within_a_priority() -> None:
 
 
 def test_a_caller_that_sends_one_call_after_the_other_does_not_delay_another_caller() -> None:
-    """Its next call comes each time when its last has just been taken, so that it never has two in the queue."""
+    """Its next call always comes just after its last one was taken, so it never has two calls in the queue."""
     queue: CallQueue[Waiting] = CallQueue()
     for number in range(3):
         queue.push(Waiting(number, caller=b"batch"))

@@ -1,4 +1,4 @@
-"""What the gateway demands of a request's head, and what it passes on of an answer's."""
+"""The gateway's rules for the head of a request, and the headers of an answer that it passes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keras files that would call something of the machine's when they are read, and files that only look so."""
+"""Keras files that would call functions of the machine when they are read, and harmless files that look similar."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ READ_BY_KERAS_2 = {
     "subclassed_keras": "Keras 3 does not know 'Doubled'",
     "recurrent_h5": "Keras 3 cannot read it: Unrecognized keyword arguments passed to GRU: {'time_major': False}",
 }
-"""Why, by kind of model. None is read by Keras 3."""
+"""By kind of model, the reason why Keras 2 reads it; None if Keras 3 reads it."""
 ROWS = np.ones((2, 1), np.float32)
 
 

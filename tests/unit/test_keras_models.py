@@ -49,7 +49,8 @@ def test_every_kind_of_keras_model_answers_as_keras_does(written: Path, kind: st
         names = [spec.name for spec in model.info.signatures["serving_default"].inputs]
         inputs = {name if name in names else names[index]: array for index, (name, array) in enumerate(given.items())}
         answers = model.predict("serving_default", inputs)
-        if wanted.keys() != answers.keys():  # those of a list: Keras has no names for them, and the layers' sort otherwise
+        # If outputs are in a list, Keras gives them no names, and the names of the layers have another order.
+        if wanted.keys() != answers.keys():
             answers = dict(zip(wanted.keys(), sorted(answers.values(), key=lambda each: each.shape), strict=True))
         for name, array in wanted.items():
             np.testing.assert_allclose(answers[name], array, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The files that serve on one machine fit percore's own settings and metrics: the systemd unit, compose.yaml, Prometheus."""
+"""The files for one machine (the systemd unit, compose.yaml, Prometheus) match percore's settings and metrics."""
 
 import re
 import shutil
@@ -24,7 +24,8 @@ PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/prometheus.y
 SERVED: dict[str, Any] = COMPOSE["services"]["percore"]
 UNITS = {"h": 3600, "m": 60, "s": 1}
 EXPOSURE = 20
-"""Ten times what `systemd-analyze security` may say at most. It says 17: the unit may use the network, and compile code."""
+"""Ten times the largest exposure that `systemd-analyze security` may show. It shows 1.7, because the unit may use the network
+and compile code."""
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 
 
@@ -114,7 +115,7 @@ def test_systemd_takes_the_unit_and_finds_it_little_exposed(tmp_path: Path) -> N
     unit_file = tmp_path / "percore.service"
     program = re.search(r"^ExecStart=(\S+)", UNIT, re.MULTILINE)
     assert program
-    unit_file.write_text(UNIT.replace(program[1], sys.executable))  # what it starts must be there
+    unit_file.write_text(UNIT.replace(program[1], sys.executable))  # the program that the unit starts must exist
     for command in (["verify"], ["security", "--offline=true", f"--threshold={EXPOSURE}"]):
         done = subprocess.run(["systemd-analyze", *command, unit_file], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout[-300:]

@@ -22,7 +22,7 @@ PAIR = [spec("x", "float32", None, 2)]
 
 
 def post(served: FakeModel, document: Any, data: bytes | None = None, **headers: str) -> Any:
-    """Send JSON, and after it ``data`` where there is any."""
+    """Send JSON, and after it ``data`` if there is any."""
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
     if data is not None:
         headers = {LENGTH: str(len(text)), "Content-Type": "application/octet-stream", **headers}

@@ -20,7 +20,7 @@ def test_one_server_is_free_or_nearly_free_as_often_as_the_known_formula_says() 
 
 
 def test_erlang_s_formula_gives_the_values_of_its_tables() -> None:
-    """Three servers, two Erlang: 4/9 of the calls wait; a single server waits as M/M/1."""
+    """Three servers with a load of two Erlang: 4/9 of the calls wait. For a single server the waits are those of M/M/1."""
     found = queueing.exponential_runs(3, 2 / 3)
     assert found.mean == pytest.approx(4 / 9)
     assert found.long == pytest.approx(4 / 9 * math.exp(-1))

@@ -1,4 +1,4 @@
-"""Every kind of answer that a WSGI application can make, as it looks on the wire."""
+"""Every kind of answer of a WSGI application, as bytes on the connection."""
 
 import logging
 import threading
@@ -24,7 +24,7 @@ def answered(
 
 
 class Pieces:
-    """An iterable without a length, as a streamed answer is; it tells whether it was closed."""
+    """An iterable without a length, like a streamed answer. It remembers whether it was closed."""
 
     def __init__(self, pieces: Iterable[Any]) -> None:
         self._pieces = pieces

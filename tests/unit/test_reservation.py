@@ -1,4 +1,4 @@
-"""What a worker does with a connection: a reservation and then a call, a call alone, or one of these that breaks off."""
+"""Connections to a worker: a reservation and then a call, a call alone, or one of these cut off."""
 
 import socket
 import time

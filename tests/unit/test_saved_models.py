@@ -41,7 +41,7 @@ NUMBER = tf.TensorSpec([], tf.float32, "x")
 
 
 def write_vocabulary_tf1(folder: Path) -> None:
-    """Write a table whose words are in an asset, and a variable that nothing restores: an initializer sets both."""
+    """Write a table whose words are in an asset, and a variable whose value is not saved. An initializer sets both."""
     words = _words(folder)
     with tf.Graph().as_default(), v1.Session() as session:
         text = v1.placeholder(tf.string, [None], name="text")
@@ -133,7 +133,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spoil_object_graph(folder: Path) -> Path:
-    """Give an object of the model a slot, as an optimizer of TensorFlow 2.0 to 2.10 has: it does not load then."""
+    """Give an object of the model a slot, as an optimizer of TensorFlow 2.0 to 2.10 does.
+
+    Then the object graph cannot be loaded.
+    """
     file = folder / "saved_model.pb"
     model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     nodes = model.meta_graphs[0].object_graph_def.nodes

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's models.config: what its users have, served as it says."""
+"""TensorFlow Serving's models.config: files of its users, and what percore serves by them."""
 
 from __future__ import annotations
 

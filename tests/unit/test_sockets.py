@@ -1,4 +1,4 @@
-"""Socket options: who is dead without a word is noticed, on every port, and a kernel without an option serves all the same."""
+"""Socket options: every port notices a peer that vanished. If the kernel lacks an option, the service runs without it."""
 
 from __future__ import annotations
 

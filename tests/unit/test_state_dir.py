@@ -1,4 +1,4 @@
-"""Locks and sockets in a folder that cleaners empty: none is lost."""
+"""Locks and sockets in a folder whose files cleaners remove: percore creates them again."""
 
 import errno
 import os

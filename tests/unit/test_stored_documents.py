@@ -1,4 +1,4 @@
-"""What a request says about its storing, and what is said of a stored call."""
+"""The headers with which a request asks to be stored, and the documents about a stored call."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_an_input_whose_name_is_no_identifier_is_called_as_its_author_named_it(
 
 
 def test_many_inputs_reach_the_model_each_under_its_own_name(tf2: tensorflow.TensorFlowModel) -> None:
-    # TensorFlow tells the names of a signature's inputs in two places and two orders, which differ from process to process.
+    # TensorFlow has the names of a signature's inputs in two places. Their orders differ, also from process to process.
     inputs = {name: np.array(index, np.int32) for index, name in enumerate(models.MANY)}
     assert tf2.predict("many", dict(reversed(inputs.items())))["y"].tolist() == list(range(8))
 

@@ -1,4 +1,4 @@
-"""A user's WSGI app in the worker: how it is found, and what it sees of a request."""
+"""A user's WSGI app in the worker: how it is found, and the environ that it gets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ APPS = "tests.service.apps"
 
 
 def shows(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer with what the app sees: every plain value of its environ, and the body."""
+    """Answer with every plain value of the environ, and the body."""
     seen = {name: value for name, value in environ.items() if isinstance(value, str)}
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps({**seen, "body": environ["wsgi.input"].read().decode()}).encode()]
 
 
 def seen(raw: bytes, *, gateway: bool = False) -> dict[str, str]:
-    """Return what the app sees of a request, which comes by a gateway or not."""
+    """Return the values of the environ that the app gets for a request, with or without a gateway."""
     with Served(shows, user_app=UserApp()) as served:
         if gateway:
             served.reserve()

@@ -1,4 +1,4 @@
-"""Webhooks: where they may go, what a receiver gets and can verify, and what a hostile or slow receiver cannot do."""
+"""Webhooks: the hosts that they may be sent to, the request and its signature, and hostile or slow receivers."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def server() -> Iterator[Receiver]:
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
-    """Names that resolve to addresses: the first list at first, then the next; the last one stays."""
+    """Names that resolve to addresses. Each lookup takes the next list; the last list stays."""
     names: dict[str, list[list[str]]] = {}
 
     def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
@@ -419,7 +419,7 @@ def test_another_attempt_has_the_same_id_and_its_own_time(server: Receiver, monk
 
 
 def javascript(request: Received, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
-    """Return what the npm package says of a webhook."""
+    """Return the result of the npm package for a webhook."""
     script = Path(__file__).parent.parent / "verify_webhook.js"
     given = json.dumps({"secret": SECRET, "headers": request.headers | headers, "body": body.decode()})
     done = subprocess.run(["node", str(script)], input=given, check=True, capture_output=True, text=True, timeout=60)
@@ -638,7 +638,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def trust(monkeypatch: pytest.MonkeyPatch, resolve: dict[str, list[list[str]]]) -> Iterator[Callable[[Path], None]]:
-    """Return what makes a file the system's certificates."""
+    """Return a function that makes a file the system's certificates."""
     resolve |= {name: [["127.0.0.1"]] for name in ("receiver.example.com", "other.example.com")}
 
     def believe(file: Path) -> None:
@@ -786,7 +786,7 @@ class MemoryOutbox:
 
 
 class Attempts:
-    """What sends, for tests: a host in ``held`` does not answer until it is let go."""
+    """Replaces ``send`` in tests. A host in ``held`` does not answer until the test releases it."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -818,7 +818,7 @@ async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 class Bench:
-    """A sender that runs, with what it uses."""
+    """A running sender, with its outbox and its attempts."""
 
     def __init__(self, *deliveries: Delivery) -> None:
         self.outbox = MemoryOutbox(*deliveries)

@@ -1,4 +1,4 @@
-"""What the status server makes of workers' events."""
+"""The state that the status server computes from workers' events."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ CATALOG = {
 
 
 class StatusFixture:
-    """The state and its metrics, spoken to as workers do."""
+    """The state and its metrics. Methods send the events of a worker."""
 
     def __init__(self) -> None:
         self.metrics = WorkerMetrics()
