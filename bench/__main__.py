@@ -142,7 +142,7 @@ def write(found: Results, folder: Path) -> list[Path]:
 
 def main() -> int:
     """Run the bench; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure percore beside what people try instead.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure percore and the usual set-ups.")
     parser.add_argument("--quick", action="store_true", help="fewer set-ups and shorter calls: does it work at all?")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help=f"one of {', '.join(SECTIONS)}, or a set-up"
