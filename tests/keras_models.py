@@ -85,7 +85,7 @@ class Pair(keras.Model):  # type: ignore[misc]
 
 
 @register
-class Looked(keras.Model):  # type: ignore[misc]
+class Lookup(keras.Model):  # type: ignore[misc]
     """A custom model that takes integers, and has an ``if`` on a tensor."""
 
     def __init__(self, **more: Any) -> None:
@@ -261,7 +261,7 @@ def subclassed_with_two_parameters() -> Kind:
 
 def subclassed_with_an_if() -> Kind:
     """A subclassed model that takes integers, and has an `if` on a tensor."""
-    model = Looked()
+    model = Lookup()
     model(np.array([[1, 2]]))
     return model, np.array([[4, 8], [0, 1]])
 

@@ -1,4 +1,4 @@
-"""The engines of autoscaling, zero pods and the buffer, as the chart renders them."""
+"""Autoscaling as the chart renders it: the engines, zero pods, and the buffer."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,7 +71,7 @@ def test_keda_wants_a_pod_for_each_call_of_this_release_and_takes_no_value_for_a
 
 @pytest.mark.parametrize(("least", "replicas"), [(0, 1), (1, 1), (3, 3)])
 def test_a_lost_metric_keeps_the_pods_that_are_there_and_never_scales_to_zero(least: int, replicas: int) -> None:
-    """A fallback of 0 replicas would: KEDA then goes on as if there were no calls."""
+    """With a fallback of 0 replicas, KEDA would go on as if there were no calls."""
     fallback = scaled_object(f"autoscaling.minReplicas={least}")["fallback"]
     assert fallback == {"failureThreshold": 3, "replicas": replicas, "behavior": "currentReplicas"}
 
@@ -157,7 +157,7 @@ def test_keda_alone_asks_every_gateway_and_adds_their_calls_up() -> None:
 
 
 def test_the_address_that_keda_alone_asks_is_that_of_every_gateway_also_one_that_shuts_down() -> None:
-    """KEDA takes Service, namespace and the pods' port from it."""
+    """KEDA reads the Service, the namespace and the port of the pods from this address."""
     objects = render(*WITHOUT_PROMETHEUS)
     address = urlsplit(one(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"]["url"])
     name, namespace, _ = str(address.hostname).split(".")
@@ -169,7 +169,7 @@ def test_the_address_that_keda_alone_asks_is_that_of_every_gateway_also_one_that
 
 
 def test_the_metric_that_keda_alone_reads_is_one_series() -> None:
-    """KEDA takes the first series that it finds, and would leave out the others."""
+    """KEDA reads the first series that it finds, and ignores all others."""
     wanted = keda_alone()["triggers"][0]["metadata"]["valueLocation"]
     [metric] = [each for each in GatewayMetrics().registry.collect() if each.name == wanted]
     assert [(sample.name, sample.labels) for sample in metric.samples] == [(wanted, {})]

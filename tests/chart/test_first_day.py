@@ -1,4 +1,4 @@
-"""What a team tries on the first day: values as people write them, and what the chart says of those that cannot be."""
+"""What a team tries on the first day: values as people write them, and the errors for values that cannot work."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tests.chart.harness import (
 
 
 def strict(text: str) -> list[Object]:
-    """Read YAML as an API server does: a key that is there twice is an error."""
+    """Read YAML as an API server does: a key that occurs twice is an error."""
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

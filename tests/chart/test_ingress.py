@@ -1,4 +1,4 @@
-"""Callers outside the cluster: an Ingress or an HTTPRoute, with timeouts that let a call of minutes live."""
+"""Callers outside the cluster: an Ingress or an HTTPRoute, with timeouts that do not cut a call of minutes."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.chart.harness import CHART, LIVE, ROOT, WITH_CRDS, Object, notes, one
 ON = "ingress.enabled=true"
 TIMEOUTS = ("timeouts.queue=1000", "timeouts.run=2000", "timeouts.body=30", "timeouts.answer=30", "maxBodyBytes=12345")
 CALL = 1000 + 2000 + 2 * 30 + 60
-"""What the four timeouts and a minute make."""
+"""The sum of the four timeouts and a minute."""
 ROUTE = ("httpRoute.enabled=true", "httpRoute.parentRefs[0].name=front")
 SETTINGS = {
     "nginx": {"proxy-read-timeout": str(CALL), "proxy-send-timeout": str(CALL), "proxy-body-size": "12345"},

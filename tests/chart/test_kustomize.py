@@ -18,7 +18,7 @@ EVERYTHING = ["monitoring", "network-policy"]
 
 
 def read(*folders: str) -> dict[kustomize.Key, Object]:
-    """Return the objects of folders, as Kustomize would collect them before it patches."""
+    """Return the objects of folders, as Kustomize collects them before it applies patches."""
     objects: list[Object] = []
     for folder in folders:
         listed = yaml.safe_load((kustomize.KUSTOMIZE / folder / "kustomization.yaml").read_text())["resources"]

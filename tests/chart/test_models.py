@@ -1,4 +1,4 @@
-"""Where the models of a release come from."""
+"""The sources of a release's models."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the chart renders for those who watch: the rules and the dashboard."""
+"""Rules and dashboard, as the chart renders them."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_objectives_and_thresholds_are_values() -> None:
 
 
 def test_an_objective_with_an_alert_that_cannot_fire_is_refused() -> None:
-    """At 93 % even if every call fails the budget burns but 14.3 times as fast as it may."""
+    """With an objective of 93 %, the burn rate is 14.3 if every call fails, which is below the threshold of the alert."""
     assert "monitoring.rules.queueTimeObjective" in refusal("monitoring.rules.queueTimeObjective=93")
     for value in ("100", "100.0", "94.9", "99.9%", "0.999"):
         assert "monitoring.rules.successObjective" in refusal(f"monitoring.rules.successObjective={value}")

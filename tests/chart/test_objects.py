@@ -1,4 +1,4 @@
-"""What the chart renders: facts an operator, or a call, depends on."""
+"""The rendered objects: facts that operators and calls depend on."""
 
 import math
 
@@ -136,7 +136,10 @@ def test_the_gateway_is_one_container_that_serves_calls_and_metrics() -> None:
 
 
 def test_the_gateway_is_restarted_only_when_its_process_says_that_it_hangs() -> None:
-    """A restart loses the queue, so a slow probe must not cause it: the process fails /livez after 60 s without a tick."""
+    """A restart loses the queue, so a slow probe must not cause one.
+
+    The process fails /livez after 60 s in which the event loop did not run.
+    """
     gateway = _gateway()
     assert gateway["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     liveness = gateway["livenessProbe"]
@@ -168,7 +171,7 @@ def test_the_spool_is_a_volume_on_disk_a_quarter_larger_than_the_bound_of_the_ga
 
 
 def test_large_numbers_of_values_arrive_as_whole_numbers() -> None:
-    """Helm reads the numbers of values.yaml as floats, which it would print as 2.147483648e+09."""
+    """Helm reads the numbers of values.yaml as floats, and would print them as 2.147483648e+09."""
     for values in ((), ("gateway.spool.memoryBytes=4294967296", "maxBodyBytes=2147483648")):
         for each in render(*values, "handler=a:B"):
             if each["kind"] in ("Deployment", "Pod"):
@@ -345,7 +348,7 @@ CALLER = "networkPolicy.callers[0].namespaceSelector.matchLabels.name=callers"
 
 
 def _peers(component: str, port: int, *values: str) -> list[Object] | None:
-    """Return who may connect to a port of a component; None where everyone may."""
+    """Return the peers that may connect to a port of a component; None if all may."""
     rules = one(render(*values), "NetworkPolicy", f"-{component}")["spec"]["ingress"]
     for_port = [rule for rule in rules if {"port": port} in rule["ports"]]
     assert for_port

@@ -26,7 +26,7 @@ def commands(*start: str) -> list[list[str]]:
 
 
 def installed(command: list[str]) -> list[dict[str, Any]]:
-    """Render what a `helm install` of the chart would create."""
+    """Return the objects that a `helm install` of the chart would create."""
     assert command[3] == str(CHART.relative_to(ROOT))
     options = [word for word in command[4:] if word != "--create-namespace"]
     done = helm("template", command[2], str(CHART), *options, *LIVE, *WITH_CRDS, *KEDA, "--kube-version", "1.35.0")

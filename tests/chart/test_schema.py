@@ -1,4 +1,4 @@
-"""What the chart refuses, and that it says why."""
+"""Values that the chart refuses, and the reasons."""
 
 import json
 

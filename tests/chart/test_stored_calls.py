@@ -1,4 +1,4 @@
-"""Where a release keeps stored calls, what the gateway is given for that, and where it may connect to."""
+"""Stored calls of a release: their volume or database, the settings and secrets of the gateway, and its connections."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def _from_secrets(spec: Object) -> dict[str, Any]:
 
 
 def _volume(spec: Object) -> str | None:
-    """Return the claim that is mounted where stored calls are."""
+    """Return the claim of the volume for stored calls."""
     mounts = {each["mountPath"]: each["name"] for each in spec["containers"][0]["volumeMounts"] if not each.get("readOnly")}
     volumes = {each["name"]: each.get("persistentVolumeClaim") for each in spec["volumes"]}
     claim = volumes[mounts[CALLS_DIR]] if CALLS_DIR in mounts else None
@@ -74,14 +74,17 @@ def test_the_storage_class_and_the_access_modes_are_values() -> None:
 
 
 def test_with_a_volume_the_old_gateway_ends_before_the_new_one_is_ready() -> None:
-    """The volume can come to another node only when the old pod has ended, so the new pod could never be ready before."""
+    """The volume can be mounted on another node only when the old pod has ended.
+
+    So the new pod could never be ready before that.
+    """
     deployment = one(render(*VOLUME), "Deployment", "-gateway")["spec"]
     assert deployment["replicas"] == 1
     assert deployment["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
     pod = deployment["template"]
     [preferred] = pod["spec"]["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     wanted = preferred["podAffinityTerm"]["labelSelector"]["matchLabels"]
-    assert wanted.items() <= pod["metadata"]["labels"].items(), "it is to be where the old one is"
+    assert wanted.items() <= pod["metadata"]["labels"].items(), "it should run on the node of the old one"
     own = _gateway(*VOLUME, "gateway.affinity.nodeAffinity.a=b")
     assert own["affinity"] == {"nodeAffinity": {"a": "b"}}
 
@@ -133,7 +136,7 @@ def test_the_gateway_has_memory_for_the_calls_that_may_be_unfinished() -> None:
 
 
 def _egress(*values: str) -> list[Object]:
-    """Return where the gateway may connect to, besides its pods and the API server."""
+    """Return the peers that the gateway may connect to, besides its pods and the API server."""
     found: list[Object] = one(render(*values), "NetworkPolicy", "-gateway")["spec"]["egress"][2:]
     return found
 

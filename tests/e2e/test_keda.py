@@ -33,7 +33,7 @@ KEDA = {
 
 @pytest.fixture(scope="module")
 def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release whose metric KEDA has read: a new target takes the operator's Prometheus up to three minutes."""
+    """A release whose metric KEDA has read. The operator's Prometheus needs up to three minutes for a new target."""
     with releases(namespace, request.session) as install:
         release = install("keda", **KEDA)
         eventually(lambda: health(release) == "Happy", seconds=300, every=1)
@@ -58,7 +58,7 @@ def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_non
     print(f"queue times {sorted(call.timing('queue') for call in [first, *others])}, replicas {watch.steps}")
     counts = [count for _, count in watch.steps]
     assert counts[:3] == [0, 1, CALLS], watch.steps
-    assert all(after < before for before, after in itertools.pairwise(counts[2:])), "it went up again with no call there"
+    assert all(after < before for before, after in itertools.pairwise(counts[2:])), "it scaled out again without a call"
     assert first.timing("queue") < 30
     assert max(call.timing("queue") for call in others) < 45
 

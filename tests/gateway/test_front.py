@@ -1,4 +1,4 @@
-"""What clients may send, and how long they may take: a hostile client harms itself alone."""
+"""Bounds of what clients may send and how long they may take: a hostile client harms only itself."""
 
 import concurrent.futures
 import contextlib
@@ -44,7 +44,7 @@ def gateway(worker: Worker) -> Iterator[Gateway]:
 
 
 def refused(connection: socket.socket) -> tuple[int, str]:
-    """Read one answer, after which nothing more comes; return its status and code."""
+    """Read the last answer of a connection; return its status and code."""
     status, headers, body = read_answer(connection)
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
@@ -211,7 +211,7 @@ def test_reads_side_by_side_do_not_delay_probes(gateway: Gateway) -> None:
             assert gateway.operator("/livez").status_code == 200
             slowest = max(slowest, time.monotonic() - began)
     assert sum(counts) >= 200
-    assert slowest < 1.5  # of which most is this process, which all callers share
+    assert slowest < 1.5  # most of this time is spent in this process, which sends all the requests
 
 
 def test_at_the_bound_of_connections_the_one_that_was_idle_longest_is_closed() -> None:

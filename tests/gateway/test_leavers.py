@@ -1,4 +1,4 @@
-"""Callers that leave while they are received or queued leave nothing behind."""
+"""Callers that disconnect while their calls are received or queued leave nothing behind."""
 
 import socket
 import threading
@@ -118,7 +118,9 @@ def test_remaining_callers_are_served_in_their_order_while_others_leave(release:
 
 
 def test_a_pod_that_computes_gets_one_connection_however_many_callers_come_and_leave() -> None:
-    """Each dead connection would stay in its accept queue until its run ends, and there keep other gateways' out."""
+    """Each dead connection would stay in the pod's accept queue until the run ends, and take the place of other gateways'
+    connections.
+    """
     begun, release = threading.Event(), threading.Event()
 
     def behave(exchange: Exchange) -> None:

@@ -16,11 +16,11 @@ from harness.gateway import PREDICT, Exchange, Gateway, Worker, serve
 from harness.service import eventually
 
 LONG = 3.0
-"""Seconds in which a call that may begin begins: a gateway that was restarted takes over after two."""
+"""Within these seconds a call begins if it may. A restarted gateway takes over after two seconds."""
 
 
 class Busy:
-    """A worker that goes on computing when the connection of its run breaks, and then is as any other."""
+    """A worker that goes on computing when the connection of its run breaks. After this run it is like any other worker."""
 
     def __init__(self, *, breaks: bool) -> None:
         self.free = threading.Event()
@@ -44,14 +44,14 @@ class Busy:
 
 @pytest.fixture
 def breaking() -> Iterator[Busy]:
-    """Its network breaks the connection of its run."""
+    """A busy worker whose network breaks the connection of its run."""
     with Busy(breaks=True) as busy:
         yield busy
 
 
 @pytest.fixture
 def silent() -> Iterator[Busy]:
-    """Its run is lost with the gateway."""
+    """A busy worker whose run is lost with the gateway."""
     with Busy(breaks=False) as busy:
         yield busy
 

@@ -1,4 +1,4 @@
-"""Each alert, by promtool: it is silent just below its threshold and just before its time, and fires just above."""
+"""Each alert, with promtool: it is silent just below its threshold and just before its time, and fires just above and after."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The runbook has a heading for each alert, and no other; what it tells to type and to ask exists."""
+"""The runbook has a heading for each alert and no other. Its commands and queries name things that exist."""
 
 import re
 

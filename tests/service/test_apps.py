@@ -1,4 +1,4 @@
-"""A WSGI app of the user's, on one machine and by the worker of a pod alone: the same calls, the same answers."""
+"""A user's WSGI app, on one machine and in the worker of a pod alone: the same calls get the same answers."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ MODULE = "tests.service.apps"
 """Its `application` is the app."""
 APP = f"{MODULE}:app"
 ALL = len(os.sched_getaffinity(0))
-"""So many cores a call make one worker."""
+"""All cores for one call, so that there is one worker."""
 NOT_OF_THE_APP = {"Date", "Server", "Connection", "X-Request-ID", "Server-Timing", "Transfer-Encoding", "Content-Length"}
 
 
@@ -110,14 +110,17 @@ def test_an_answer_is_the_same_as_under_plain_gunicorn(name: str, service: Servi
 
 
 def _comparable(document: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what has to differ: percore's own port, the id that it gives to each call, and what is of one connection."""
+    """Leave out values that must differ: percore's port, the id of the call, and values of the connection."""
     environ = {key: value for key, value in document["environ"].items() if key != "SERVER_PORT"}
     headers = [name for name in document["headers"] if name not in ("x-request-id", "connection")]
     return {**document, "environ": environ, "headers": headers}
 
 
 def _passed(answer: requests.Response) -> list[tuple[str, str]]:
-    """Return the headers of the app, with each cookie. Flask makes ``Allow`` of a set, whose order each process chooses."""
+    """Return the headers of the app, with each cookie.
+
+    ``Allow`` is sorted, because Flask makes it from a set, whose order differs from process to process.
+    """
     pairs = [
         (name.title(), str(sorted(value.split(", "))) if name == "Allow" else value)
         for name, value in answer.raw.headers.items()

@@ -1,4 +1,4 @@
-"""The client that went away."""
+"""Clients that disconnect."""
 
 import socket
 import time

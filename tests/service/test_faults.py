@@ -1,4 +1,4 @@
-"""What dies by ``kill -9``: what the caller sees, what comes back by itself, what the metrics say."""
+"""Processes that die by ``kill -9``: the answer to the caller, the restart, and the metrics."""
 
 import fcntl
 import json
@@ -73,7 +73,7 @@ def test_an_arbiter_killed_in_a_call_costs_no_call_and_never_puts_two_on_a_core(
         service.until(queued=10)
         os.kill(arbiter, signal.SIGKILL)
         eventually(lambda: arbiter not in service.pids("worker") and len(service.pids("worker")) == 5)
-        # The successors wait for the cores on which the orphans still compute.
+        # The new workers wait for the cores on which the old workers still compute.
         assert service.metric("percore_workers", state="loading") == 0
         assert [answer_of(connection)[0] for connection in (*running, *queued)] == [200] * 12
         service.ready(workers=2)
@@ -112,11 +112,11 @@ def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code(
 
 
 def test_a_load_that_fails_once_something_was_served_is_tried_again_and_ends_nothing() -> None:
-    with Service(handler="tests.service.handlers:LoadsAsLongAsItMay").ready(workers=2) as service:
+    with Service(handler="tests.service.handlers:FailsWhenForbidden").ready(workers=2) as service:
         forbidden = Path(service.environ["PERCORE_STATE_DIR"]) / "forbidden"
         forbidden.touch()
         os.kill(service.workers[0], signal.SIGKILL)
-        eventually(lambda: len(service.log("cannot start: handler tests.service.handlers:LoadsAsLongAsItMay")) >= 2)
+        eventually(lambda: len(service.log("cannot start: handler tests.service.handlers:FailsWhenForbidden")) >= 2)
         assert service.post("/v1/models/default:predict", {"inputs": {"x": 1}}).status_code == 200
         forbidden.unlink()
         service.ready(workers=2)
@@ -195,7 +195,10 @@ def test_a_reader_of_the_log_that_stalls_holds_up_neither_calls_nor_the_watchdog
 
 
 def test_workers_of_one_machine_get_only_calls() -> None:
-    """The gateway of a cluster asks pods what is served; one machine's must not ask workers, who would be held by it."""
+    """The gateway of a cluster fetches the catalog from pods.
+
+    That of one machine must not ask its workers, because a request would hold a worker.
+    """
     with Service(handler=FAULTY, log_level="debug").ready(workers=2) as service:
         running = [service.ask(sleep=3) for _ in range(2)]
         service.until(executing=2)
@@ -214,7 +217,7 @@ def test_a_state_dir_may_be_a_relative_path(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
-    with Service(handler="tests.service.handlers:InC", on_client_disconnect="finish").ready(workers=2) as service:
+    with Service(handler="tests.service.handlers:ComputesInC", on_client_disconnect="finish").ready(workers=2) as service:
         running = service.ask(x=1)
         service.until(executing=1)
         supervisor = service.processes[0]

@@ -1,4 +1,6 @@
-"""Every port of every process, each with the same faults: our JSON, bounded heads, and nobody who holds a worker unseen."""
+"""The same faults on every port of every process: errors are percore's JSON, heads are bounded, and a connection that holds a
+worker is logged.
+"""
 
 import json
 import ssl
@@ -19,7 +21,7 @@ class Port(NamedTuple):
     service: Service
     number: int
     is_status: bool
-    """Whether it is a status server's."""
+    """Whether it is the port of a status server."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def port(request: pytest.FixtureRequest, pod: Service, machine: Service) -> Port
 
 
 def hello() -> bytes:
-    """Return what a TLS client says first."""
+    """Return the first bytes of a TLS client."""
     sent = ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
         ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="x").do_handshake()

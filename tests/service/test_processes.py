@@ -1,4 +1,4 @@
-"""What handlers do with processes, and what libraries do with cores."""
+"""Handlers that start processes, and the cores that libraries use."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def test_a_handler_may_start_processes(service: Service, way: str) -> None:
 
 
 def test_libraries_compute_with_the_cores_of_one_call() -> None:
-    with Service(handler=f"{MODULE}:SaysItsThreads") as service:
+    with Service(handler=f"{MODULE}:ReturnsThreadSettings") as service:
         assert service.ready(1).call(x=1).json()["outputs"] == [1, 1, 1]
 
 

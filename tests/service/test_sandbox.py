@@ -1,4 +1,4 @@
-"""In a sandbox whose kernel lacks options of sockets and the pinning of processes: served all the same, and said once."""
+"""A sandbox whose kernel has no socket options and cannot pin processes: percore serves, and logs each missing feature once."""
 
 import os
 import subprocess

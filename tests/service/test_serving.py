@@ -1,4 +1,4 @@
-"""Real models, called over HTTP as their users call them."""
+"""Real models, called over HTTP as users call them."""
 
 import concurrent.futures
 import json
@@ -41,8 +41,9 @@ def test_versions_and_labels_are_called(served: Service, place: str) -> None:
 
 
 def test_tf1_tf2_and_keras_models_answer_every_call_at_any_concurrency(served: Service) -> None:
-    """The error about graph mode and eager mode cannot come up: a model is called by its concrete function alone, in the
-    process and the thread that loaded it."""
+    """The error about graph mode and eager mode cannot occur: a model is called only by its concrete function, in the process
+    and the thread that loaded it.
+    """
     served.ready(workers=2)
     workers = served.workers
 

@@ -40,7 +40,7 @@ def test_all_processes_but_the_workers_take_less_than_100_mb() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         service.get("/metrics")
         processes = [service.processes[0].pid, service.arbiter, service.gateway]
-        # What the arbiter has imported for its workers is theirs too: shared pages count in parts.
+        # The arbiter and its workers share the pages of imported modules, so each counts a part of them.
         found = [
             re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE) for pid in processes
         ]

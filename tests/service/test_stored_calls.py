@@ -1,4 +1,4 @@
-"""Stored calls: a call that is receipted ends once, with one result, whatever dies."""
+"""Stored calls: a call with a receipt ends once, with one result, whichever process dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JOURNAL = "tests.service.handlers:Journal"
 
 
 class Stored(StoredClient):
-    """A service as a caller of stored calls sees it, across its restarts."""
+    """A service and a client of its stored calls, across restarts."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -231,7 +231,7 @@ class Journalled(Stored):
         assert not [line for line in self.lines() if line[0] == "overlap"]
 
     def ended_run(self, path: str) -> str:
-        """Return how the first run of a call ended; empty if it has not, or if the gateway is gone."""
+        """Return how the first run of a call ended; empty if it has not ended, or if the gateway does not answer."""
         with contextlib.suppress(requests.ConnectionError, AssertionError):
             return self.status(path)["runs"][0]["end"] or ""
         return ""

@@ -32,7 +32,7 @@ def test_a_client_that_sends_slowly_holds_no_worker_and_gets_408_after_the_body_
     # With all cores for one call there is one worker.
     with Service(handler=FAULTY, body_timeout=2, cores_per_call=len(os.sched_getaffinity(0))).ready() as service:
         head, connection = service.connect(), service.connect()
-        head.sendall(b"POST / HT")  # a head has ten seconds: tests.gateway waits for them
+        head.sendall(b"POST / HT")  # a head has ten seconds; tests.gateway tests that
         connection.sendall(b"POST /v1/models/default:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         stop = threading.Event()
 
@@ -76,7 +76,7 @@ def test_a_call_that_was_queued_too_long_gets_503_and_never_runs() -> None:
         assert late.status_code == 503
         assert late.json()["code"] == "queue-timeout"
         assert late.headers["Retry-After"]
-        service.until(executing=2)  # it is told when its time is over, not when a worker is free
+        service.until(executing=2)  # it is answered when its time is over, not when a worker is free
         assert [answer_of(connection)[0] for connection in running] == [200, 200]
         assert service.metric("percore_worker_restarts_total") == 0
 
@@ -165,7 +165,7 @@ def test_if_the_watchdog_fails_the_arbiter_s_signal_makes_the_worker_answer_504(
         running = service.ask(burn=60)
         service.until(executing=1)
         for pid in service.workers:
-            os.kill(pid, signal.SIGABRT)  # as the arbiter does to a worker that has not been heard of for too long
+            os.kill(pid, signal.SIGABRT)  # as the arbiter does if a worker has sent no heartbeat for too long
         assert answer_of(running)[0] == 504
         service.ready(workers=2)
 

@@ -15,7 +15,8 @@ HOSTILE = (
     *("json", "queue", "http", "logging", "asyncio", "socket"),
     *("click", "flask", "gunicorn", "numpy", "orjson", "prometheus_client", "uvloop"),
 )
-"""Modules of percore, of Python and of libraries: whichever is looked up in the folder of the user ends its process."""
+"""Names of modules of percore, of Python and of libraries. The folder of the user has such modules; a process that imports one
+of them ends."""
 PACKAGES = ("percore", "service", "tensorflow")
 """The same as folders."""
 

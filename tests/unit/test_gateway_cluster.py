@@ -57,7 +57,7 @@ STRANGE_ENDPOINTS: list[Any] = [
 ]
 
 
-class Enough(Exception):
+class Stop(Exception):
     """Ends a loop that would go on for ever."""
 
 
@@ -89,7 +89,7 @@ class Api:
 
     def call_api(self, path: str, query: dict[str, str], **_: Any) -> Answer:
         if not self.answers:
-            raise Enough
+            raise Stop
         self.asked.append((path, query))
         return self.answers.pop(0)
 
@@ -120,7 +120,7 @@ def published(api: Api) -> list[list[str]]:
     def publish(endpoints: Endpoints) -> None:
         names.append(sorted(each.pod for each in endpoints))
 
-    with pytest.raises(Enough):
+    with pytest.raises(Stop):
         cluster_of(api).follow(publish)
     return names
 
@@ -166,7 +166,7 @@ def test_malformed_documents_are_warned_of_once_a_minute(
     def follow_strange(times: int) -> int:
         api.answers = [Answer(STRANGE_LISTS[5])] * times
         caplog.clear()
-        with caplog.at_level(logging.WARNING), pytest.raises(Enough):
+        with caplog.at_level(logging.WARNING), pytest.raises(Stop):
             cluster.follow(lambda _: None)
         return len(caplog.records)
 
@@ -181,9 +181,9 @@ def test_malformed_documents_are_warned_of_once_a_minute(
 
 def list_once(cluster: Cluster) -> None:
     def publish(_: Endpoints) -> None:
-        raise Enough
+        raise Stop
 
-    with pytest.raises(Enough):
+    with pytest.raises(Stop):
         cluster.follow(publish)
 
 
@@ -240,10 +240,10 @@ def test_costs_are_read_by_one_thread_while_another_takes_in_changes() -> None:
 
     def publish(_: Endpoints) -> None:
         if stop.is_set():
-            raise Enough
+            raise Stop
 
     def follow() -> None:
-        with pytest.raises(Enough):
+        with pytest.raises(Stop):
             cluster.follow(publish)
 
     list_once(cluster)

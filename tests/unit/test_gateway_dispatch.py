@@ -106,7 +106,7 @@ class Bench:
         await asyncio.sleep(LONG)
 
     def received(self, port: int) -> bytes:
-        """Return the bytes that a worker has received, with ``<end>`` at the end if the dispatcher has closed the connection."""
+        """Return the bytes that a worker has got, with ``<end>`` at the end if the dispatcher has closed the connection."""
         found = b""
         try:
             while data := self.ends[port].recv(65536):

@@ -9,14 +9,14 @@ from percore.gateway.slices import endpoints_of
 from percore.gateway.slices import parse as parse_slice
 
 
-class Enough(Exception):
+class Stop(Exception):
     """Ends a loop that would go on for ever."""
 
 
 def test_a_fixed_list_is_published_once() -> None:
-    told: list[Endpoints] = []
-    Fixed(parse("10.0.0.1:1/2")).follow(told.append)
-    assert told == [(Endpoint("10.0.0.1", 1, 2),)]
+    published: list[Endpoints] = []
+    Fixed(parse("10.0.0.1:1/2")).follow(published.append)
+    assert published == [(Endpoint("10.0.0.1", 1, 2),)]
 
 
 def test_a_file_is_read_again_when_it_changes_and_a_wrong_file_changes_nothing(tmp_path: Path) -> None:
@@ -30,20 +30,20 @@ def test_a_file_is_read_again_when_it_changes_and_a_wrong_file_changes_nothing(t
         "10.0.0.1:1/2=not-ready\n10.0.0.2:1/2",
         "",
     ]
-    told: list[Endpoints] = []
+    published: list[Endpoints] = []
 
     def sleep(_seconds: float) -> None:
         if not contents:
-            raise Enough
+            raise Stop
         content = contents.pop(0)
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_text(content)
 
-    with pytest.raises(Enough):
-        Listed(path, sleep).follow(told.append)
+    with pytest.raises(Stop):
+        Listed(path, sleep).follow(published.append)
     one, two = Endpoint("10.0.0.1", 1, 2), Endpoint("10.0.0.2", 1, 2)
-    assert told == [(one,), (Endpoint("10.0.0.1", 1, 2, State.NOT_READY), two), ()]
+    assert published == [(one,), (Endpoint("10.0.0.1", 1, 2, State.NOT_READY), two), ()]
 
 
 def slice_of(*endpoints: dict[str, Any], family: str = "IPv4") -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_a_model_written_by_this_process_in_graph_mode_does_not_change_how_other
         assert model.predict("serving_default", {"x": X})["y"].tolist() == Y
 
 
-# --- what is told of them ----------------------------------------------------------------------------------------------------
+# --- signatures --------------------------------------------------------------------------------------------------------------
 
 
 def test_signatures_are_described_as_the_model_declares_them(loaded: dict[str, tensorflow.TensorFlowModel]) -> None:
@@ -108,11 +108,11 @@ def test_signatures_are_described_as_the_model_declares_them(loaded: dict[str, t
         assert model.info.signatures["serving_default"] == line
         assert model.info.labels == ("stable",)
         assert model.info.load_seconds > 0
-    told = loaded["tf2"].info.signatures
-    assert told["any_rank"].inputs == (TensorSpec("x", "int32", None),)
-    assert told["upper"].inputs == (TensorSpec("text", "bytes", (None,)),)
-    assert told["bfloat16"].outputs == (TensorSpec("y", "bfloat16", None),)
-    assert [spec.name for spec in told["product"].inputs] == ["a", "b"]
+    signatures = loaded["tf2"].info.signatures
+    assert signatures["any_rank"].inputs == (TensorSpec("x", "int32", None),)
+    assert signatures["upper"].inputs == (TensorSpec("text", "bytes", (None,)),)
+    assert signatures["bfloat16"].outputs == (TensorSpec("y", "bfloat16", None),)
+    assert [spec.name for spec in signatures["product"].inputs] == ["a", "b"]
 
 
 def test_methods_of_signatures_survive_the_load(loaded: dict[str, tensorflow.TensorFlowModel]) -> None:
@@ -257,7 +257,7 @@ def test_an_error_deep_in_the_graph_is_one_line_without_a_trace(
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "reason"),
     [
         ("{{function_node __wrapped__X_device_/job:a}} Input is not invertible. [Op:X]", "Input is not invertible."),
         ("2 root error(s) found.\n  (0) INVALID_ARGUMENT: too wide\n\t [[{{node x}}]]\n0 successful operations.", "too wide"),
@@ -265,8 +265,8 @@ def test_an_error_deep_in_the_graph_is_one_line_without_a_trace(
         ("x" * 1000, "x" * 300 + "..."),
     ],
 )
-def test_the_reason_of_an_error_is_its_first_meaningful_line(message: str, told: str) -> None:
-    assert runners.reason(ValueError(message)) == told
+def test_the_reason_of_an_error_is_its_first_meaningful_line(message: str, reason: str) -> None:
+    assert runners.reason(ValueError(message)) == reason
 
 
 def test_a_fault_of_the_model_is_not_reported_as_bad_input(tf2: tensorflow.TensorFlowModel) -> None:

@@ -40,18 +40,18 @@ def test_a_disarmed_deadline_neither_expires_nor_asks_for_the_client() -> None:
 
 
 def test_a_client_disconnect_is_reported_with_the_seconds_left_until_the_callback_returns_true() -> None:
-    clock, told = Clock(), []
+    clock, reported = Clock(), []
 
     def on_disconnect(left: float) -> bool:
-        told.append(left)
-        return len(told) == 2
+        reported.append(left)
+        return len(reported) == 2
 
     watchdog = Watchdog(clock=clock)
     watchdog.arm(Deadline(10.0, on_expired=lambda: None, is_disconnected=lambda: True, on_disconnect=on_disconnect))
     for now in (1.0, 2.0, 3.0):
         clock.now = now
         watchdog.check()
-    assert told == [9.0, 8.0]
+    assert reported == [9.0, 8.0]
 
 
 def test_a_report_that_fails_does_not_end_the_watchdog() -> None:
