@@ -26,7 +26,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What a process takes, in MB."""
+    """The memory of a process, in MB."""
 
     name: str
     rss: float

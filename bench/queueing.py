@@ -19,7 +19,7 @@ than 1e-12."""
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What callers see in the long run."""
+    """The waits of callers in the long run."""
 
     mean: float
     """Mean wait of all calls, those that do not wait included."""

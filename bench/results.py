@@ -42,7 +42,7 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """Read what ``write`` wrote."""
+    """Read a document of ``write``."""
     found: Results = _restored(Results, json.loads(path.read_text()))
     return found
 

@@ -32,7 +32,7 @@ class Setup:
 
     @property
     def arguments(self) -> list[str]:
-        """What Gunicorn is started with."""
+        """The arguments of Gunicorn."""
         chosen = ["--workers", str(self.workers), "--worker-class", self.kind, "--timeout", str(self.timeout)]
         extra = {"gthread": "--threads", "gevent": "--worker-connections"}.get(self.kind)
         return [*chosen, *((extra, str(self.per_worker)) if extra else ())]

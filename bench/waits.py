@@ -53,7 +53,7 @@ class Waits:
 
 
 def read(path: Path) -> Waits:
-    """Read what ``main`` wrote."""
+    """Read a measurement that ``main`` wrote."""
     found = json.loads(path.read_text())
     return Waits(**{**found, "loads": [Load(**each) for each in found["loads"]]})
 

@@ -85,7 +85,7 @@ def burst() -> str:
     return picture.drawn(json.loads(BURST.read_text()))
 
 
-# --- what is tested
+# --- lists from tests
 
 
 def processes() -> str:
@@ -97,7 +97,7 @@ def processes() -> str:
     return table(["way", "what is tested"], [[way, what.strip().rstrip(".")] for way, colon, what in ways if colon])
 
 
-# --- what was measured
+# --- measurements
 
 
 def pictures() -> str:
@@ -170,7 +170,7 @@ def _row(rows: Sequence[list[str]], name: str) -> list[str]:
     return next(row for row in rows if row[0].startswith(name))
 
 
-# --- what the formula says
+# --- formulas
 
 
 def formula() -> str:

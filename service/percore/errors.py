@@ -81,7 +81,7 @@ class BadInput(CallError):
 
 
 class BadRequest(BadInput):
-    """What arrived is not a well-formed HTTP request."""
+    """The request is not well-formed HTTP."""
 
     code = "bad-request"
 
@@ -216,7 +216,7 @@ class RunTimeout(CallError):
 
 
 def call_errors(root: type[CallError] = CallError) -> Iterator[type[CallError]]:
-    """Yield every class of this module below ``root``: what the OpenAPI document lists as possible answers."""
+    """Yield every class of this module below ``root``. The OpenAPI document lists them as possible answers."""
     for child in root.__subclasses__():
         if child.__module__ == __name__:  # not those of a user's code: the document must be the same in each process
             yield child

@@ -195,7 +195,7 @@ class BackgroundWriter(LineHandler):
         self._thread.start()
 
     def close(self) -> None:
-        """Write what is left, for a second at most."""
+        """Write the remaining lines, for a second at most."""
         self._lines.put(None)
         self._thread.join(1.0)
         super().close()

@@ -103,7 +103,7 @@ class Catalog:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Catalog:
-        """Rebuild what ``document`` wrote."""
+        """Build the catalog from the values of ``document``."""
         return cls(tuple(_model(each) for each in document["models"]))
 
 

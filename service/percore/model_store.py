@@ -1,4 +1,4 @@
-"""Loads what is served: the models of a repository in TensorFlow Serving's layout, or a user's own handler.
+"""Loads the models of a repository in TensorFlow Serving's layout, or a user's own handler.
 
 Imported in a worker, or by the arbiter before it forks. The function that needs TensorFlow imports it, so that a handler starts
 without TensorFlow.

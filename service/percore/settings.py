@@ -138,7 +138,7 @@ SOCKET_FOLDER = Rule(f"a path of at most {LONGEST_FOLDER} bytes", _socket_folder
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What is served."""
+    """The models to serve."""
 
     repository: Path = setting("PERCORE_MODEL_REPOSITORY", "models", PATH)
     """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`; or a file, a

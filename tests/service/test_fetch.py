@@ -166,7 +166,7 @@ def test_a_fetch_goes_on_after_a_cut(tmp_path: Path, site: Site, share: float, r
     assert done.status == 0, done.everything
     assert site.cuts == []
     assert holds_all(tmp_path / "models")
-    if ranged:  # what had come was not fetched again, but for what was on its way
+    if ranged:  # only the parts that were being sent are fetched again
         assert site.sent < 1.3 * len(site.content)
 
 
@@ -255,7 +255,7 @@ def test_an_archive_that_unpacks_to_more_than_the_bound_is_refused(tmp_path: Pat
 
 
 def on_a_small_disk(folder: Path, options: str) -> tuple[str, ...]:
-    """Return what a command begins with, so that it finds a small disk at ``folder``."""
+    """Return a prefix for a command. With it the command finds a small disk at ``folder``."""
     folder.mkdir()
     script = f'mount -t tmpfs -o {options} tmpfs "{folder}" && exec "$@"'
     return ("unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh")

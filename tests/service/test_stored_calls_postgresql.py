@@ -237,7 +237,7 @@ def test_a_gateway_that_is_restarted_in_its_place_need_not_wait_for_the_lease(da
 
 
 def test_a_gateway_that_stops_serves_its_runs_while_the_next_one_has_its_place(database: str, tmp_path: Path) -> None:
-    """The next one has the same host and port. It takes what is queued, and not what runs."""
+    """The next one has the same host and port. It takes over the queued calls, and not the running ones."""
     pods = Pods(tmp_path, 2)
     with pods as (one, two), Front(database, one, lease="") as old:
         old.opened()
@@ -392,7 +392,7 @@ def test_a_database_that_stands_still_holds_up_no_other_call_and_ends_the_lease(
         assert gateway.ended(path)["state"] == "cancelled"
 
 
-# --- what is said
+# --- messages
 
 
 @pytest.mark.parametrize(

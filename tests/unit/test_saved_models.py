@@ -370,7 +370,7 @@ def test_only_the_operations_of_the_signature_count(tmp_path: Path) -> None:
         sparse = v1.sparse_placeholder(tf.float32, [None, 2], name="sparse")
         session.run(v1.global_variables_initializer())
         define = v1.saved_model.predict_signature_def
-        # Given in the middle of the graph: what comes before it is not computed.
+        # The input is in the middle of the graph: the operations before it are not computed.
         middle = tf.identity(v1.assign_add(sum_, x), name="middle")
         signatures = {
             "serving_default": define({"x": x}, {"y": x + 1}),

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's models.config: files of its users, and what percore serves by them."""
+"""TensorFlow Serving's models.config: typical files, and the models that percore serves by them."""
 
 from __future__ import annotations
 

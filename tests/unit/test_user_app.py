@@ -111,7 +111,7 @@ def test_an_app_that_cannot_be_loaded_is_one_line_that_says_why(target: str, sai
     assert "\n" not in str(caught.value)
 
 
-# --- what it sees
+# --- the environ
 
 
 def test_a_get_is_a_call_and_has_its_body() -> None:
@@ -192,7 +192,7 @@ def test_a_path_of_percores_own_is_answered_without_the_app_and_is_no_call(metho
     assert served.reports.events == ["started", "released"]
 
 
-# --- what it answers
+# --- answers
 
 
 def test_an_app_that_raises_before_its_answer_is_500_and_only_the_log_says_why() -> None:

@@ -335,7 +335,7 @@ def test_a_name_and_its_private_address_may_both_be_listed(server: Receiver) -> 
 def test_a_name_that_changes_its_address_is_refused_at_the_next_attempt(
     server: Receiver, resolve: dict[str, list[list[str]]]
 ) -> None:
-    """DNS rebinding: what counts is the address that is connected to, each time."""
+    """DNS rebinding: each time, the address of the connection itself is checked."""
     resolve["receiver.example.com"] = [["127.0.0.1"], ["127.0.0.2"]]
     hook = to(server.port, host="receiver.example.com")
     allowed = settings("receiver.example.com,127.0.0.1")

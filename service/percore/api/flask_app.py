@@ -1,4 +1,4 @@
-"""What the Flask applications of worker and status server share: answers, errors, and converters for names in paths.
+"""Code for the Flask applications of both worker and status server: answers, errors, and converters for names in paths.
 
 Imports no numpy: the status server must stay small.
 """

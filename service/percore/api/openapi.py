@@ -29,7 +29,7 @@ _RESULTS = {"predict": "Predictions", "classify": "Classifications", "regress": 
 
 
 def document(catalog: Catalog) -> Json:
-    """Return the document for what is served now."""
+    """Return the document for the models that are served now."""
     paths = {**_tensorflow_serving(catalog), **_open_inference(catalog), **_own_paths(), **_stored_call_paths()}
     components = {
         "schemas": {**SCHEMAS, **STORED_SCHEMAS, "Error": _error_schema()},
@@ -143,7 +143,7 @@ def _errors() -> Sequence[type[CallError]]:
 
 
 def _failure(status: int) -> Json:
-    """Return the response of one status: which codes it has, and what they mean."""
+    """Return the response of one status, with its codes and their meanings."""
     kinds = [each for each in _errors() if each.status == status and each is not CallError]
     described = "; ".join(f"`{each.code}`: {(each.__doc__ or '').splitlines()[0]}" for each in kinds)
     headers = {"X-Request-ID": _ref("headers", "X-Request-ID")}

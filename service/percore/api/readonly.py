@@ -19,7 +19,7 @@ from percore.errors import NotReady
 from percore.model_metadata import DEFAULT_SIGNATURE, Catalog, ModelInfo, Signature, TensorSpec
 
 CurrentCatalog = Callable[[], Catalog | None]
-"""Returns what is served now; None while nothing is loaded."""
+"""Returns the present catalog; None while nothing is loaded."""
 
 EXTENSIONS = ["binary_tensor_data"]
 

@@ -233,7 +233,7 @@ def dtype_name(array: Array) -> str:
 
 
 def to_json(array: Array, name: str) -> Any:
-    """Return what ``dumps`` writes for a whole output: nested lists, or a bare value for a scalar."""
+    """Return a whole output in a form that ``dumps`` can write: nested lists, or a bare value for a scalar."""
     dtype = dtype_name(array)
     if dtype == "bytes":
         return _texts(array, name)
@@ -244,7 +244,7 @@ def to_json(array: Array, name: str) -> Any:
 
 
 def rows(array: Array, name: str) -> list[Any]:
-    """Return what ``dumps`` writes for each row of an output, along its first dimension."""
+    """Return the rows of an output, along its first dimension, each in a form that ``dumps`` can write."""
     dtype = dtype_name(array)
     if dtype == "bytes":
         return list(_texts(array, name))

@@ -36,7 +36,7 @@ class CallState(StrEnum):
 
 
 class CallHead(Protocol):
-    """What a worker gets of a request, beside its body."""
+    """The parts of a request that a worker gets besides the body."""
 
     method: bytes
     target: bytes

@@ -36,7 +36,7 @@ class PodCosts(Protocol):
 
 
 class CostWriter:
-    """Writes what ``DeletionCosts`` decides."""
+    """Writes the costs that ``DeletionCosts`` decides."""
 
     def __init__(
         self,

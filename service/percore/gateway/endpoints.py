@@ -86,7 +86,10 @@ class Listed:
         self._sleep = sleep
 
     def follow(self, publish: Publish) -> None:
-        """Publish what the file lists, again after each change. While it is missing or wrong, the last endpoints stay."""
+        """Publish the endpoints of the file, and again after each change.
+
+        While the file is missing or wrong, the last endpoints stay.
+        """
         seen: str | None = None
         published: Endpoints | None = None
         while True:
@@ -106,7 +109,7 @@ class Listed:
         return None
 
     def _read(self) -> str | None:
-        """Return what the file says; None while it cannot be read."""
+        """Return the content of the file; None if it cannot be read."""
         try:
             return self._path.read_text()
         except (OSError, ValueError):

@@ -53,7 +53,7 @@ class GatewayMetrics:
     queue: Histogram = field(init=False)
     """Consumer: alerts on long queue times; sizing of the largest number of pods."""
     total: Histogram = field(init=False)
-    """Consumer: success ratio (its count), what callers see of latency."""
+    """Consumer: success ratio (its count), latency as callers see it."""
     disconnects: Counter = field(init=False)
     """Consumer: the dashboard; many of them mean that callers time out before their answer."""
     rejected: Counter = field(init=False)

@@ -20,7 +20,7 @@ MOST_FORGOTTEN = 1000
 
 
 class Queued(Protocol):
-    """What the queue needs of a call."""
+    """The fields of a call that the queue needs."""
 
     number: int
     """Order of arrival; unique."""

@@ -28,14 +28,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What the gateway needs of an EndpointSlice."""
+    """The parts of an EndpointSlice that the gateway needs."""
 
     family: str
     entries: tuple[Entry, ...]
 
 
 def parse(document: Any) -> Slice:
-    """Return what an EndpointSlice lists; raise ValueError if it is not what Kubernetes documents."""
+    """Read an EndpointSlice; raise ValueError if it does not have the documented form."""
     try:
         family = _text(document["addressType"])
         entries = document.get("endpoints") or () if family in FAMILIES else ()

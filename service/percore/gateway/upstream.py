@@ -268,7 +268,7 @@ class WorkerConnection(asyncio.Protocol):
         return self.take()
 
     def take(self) -> bytes:
-        """Return what has arrived of the answer's body."""
+        """Return the bytes of the answer's body that have arrived."""
         data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self.buffered = 0
@@ -291,7 +291,7 @@ class WorkerConnection(asyncio.Protocol):
     # --- the end
 
     def close(self) -> None:
-        """Close; what was sent still arrives."""
+        """Close the connection. Bytes that were sent still arrive."""
         if self._transport is not None:
             self._transport.close()
 

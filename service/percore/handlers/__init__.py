@@ -1,7 +1,7 @@
 """Models and handlers: the interface between the API and every kind of model.
 
-A *handler* is what a user writes; a *model* is what the API calls: a loaded TensorFlow model, or a handler in an adapter.
-Both are loaded and called in the worker's main thread, and in no other thread.
+A *handler* is a class that a user writes. A *model* is an object that the API calls: a loaded TensorFlow model, or a handler in
+an adapter. Both are loaded and called in the worker's main thread, and in no other thread.
 """
 
 from __future__ import annotations

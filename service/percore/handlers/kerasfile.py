@@ -34,7 +34,7 @@ OPERATIONS = re.compile(
     r"sort|split|sqrt|square|squeeze|stack|stop_gradient|strided_slice|subtract|tanh|tensordot|tile|transpose|truediv|"
     r"unstack|where|zeros(_like)?|image\.(resize|per_image_standardization|central_crop|flip_\w+))"
 )
-"""What a ``TFOpLambda`` layer may call: TensorFlow's functions that only compute."""
+"""Functions of TensorFlow that only compute. A ``TFOpLambda`` layer may call these."""
 CODE_KEYS = ("function_type", "output_shape_type", "mask_type")
 CHANGED_FORMULAS = frozenset({"hard_sigmoid"})
 """Keras 3 has functions of these names too, but with another formula: 0.2 x + 0.5 became x / 6 + 0.5."""
@@ -92,7 +92,7 @@ def read(path: Path, title: str, *, allow_code: bool) -> Any:
     """Return the model of Keras 3 or 2, not compiled; ``title`` names it in the log.
 
     Raises ValueError if the file holds code that is not allowed, or is not a Keras file. Raises LoadError if no installed Keras
-    can read it. For a file that Keras 3 wrote, raises what Keras 3 raises.
+    can read it. For a file that Keras 3 wrote, raises the error of Keras 3.
     """
     content = _read_content(path)
     if content.holds_code() and not allow_code:

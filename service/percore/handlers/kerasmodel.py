@@ -27,7 +27,7 @@ MOST_ATTEMPTS = 81
 
 
 def read(folder: Path, title: str, *, allow_code: bool) -> dict[str, SignatureRunner]:
-    """Return the runner of the one signature, by name; raise what Keras raises. ``title`` names the model in the log."""
+    """Return the runner of the only signature, by name. Raises the errors of Keras. ``title`` names the model in the log."""
     path = files.keras_file(folder)
     if path is None:
         raise FileNotFoundError(f"there is no {' or '.join(files.KERAS_FILES)}")

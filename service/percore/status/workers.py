@@ -17,7 +17,7 @@ log = logging.getLogger("percore.status")
 
 
 class WorkerState(StrEnum):
-    """What a worker does: it loads, it is free, or it serves a request."""
+    """The state of a worker: it loads, it is free, or it serves a request."""
 
     LOADING = "loading"
     FREE = "free"

@@ -118,7 +118,10 @@ def wait_for_helpers(seconds: float) -> None:
 
 
 def discard_unread(client: socket.socket) -> None:
-    """Read what is there, without waiting: with unread bytes the end of the process would reset the connection."""
+    """Read the bytes that have arrived, without waiting.
+
+    If bytes were unread, the end of the process would reset the connection.
+    """
     with contextlib.suppress(OSError):
         client.shutdown(socket.SHUT_WR)
         client.setblocking(False)

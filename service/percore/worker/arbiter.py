@@ -119,9 +119,10 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
     fork_due = 0.0
 
     def import_before_fork(self) -> None:
-        """Import what the settings say; do so in the workers if a module starts a thread.
+        """Import the modules of the settings.
 
-        Then this process starts again without the import, because its threads end only with its program.
+        If a module starts a thread, this process starts again without the import, because the thread would end only with the
+        program. Then the workers import.
         """
         environ = dict(os.environ)
         names = before_fork.modules(self.app.settings)

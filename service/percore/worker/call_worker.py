@@ -236,7 +236,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         os._exit(0)
 
     def _run_exit_functions(self) -> None:
-        """Run what a handler or an app has registered with ``atexit``, for a few seconds at most."""
+        """Run the functions that a handler or an app has registered with ``atexit``, for a few seconds at most."""
         self.watchdog.arm(Deadline(EXIT_SECONDS, on_expired=lambda: os._exit(0)))
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()

@@ -96,7 +96,7 @@ class Reporter:
             self._flush()
 
     def _flush(self) -> None:
-        """Send what the socket takes; forget the connection if the status server has closed it."""
+        """Send as many bytes as the socket takes. Forget the connection if the status server has closed it."""
         if self._socket is None or not self._unsent:
             return
         try:
