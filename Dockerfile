@@ -4,7 +4,7 @@
 #   docker build --target demo .         inference with the demo models; the default
 ARG BASE=python:3.11-slim-bookworm
 
-# --- what every image has: a folder for unix sockets; no compiled files are written beside the code ------------------------------
+# --- base of every image: a folder for unix sockets; Python writes no compiled files beside the code ------------------------------
 FROM ${BASE} AS base
 # The kernel drops a SIGTERM to process 1 unless that process has a handler, and Python has none while it starts.
 RUN apt-get update \
@@ -31,23 +31,23 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends 'binutils=2.40-*' \
     && rm -rf /var/lib/apt/lists/* /var/log/*
 COPY requirements/runtime.txt requirements/
-# TensorFlow brings 350 MB that only compilers read, and 220 MB of symbols that only debuggers read.
+# TensorFlow brings 350 MB for compilers and 220 MB of symbols for debuggers. Both are removed.
 RUN python -m pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps -r requirements/runtime.txt \
     && rm -rf /opt/venv/lib/python3.11/site-packages/tensorflow/include /opt/venv/lib/python3.11/site-packages/clang \
     && strip --strip-unneeded /opt/venv/lib/python3.11/site-packages/tensorflow/libtensorflow_*.so.2
 
 FROM builder AS gateway-libraries
 COPY requirements/gateway.txt requirements/
-# Of the client of Kubernetes only the core is used: 125 MB are classes for every kind of object, and the same for asyncio.
+# percore uses only the core of the client of Kubernetes. The classes for every kind of object, and those for asyncio, are 125 MB.
 RUN python -m pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps -r requirements/gateway.txt \
     && rm -rf /opt/venv/lib/python3.11/site-packages/kubernetes/aio \
     && find /opt/venv/lib/python3.11/site-packages/kubernetes/client/api /opt/venv/lib/python3.11/site-packages/kubernetes/client/models \
        -type f ! -name '__init__*' -delete
 
-# --- percore itself, compiled: the root of a pod is read-only, so nobody could compile it later ---------------------------------
+# --- percore itself, compiled, because the root of a pod is read-only and it could not be compiled later -------------------------
 FROM builder AS code
 COPY service/percore percore
-# By content: a copy's date must not decide whether the compiled file is used.
+# Without a check of dates, because copied files have other dates.
 RUN python -m compileall -q --invalidation-mode unchecked-hash percore
 
 # --- inference ------------------------------------------------------------------------------------------------------------------
@@ -57,12 +57,12 @@ COPY --from=inference-libraries /opt/venv /opt/venv
 COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
 USER 65532:65532
 EXPOSE 8080 9090
-# Without arguments it is `percore serve`; a pod's containers are `worker` and `status-server`.
+# Without arguments it runs `percore serve`. The containers of a pod run `worker` and `status-server`.
 ENTRYPOINT ["tini", "--", "python", "-P", "-m", "percore"]
 
 # --- gateway --------------------------------------------------------------------------------------------------------------------
 FROM base AS gateway
-# Bodies of queued calls lie here; the chart mounts a volume over it. The mode lets any numeric user write.
+# The folder for bodies of queued calls; the chart mounts a volume there. The mode lets any numeric user write.
 RUN mkdir -m 1777 /var/spool/percore
 COPY --from=gateway-libraries /opt/venv /opt/venv
 COPY --from=code /build/percore /opt/venv/lib/python3.11/site-packages/percore
@@ -74,7 +74,7 @@ CMD ["gateway"]
 # --- demo -----------------------------------------------------------------------------------------------------------------------
 FROM inference-libraries AS demo-models
 COPY requirements/dev.txt requirements/
-# Of all that development needs, only scikit-learn and what it needs, in the versions and with the hashes of the lock file.
+# Only scikit-learn and its dependencies, with the versions and hashes of the lock file for development.
 RUN awk '/^[^ ]/ { take = /^(scikit-learn|scipy|joblib|cloudpickle|narwhals|threadpoolctl)==/ } take' requirements/dev.txt >requirements/demo.txt \
     && python -m pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps -r requirements/demo.txt
 COPY demo demo

@@ -1,4 +1,4 @@
-# percore: `make` alone tells what can be done.
+# percore: `make` alone lists the targets.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -18,17 +18,17 @@ SCRIPTS := .ci/run .ci/pause-api-server $(addprefix tools/,install-system-packag
   $(addprefix tests/,one-machine e2e/addons e2e/images e2e/kind-image e2e/run)
 
 .PHONY: help
-help: ## What can be done
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# --- set-up: nothing to call by hand, every target that needs it has it done -------------------------------------------------
+# --- set-up: the other targets run it if they need it ------------------------------------------------------------------------
 
 .venv/installed: requirements/uv.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"percore needs Python 3.11 or later, and this is {sys.version}" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/install-system-packages python3-venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@# Compiled here: where Python may not write bytecode, each worker would compile all of TensorFlow at its start.
+	@# Compiled here, because otherwise, if Python may not write bytecode, each worker would compile all of TensorFlow at its start.
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements/uv.txt requirements/dev.txt
 	@# This folder itself, so that every process finds the package and the command `percore`.
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
@@ -93,7 +93,7 @@ format: .venv/installed ## Rewrite the code as ruff wants it
 	$(BIN)/ruff format .
 
 .PHONY: drift
-drift: .venv/installed ## Fail where a generated file differs from what it is generated from
+drift: .venv/installed ## Fail if a generated file differs from its source
 	$(BIN)/python -m tools.generate --check
 
 .PHONY: update
@@ -117,7 +117,7 @@ chart-test: .venv/installed ## Tests of the Helm chart as it renders, and of the
 	$(BIN)/pytest -n auto tests/chart
 
 .PHONY: chart-findings
-chart-findings: .venv/installed ## checkov and kube-score on the chart: what they find is corrected or has a reason (needs Go)
+chart-findings: .venv/installed ## checkov and kube-score on the chart: fail if a finding has no reason (needs Go)
 	$(BIN)/uv venv --quiet --allow-existing build/checkov
 	$(BIN)/uv pip sync --quiet --python build/checkov --require-hashes requirements/checkov.txt
 	$(BIN)/python -m tools.chart_findings --checkov build/checkov/bin/checkov --kube-score "$(KUBE_SCORE)"
@@ -128,11 +128,11 @@ rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as th
 	$(BIN)/pytest -n auto tests/rules
 
 .PHONY: e2e
-e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which tests; E2E_IMAGES: which images; CLUSTER_IMAGE: what builds one)
+e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: which tests; E2E_IMAGES: which images; CLUSTER_IMAGE: the program that builds one)
 	images=$$(tests/e2e/images $(E2E_IMAGES)) && eval "$$images" && tests/e2e/run $(BIN)/pytest $(E2E)
 
 .PHONY: bench
-bench: $(MODELS)/built ## Measure percore beside what people try instead; writes build/bench (under ten minutes)
+bench: $(MODELS)/built ## Measure percore and the usual set-ups; writes build/bench (under ten minutes)
 	$(BIN)/python -m bench
 
 .PHONY: lock
@@ -140,5 +140,5 @@ lock: .venv/installed ## Pin the newest allowed versions of every dependency, wi
 	tools/lock
 
 .PHONY: clean
-clean: ## Remove what the other targets made, but for .venv
+clean: ## Remove the files that the other targets made, except .venv
 	rm -rf build dist $(MODELS)/{digits,digits.keras,burn,built} .mypy_cache .ruff_cache .pytest_cache .hypothesis

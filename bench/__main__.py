@@ -20,9 +20,9 @@ OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 LOGS = OUTPUT / "logs"
 BUDGET_SECONDS = 590.0
 LATER_SECONDS = 125.0
-"""What the sections after the first take."""
+"""How long the sections after the first one take."""
 WORKER_SECONDS = 3.4
-"""What importing TensorFlow and loading a model takes of a core, in each worker."""
+"""Seconds of a core that each worker needs to import TensorFlow and to load a model."""
 SECTIONS = ("cpu", "io", "footprint", "empty", "gateway", "tensors")
 
 
@@ -36,7 +36,7 @@ class Bench:
         self.found = Results(machine.described(), self.cores, sleep=0.3 if quick else 1.0)
 
     def say(self, text: str) -> None:
-        """Say it, with how long the run has taken so far."""
+        """Print a line that begins with the time since the start."""
         self._say(f"{time.monotonic() - self._began:5.0f} s  {text}")
 
     def run(self) -> Results:
@@ -44,7 +44,7 @@ class Bench:
         for section in SECTIONS:
             if self._wants(section):
                 getattr(self, f"_{section}")()
-        self._last()
+        self._run_rest()
         return self.found
 
     def _wants(self, section: str) -> bool:
@@ -54,7 +54,7 @@ class Bench:
     def _chosen(self, candidates: list[Setup]) -> list[Setup]:
         parts = [part for part in self.only if part not in SECTIONS]
         named = [each for each in candidates if not parts or any(part in each.name for part in parts)]
-        return setups.settle(named, machine.free_megabytes())
+        return setups.mark_skipped(named, machine.free_megabytes())
 
     def _common(self) -> list[Setup]:
         usual = setups.common(self.cores)
@@ -71,11 +71,11 @@ class Bench:
     def _cpu(self) -> None:
         with servers.repository("burn") as folder:
             work = self._burning(folder)
-            for setup in self._chosen([setups.percore(self.cores), *setups.both_ways(self._common())]):
+            for setup in self._chosen([setups.percore(self.cores), *setups.with_both_thread_counts(self._common())]):
                 self.found.cpu.append(self._burst(self._in_time(setup, work, LATER_SECONDS), work))
 
     def _in_time(self, setup: Setup, work: bursts.Work, later: float) -> Setup:
-        """Skip a set-up that would make the run longer than it may be, unless it was asked for by name."""
+        """Skip a set-up if the run would become too long with it, unless it was asked for by name."""
         needed = setup.workers * WORKER_SECONDS / self.cores + 1.2 * work.best
         left = BUDGET_SECONDS - (time.monotonic() - self._began) - later
         return (
@@ -121,15 +121,15 @@ class Bench:
         self.found.bulk = bulk.measure()
         self.say("tensors: " + ", ".join(f"{row.name} {row.megabytes_per_second:.0f} MB/s" for row in self.found.bulk))
 
-    def _last(self) -> None:
-        """See whether the machine drifted, and run what has no place in the budget but where there is time left."""
+    def _run_rest(self) -> None:
+        """Measure how far the machine drifted. If there is time left, run the sections that are not in the budget."""
         if self.found.cpu and self.found.alone:
             one = self.found.alone
             self.found.alone_again = alone.measure(machine.cores()[0], one.seconds, repeats=1, steps=one.steps)
             if not self.quick and not self.only:
                 with servers.repository("burn") as folder:
                     work = self._burning(folder)
-                    self.found.cpu.append(self._burst(self._in_time(setups.impatient(), work, later=15.0), work))
+                    self.found.cpu.append(self._burst(self._in_time(setups.with_short_timeout(), work, later=15.0), work))
 
 
 def write(found: Results, folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def write(found: Results, folder: Path) -> list[Path]:
 
 def main() -> int:
     """Run the bench; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure percore beside what people try instead.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure percore and the usual set-ups.")
     parser.add_argument("--quick", action="store_true", help="fewer set-ups and shorter calls: does it work at all?")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help=f"one of {', '.join(SECTIONS)}, or a set-up"
@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--render", action="store_true", help="measure nothing: show the last results again")
     parser.add_argument("--write-docs", action="store_true", help="copy table and timelines to docs/bench")
     arguments = parser.parse_args()
-    bursts.quiet()
+    bursts.set_environment()
     LOGS.mkdir(parents=True, exist_ok=True)
     path = OUTPUT / "results.json"
     if not arguments.render:

@@ -1,7 +1,7 @@
 """One ``burn`` call alone: ``python -m bench.alone SECONDS REPEATS [STEPS]``, in a process pinned to one core.
 
-Everything else is compared with it. Without STEPS it finds how many steps take SECONDS on this machine. A process of its own,
-because TensorFlow's threads can be set once only, and because the bench itself must stay light.
+All other measurements are compared with it. Without STEPS it finds how many steps take SECONDS on this machine. It runs in a
+process of its own, because TensorFlow's threads can be set only once, and because the bench itself must not load TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUND_STEPS = 100
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """How long ``steps`` take with a core to themselves."""
+    """How long ``steps`` take if no other work uses the core."""
 
     steps: int
     seconds: float
@@ -43,7 +43,7 @@ def measure(core: int, seconds: float, repeats: int, steps: int = 0) -> Alone:
 
 
 def calibrated(timed: Callable[[int], float], seconds: float) -> int:
-    """Return how many steps take so many seconds, by trials that grow until they are long enough to trust."""
+    """Return how many steps take ``seconds``. Trials become longer until one is long enough to be exact."""
     steps = ROUND_STEPS
     while (took := timed(steps)) < min(TRIAL_SECONDS, seconds):
         steps *= 2

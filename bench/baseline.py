@@ -1,7 +1,7 @@
 """The Flask application that people write, for Gunicorn to run: ``bench.baseline:burn()`` and its siblings.
 
-It is a fair try: the model is loaded by each worker when it starts, warmed up once, and called by its signature. It tells
-with each answer when, for how long and where the handler ran; that is all that a plain application would not do.
+The comparison is fair: each worker loads the model when it starts, warms it up once, and calls it by its signature. Each answer
+also says when, how long and on which core the handler ran. That is the only difference from a plain application.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _app(compute: Compute) -> Flask:
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:
-        # A worker that is held does not take the next connection, so that its sisters answer too.
+        # The worker is busy for a moment, so that another worker takes the next connection.
         time.sleep(float(request.args.get("hold", "0")))
         return {"pid": os.getpid()}
 
@@ -40,7 +40,7 @@ def _app(compute: Compute) -> Flask:
 
 def burn() -> Flask:
     """Compute ``inputs[0]`` steps of the demo model ``burn``, in ``BASELINE_MODEL``, on ``BASELINE_THREADS`` threads."""
-    # Keras looks for scikit-learn, which is here to train the demo models; who only serves starts a fifth sooner without it.
+    # Keras imports scikit-learn, which is installed here to train the demo models. A server without it starts a fifth sooner.
     sys.modules.setdefault("sklearn", cast("Any", None))
     import tensorflow as tf  # noqa: PLC0415 - not in the arbiter, and not for the handlers below
 
@@ -56,7 +56,7 @@ def burn() -> Flask:
 
     compute([1])
     app = _app(compute)
-    app.extensions["model"] = model  # it owns what the signature uses
+    app.extensions["model"] = model  # it owns the variables of the signature
     return app
 
 

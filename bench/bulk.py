@@ -1,4 +1,4 @@
-"""Table 3: 16 MB of float32 there and back, by the protocols' different ways to write a tensor; the handler echoes it."""
+"""Table 3: 16 MB of float32 to the handler and back, in each protocol's ways to write a tensor. The handler echoes it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Bulk:
 
     name: str
     request_megabytes: float
-    """What the tensor takes on the wire."""
+    """The size of the request on the wire."""
     seconds: float
-    """From the first byte sent to the last received: the best of some."""
+    """Seconds from the first byte sent to the last byte received: the best of several attempts."""
     run: float
     """The worker's part: from the whole request to the head of the answer, in seconds."""
     megabytes_per_second: float
-    """Of the tensor itself, there and back."""
+    """Counts the tensor itself, once in each direction."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Table 1, the problem and the cure: eleven calls at once, through each set-up that people try and through percore."""
+"""Table 1, the problem and its solution: eleven calls at once, through each usual set-up and through percore."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from bench.calls import Call
 from bench.setups import CALLS, Setup
 
 PATIENCE = 5.0
-"""How long a burst may take, in multiples of its ideal, before the client gives up on what has not come."""
+"""How long a burst may take, in multiples of its ideal. Then the client gives up the calls without an answer."""
 LEAST_PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the eleven calls do."""
+    """The work of the eleven calls."""
 
     application: str
     """The baseline's function."""
     value: float
-    """What is sent: steps, or seconds."""
+    """The input of a call: steps, or seconds."""
     alone: float
-    """Seconds that one call takes with a core to itself."""
+    """Seconds that one call takes if it does not share its core."""
     best: float
-    """Seconds that eleven take at best."""
+    """The ideal: seconds that eleven calls take at best."""
     percore: dict[str, str | Path]
     """percore's settings for the same."""
     model: str
@@ -41,12 +41,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What came of one set-up."""
+    """The result of one set-up."""
 
     setup: Setup
     calls: list[Call] = field(default_factory=list)
     error: str = ""
-    """Why there are no calls, where the server did not start."""
+    """Why there are no calls; empty if the server started."""
 
 
 def measure(setup: Setup, work: Work, logs: Path) -> Burst:
@@ -65,13 +65,13 @@ def _through_gunicorn(setup: Setup, work: Work, log: Path) -> list[Call]:
     value = int(work.value) if work.application == "burn" else work.value
     message = client.request("/predict", json.dumps({"inputs": [value]}).encode())
     with servers.gunicorn(setup, work.application, log) as port:
-        return relative(client.burst(port, [message] * CALLS, work.patience), _told_by_baseline)
+        return relative(client.burst(port, [message] * CALLS, work.patience), _run_by_baseline)
 
 
-def _told_by_baseline(timed: client.Timed) -> tuple[float, float, int]:
+def _run_by_baseline(timed: client.Timed) -> tuple[float, float, int]:
     assert timed.reply is not None
-    told = timed.reply.json()
-    return told["started"], told["run"], told["core"]
+    answer = timed.reply.json()
+    return answer["started"], answer["run"], answer["core"]
 
 
 def _through_percore(setup: Setup, work: Work) -> list[Call]:
@@ -81,11 +81,11 @@ def _through_percore(setup: Setup, work: Work) -> list[Call]:
         timed = client.burst(service.port, messages, work.patience)
         cores = servers.cores_of(service)
         ran_on = {line["request_id"]: cores.get(line["pid"]) for line in service.runs()}
-    return relative(timed, lambda each: _told_by_percore(each, ran_on))
+    return relative(timed, lambda each: _run_by_percore(each, ran_on))
 
 
-def _told_by_percore(timed: client.Timed, ran_on: dict[str, int | None]) -> tuple[float, float, int | None]:
-    """Read the pod's own ``run``; it began that long before the answer came, to a millisecond or so."""
+def _run_by_percore(timed: client.Timed, ran_on: dict[str, int | None]) -> tuple[float, float, int | None]:
+    """Read the run time that percore reports. The run began this long before the answer came, to about a millisecond."""
     assert timed.reply is not None
     run = run_seconds(timed.reply.headers["server-timing"])
     return timed.ended - run, run, ran_on.get(timed.reply.headers["x-request-id"])
@@ -97,18 +97,18 @@ def run_seconds(server_timing: str) -> float:
     return float(times["run"]) / 1000
 
 
-def relative(timed: Sequence[client.Timed], told: Callable[[client.Timed], tuple[float, float, int | None]]) -> list[Call]:
-    """Return calls with times since the first was sent; ``told`` says when, for how long and where one ran."""
+def relative(timed: Sequence[client.Timed], run_of: Callable[[client.Timed], tuple[float, float, int | None]]) -> list[Call]:
+    """Return calls with times since the first one was sent. ``run_of`` returns when, how long and on which core a call ran."""
     zero = min(each.sent for each in timed)
     calls = []
     for each in timed:
-        started, run, core = told(each) if not each.failure else (None, None, None)
+        started, run, core = run_of(each) if not each.failure else (None, None, None)
         since = None if started is None else max(started, each.sent) - zero
         calls.append(Call(each.sent - zero, each.ended - zero, since, run, core, each.failure))
     return calls
 
 
-def quiet() -> None:
-    """Keep TensorFlow's notes out of the servers' logs, and let Python keep its compiled modules, as it does by default."""
+def set_environment() -> None:
+    """Keep TensorFlow's messages out of the servers' logs, and let Python write compiled modules, as it does by default."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

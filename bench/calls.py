@@ -1,4 +1,4 @@
-"""What was measured of one call, and what a burst of calls comes to. Pure."""
+"""The measurements of one call, and the summary of a burst of calls. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Call:
     ended: float
     """When the last byte of the answer came, or the connection broke."""
     started: float | None = None
-    """When the handler began to run it; None where it failed before anybody said so."""
+    """When the handler began to run it; None if the call failed before this was known."""
     run: float | None = None
     """How long the handler ran."""
     core: int | None = None
     """The core on which it began to run."""
     failure: str = ""
-    """What the client saw instead of an answer; empty where it got one."""
+    """The error that the client saw; empty if it got an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +36,19 @@ class Summary:
     """Latency of the first answer and of the last, in seconds."""
     last: float | None
     makespan: float | None
-    """From the first call sent to the last answer, as a multiple of the ideal; None where a call failed."""
+    """From the first call sent to the last answer, as a multiple of the ideal; None if a call failed."""
     failed: int
     failures: str
-    """What the failed calls saw, with how many saw it."""
+    """The errors of the failed calls, each with its count."""
 
 
 def ideal(calls: int, cores: int, alone: float) -> float:
-    """Return how long ``calls`` take where each has a core to itself and no core idles before the last call begins."""
+    """Return how long ``calls`` take if no two share a core and no core is idle before the last call begins."""
     return math.ceil(calls / cores) * alone
 
 
 def summarise(calls: Sequence[Call], alone: float, best: float) -> Summary:
-    """Compare a burst with one call alone and with the ideal makespan, ``best``, all in seconds."""
+    """Compare a burst with one call alone, and with the ideal makespan ``best``. All times are in seconds."""
     answered = [call for call in calls if not call.failure]
     runs = [call.run / alone for call in answered if call.run is not None]
     ended = sorted(call.ended for call in answered)
@@ -76,7 +76,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 SLACK_SECONDS = 0.05
-"""When a call ended is known by its client, a little later than it was; so a shorter overlap is none."""
+"""An overlap that is shorter than this does not count, because the client sees the end of a call a little late."""
 
 
 def most_at_once(calls: Sequence[Call]) -> int:

@@ -1,4 +1,6 @@
-"""A client as light as Python allows: raw sockets, one connection a call, as sync workers close them anyway."""
+"""A client that uses as little CPU as possible in Python: raw sockets, and one connection for each call, because sync workers
+close connections anyway.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class Reply(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """An answer or what came instead of it, with when, by the monotonic clock that all processes share."""
+    """An answer or an error, with its times by the monotonic clock, which all processes share."""
 
     sent: float
     ended: float
@@ -63,7 +65,7 @@ def _drain(connection: socket.socket) -> memoryview:
 
 
 def parse(data: memoryview) -> Reply:
-    """Split an answer; raise ConnectionError where the server closed before it was whole."""
+    """Split an answer; raise ConnectionError if the server closed before the answer was complete."""
     start = bytes(data[:65536])
     head, separator, _ = start.partition(b"\r\n\r\n")
     if not separator:
@@ -77,7 +79,7 @@ def parse(data: memoryview) -> Reply:
 
 
 def burst(port: int, messages: Sequence[bytes], timeout: float) -> list[Timed]:
-    """Send every message at the same moment, each over its own connection; return what came of each, in their order."""
+    """Send every message at the same moment, each over its own connection; return the results in the order of the messages."""
     together = threading.Barrier(len(messages))
     results: dict[int, Timed] = {}
 
@@ -106,7 +108,7 @@ def _timed(port: int, message: bytes, timeout: float) -> Timed:
 
 
 def one_by_one(port: int, message: bytes, seconds: float) -> list[float]:
-    """Call again and again for so long, one call at a time; return the seconds each took."""
+    """Send calls for ``seconds``, one at a time; return the seconds that each took."""
     took = []
     ends = time.perf_counter() + seconds
     while (began := time.perf_counter()) < ends:
@@ -121,7 +123,7 @@ def one_by_one(port: int, message: bytes, seconds: float) -> list[float]:
 
 
 def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> float:
-    """Keep ``at_once`` calls open for so long; return calls answered a second."""
+    """Keep ``at_once`` calls open for ``seconds``; return the answered calls per second."""
     poll, open_calls, done = select.epoll(), {}, 0
 
     def start() -> None:
@@ -136,13 +138,13 @@ def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> flo
     while time.perf_counter() - began < seconds:
         for fd, _ in poll.poll():
             if data := open_calls[fd].recv(65536):
-                _expect(data.startswith(b"HTTP/1.1 200 ") or not data.startswith(b"HTTP/"))  # head and body may come apart
+                _expect(data.startswith(b"HTTP/1.1 200 ") or not data.startswith(b"HTTP/"))  # head and body may come separately
                 continue
             open_calls.pop(fd).close()
             done += 1
             start()
     took = time.perf_counter() - began
-    for connection in open_calls.values():  # to the end: who leaves early costs the server a worker
+    for connection in open_calls.values():  # read to the end: for a client that leaves early, percore ends a worker
         _drain(connection)
         connection.close()
     return done / took
@@ -151,7 +153,8 @@ def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> flo
 def kept_alive(
     port: int, message: bytes, at_once: int, seconds: float, expected: bytes = b"HTTP/1.1 200 "
 ) -> tuple[float, int]:
-    """Send calls over ``at_once`` connections that stay open, for so long; return calls answered a second, and how many.
+    """Send calls for ``seconds`` over ``at_once`` connections that stay open; return the answered calls per second, and their
+    number.
 
     Each answer is small, comes in one piece and begins as ``expected``.
     """

@@ -50,21 +50,21 @@ class Cost:
 
     name: str
     microseconds: float
-    """Of one call."""
+    """Microseconds for one call."""
     calls: float = 1.0
-    """How often in one call."""
+    """How often it is called for one call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of one empty call."""
+    """The costs of one empty call."""
 
     whole: float
     """Microseconds from accept to the next accept, without wrappers: the median."""
     steps: list[Cost]
-    """What the parts of ``Exchange.serve`` take; the application's holds everything of Flask and the handler."""
+    """The time of the parts of ``Exchange.serve``. The part of the application includes Flask and the handler."""
     functions: list[Cost]
-    """The functions that take most by themselves, as cProfile sees them."""
+    """The functions with the largest own time, as cProfile measures it."""
 
 
 def measure(core: int) -> Costs:
@@ -77,13 +77,13 @@ def measure(core: int) -> Costs:
 
 
 @contextmanager
-def _inbox(folder: Path) -> Iterator[None]:
-    """Stand in for the status server: another process that reads what the worker reports and does nothing with it."""
+def _ignored_reports(folder: Path) -> Iterator[None]:
+    """Replace the status server by a process that reads the worker's reports and ignores them."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(folder / "events.sock"))
     listener.listen()
     if os.fork() == 0:
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # it has CPU of its own
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # it may use any core
         connection, _ = listener.accept()
         while connection.recv(1 << 16):
             pass
@@ -102,20 +102,20 @@ def _context(reporter: Reporter, listener: socket.socket) -> exchange.WorkerCont
 
 
 def _serve(worker: exchange.WorkerContext, listener: socket.socket, calls: int, one: One | None = None) -> list[float]:
-    """Serve so many calls that are sent from here; return the seconds of each, from accept to the end of serving."""
+    """Serve ``calls`` calls that this process sends; return the seconds of each, from accept to the end of serving."""
     spent = []
     for _ in range(calls):
         caller = socket.create_connection(listener.getsockname())
         caller.sendall(MESSAGE)
         began = time.perf_counter()
-        (one or _one)(worker, listener)
+        (one or _serve_one)(worker, listener)
         spent.append(time.perf_counter() - began)
         caller.close()
     return spent
 
 
-def _one(worker: exchange.WorkerContext, listener: socket.socket) -> None:
-    """Do what Gunicorn's sync worker and percore's do with one connection."""
+def _serve_one(worker: exchange.WorkerContext, listener: socket.socket) -> None:
+    """Serve one connection as percore's worker does."""
     connection, address = listener.accept()
     connection.setblocking(True)
     exchange.Exchange(worker, connection, address).serve()
@@ -148,7 +148,7 @@ def _timed(work: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
 
 
 def _steps(worker: exchange.WorkerContext, listener: socket.socket) -> list[Cost]:
-    """Time each step of ``CALLS`` calls by wrapping its function. Medians: another process may get a turn in between."""
+    """Time each step of ``CALLS`` calls by wrapping its function. Uses medians, because another process may run in between."""
     spent: dict[str, list[float]] = {name: [] for name in (*STEPS, APPLICATION)}
     originals = {name: getattr(*place) for name, place in STEPS.items()}
     for name, (owner, attribute) in STEPS.items():
@@ -166,7 +166,7 @@ def _steps(worker: exchange.WorkerContext, listener: socket.socket) -> list[Cost
 def _functions(worker: exchange.WorkerContext, listener: socket.socket) -> list[Cost]:
     profile = cProfile.Profile()
     # The server's side alone: the client is in this process too.
-    _serve(worker, listener, CALLS, one=lambda worker, listener: profile.runcall(_one, worker, listener))
+    _serve(worker, listener, CALLS, one=lambda worker, listener: profile.runcall(_serve_one, worker, listener))
     found = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
     own = sorted(((own, calls, *place) for place, (_, calls, own, _, _) in found), reverse=True)
     return [Cost(_place(*place), seconds / CALLS * 1e6, calls / CALLS) for seconds, calls, *place in own[:TOP]]
@@ -181,7 +181,11 @@ def _place(path: str, line: int, name: str) -> str:
 
 def main() -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server((client.HOST, 0)) as listener, _inbox(Path(folder)):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.create_server((client.HOST, 0)) as listener,
+        _ignored_reports(Path(folder)),
+    ):
         reporter = Reporter(Path(folder) / "events.sock")
         reporter.reconnect()
         worker = _context(reporter, listener)

@@ -1,7 +1,7 @@
 """Table 2: a call that computes nothing, so that all of its time is the server's.
 
-One worker on one core, the client on another. The gateway may use any core that is idle; so percore is measured with its
-gateway beside the client, and once more with everything on the worker's one core.
+One worker on one core, the client on another. The gateway may use any idle core. So percore is measured twice: with the gateway
+on the client's core, and with the gateway on the worker's core.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EmptyCall:
 
 
 def measure(seconds: float, logs: Path) -> EmptyCall:
-    """Measure both servers for so long each, one call at a time and then several."""
+    """Measure both servers, each for ``seconds`` with one call at a time and then with several."""
     core, other = cores()[0], cores()[-1]
     rows = []
     with pinned([core]), _bare(logs) as port, pinned([other]):

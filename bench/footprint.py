@@ -1,4 +1,4 @@
-"""Table 4: how soon percore is ready, what is resident beside the model, and how fast probes answer while it computes."""
+"""Table 4: how soon percore is ready, how much memory its processes take, and how fast probes answer while it computes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What a process takes, in MB."""
+    """The memory of a process, in MB."""
 
     name: str
     rss: float
@@ -55,7 +55,7 @@ class Footprint:
 
 
 def measure(steps_per_second: float, seconds: float) -> Footprint:
-    """Start it with one demo model and with both; then look at it while it computes for so long."""
+    """Start it with one demo model and with both models. Then measure memory and probes while it computes for ``seconds``."""
     starts = []
     for models in (("digits",), ("digits", "burn")):
         with servers.repository(*models) as folder:
@@ -83,7 +83,7 @@ def _process(name: str, pid: int) -> Process:
 
 
 def _probes(service: Service, steps_per_second: float, seconds: float) -> list[Probe]:
-    """Keep every core busy with one call that outlasts the probes, and probe as a kubelet and Prometheus do."""
+    """Keep every core busy with a call that runs longer than the probes. Send probes as a kubelet and Prometheus do."""
     steps = round(steps_per_second * (2 * seconds + 1))
     message = client.request("/v1/models/burn:predict", json.dumps({"inputs": [steps]}).encode())
     busy = threading.Thread(target=client.burst, args=(service.port, [message] * len(cores()), 60 + 10 * seconds))

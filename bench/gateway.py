@@ -1,4 +1,4 @@
-"""What the gateway adds to a call, and what it can do alone.
+"""The time that the gateway adds to a call, and the throughput of the gateway alone.
 
 An empty call and a large tensor, through the gateway and to the pod directly, in turns: the pod has one core, gateway and
 client share another. Then calls a second with workers that answer at once: the gateway has a core of its own. In a cluster
@@ -30,7 +30,8 @@ from harness.service import ROOT, Service, eventually, free_port
 
 TURNS = 5
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
-"""Where both ways are shown side by side. A difference of two quantiles is the quantile of nothing."""
+"""Quantiles of both ways, shown side by side. Their differences are not shown, because a difference of two quantiles has no
+meaning."""
 DIRECTLY, THROUGH = "the pod directly", "through the gateway"
 INSTANT_WORKERS = 8
 INSTANT_AT_ONCE = 16
@@ -54,7 +55,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """Both ways, and what the gateway can do alone."""
+    """Both ways, and the gateway alone."""
 
     ways: list[Way]
     rate: float
@@ -66,7 +67,7 @@ class Added:
 
 
 def measure(seconds: float) -> Added:
-    """Measure each way for so long."""
+    """Measure each way for ``seconds``."""
     core, other = cores()[0], cores()[-1]
     took: dict[str, list[float]] = {DIRECTLY: [], THROUGH: []}
     tensors: dict[str, list[float]] = {DIRECTLY: [], THROUGH: []}
@@ -117,7 +118,10 @@ def _alone(core: int, other: int, seconds: float) -> tuple[float, float]:
 
 
 def _cpu_seconds(gateway: Gateway) -> float:
-    """Return what the scheduler has counted, to the nanosecond: ``stat`` counts by a clock that ticks."""
+    """Return the CPU time that the scheduler has counted, in nanoseconds.
+
+    The file ``stat`` is less exact: it counts clock ticks.
+    """
     tasks = Path(f"/proc/{gateway.pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 

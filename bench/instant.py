@@ -1,6 +1,7 @@
-"""Workers that answer at once: ``python -m bench.instant PORT...``. With them the gateway is what a call costs.
+"""Workers that answer at once: ``python -m bench.instant PORT...``.
 
-They speak what a worker speaks (a reservation, then one call on the same connection) and compute nothing.
+With them, nearly all of a call's cost is the gateway's. They have the protocol of a worker (a reservation, then one call on the
+same connection) and compute nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Instant(asyncio.Protocol):
     """One connection. The bench's calls are small: each comes in one piece."""
 
     def connection_made(self, transport: Any) -> None:
-        """Keep the way to answer."""
+        """Keep the transport for answers."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""This machine: its cores, its memory, its name for the reader of a table; and where a process may run."""
+"""This machine: its cores, its memory, its name for the tables, and the cores that a process may use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def free_megabytes() -> float:
 
 
 def described() -> str:
-    """Return one line that says what the numbers were measured on."""
+    """Return one line that describes the machine and the software of the measurement."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
@@ -36,7 +36,7 @@ def described() -> str:
 
 @contextlib.contextmanager
 def pinned(chosen: Sequence[int]) -> Iterator[None]:
-    """Keep this thread, and every process it starts meanwhile, on ``chosen`` cores."""
+    """Keep this thread, and every process that it starts in the context, on the cores ``chosen``."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, chosen)
     try:
@@ -46,7 +46,7 @@ def pinned(chosen: Sequence[int]) -> Iterator[None]:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """Return a process's memory in MB: ``Rss``, and ``Pss``, in which a shared page counts by shares."""
+    """Return a process's memory in MB: ``Rss``, and ``Pss``, in which each process counts only its part of a shared page."""
     lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()[1:]
     found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
     return {name: found[name] for name in ("Rss", "Pss")}

@@ -1,4 +1,4 @@
-"""Which timelines are drawn: all set-ups in one, and the worst of the usual beside percore for the README. Pure."""
+"""Chooses the timelines to draw: one with all set-ups, and for the README the worst usual set-up and percore. Pure."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def panel(burst: Burst, alone: float, best: float) -> Panel:
     return Panel(title, f"{run}; answers from {seconds(found.first)} to {seconds(found.last)}{failed}", burst.calls, best)
 
 
-def trouble(measured: Sequence[Burst], alone: float, best: float) -> Burst | None:
-    """Return the set-up in which a call's run time grew most on average, of those that leave TensorFlow as it comes."""
+def worst_setup(measured: Sequence[Burst], alone: float, best: float) -> Burst | None:
+    """Return the set-up in which the mean run time grew most, among those with TensorFlow's default threads."""
     usual = [burst for burst in measured if burst.setup.kind != "percore" and not burst.setup.one_thread]
     grown = [(summarise(burst.calls, alone, best).run_mean or 0.0, index) for index, burst in enumerate(usual) if burst.calls]
     return usual[max(grown)[1]] if grown else None
 
 
 def paired(measured: Sequence[Burst]) -> list[list[Burst]]:
-    """Return rows for the timeline: the two tries of a set-up beside each other."""
+    """Return rows for the timeline: the two variants of a set-up beside each other."""
     rows: dict[str, list[Burst]] = {}
     for burst in measured:
         rows.setdefault(burst.setup.name, []).append(burst)
@@ -50,7 +50,7 @@ def paired(measured: Sequence[Burst]) -> list[list[Burst]]:
 
 
 def all_of(results: Results) -> dict[str, str]:
-    """Return the SVGs by the name of their files; none where nothing was measured that they could show."""
+    """Return the SVGs by the names of their files. A picture is left out if its set-ups were not measured."""
     ran = [burst for burst in results.cpu if burst.calls]
     if results.alone is None or not ran:
         return {}
@@ -58,8 +58,8 @@ def all_of(results: Results) -> dict[str, str]:
     rows = [[panel(burst, alone, best) for burst in row] for row in paired(ran)]
     scale = span([each for row in rows for each in row])
     found = {"timeline.svg": draw(rows, scale, width=WIDE, cores=results.cores, note=NOTE)}
-    worst, cure = trouble(ran, alone, best), next((burst for burst in ran if burst.setup.kind == "percore"), None)
-    if worst and cure:
-        pair = {"trouble.svg": panel(worst, alone, best), "cure.svg": panel(cure, alone, best)}
+    worst, percore = worst_setup(ran, alone, best), next((burst for burst in ran if burst.setup.kind == "percore"), None)
+    if worst and percore:
+        pair = {"trouble.svg": panel(worst, alone, best), "cure.svg": panel(percore, alone, best)}
         found |= {name: draw([[each]], span(list(pair.values())), cores=results.cores) for name, each in pair.items()}
     return found

@@ -1,4 +1,4 @@
-"""What a queue does to waits: calls that come at random, one queue, and so many servers that each take one call. Pure.
+"""Waits in a queue: calls come at random, there is one queue, and each of several servers takes one call at a time. Pure.
 
 All times are multiples of one run. ``load`` is the share of time in which a server is busy.
 """
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 STATES_A_SPARE = 30
-"""How far the number of calls is followed, per share of time that is free: beyond it lie less than 1e-12 of all states."""
+"""The largest number of calls in the model, multiplied by the share of free time. Larger numbers have a probability of less
+than 1e-12."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What callers see in the long run."""
+    """The waits of callers in the long run."""
 
     mean: float
     """Mean wait of all calls, those that do not wait included."""
@@ -26,17 +27,17 @@ class Waits:
     """Share of calls that wait longer than one run."""
 
 
-def same(servers: int, load: float) -> Waits:
+def equal_runs(servers: int, load: float) -> Waits:
     """Return the waits of calls that all run equally long: the queue M/D/c.
 
-    Whoever runs now has ended one run later, and by then the first c of those who wait run. So the number of calls is a Markov
-    chain from one run to the next, and an arrival waits longer than one run where it finds 2c calls or more.
-    Source: C. D. Crommelin, Delay probability formulae when the holding times are constant, 1932.
+    One run later, all calls that run now have ended, and the first c waiting calls run. So the number of calls is a Markov
+    chain with steps of one run. An arrival waits longer than one run if it finds 2c calls or more. Source: C. D. Crommelin,
+    Delay probability formulae when the holding times are constant, 1932.
     """
     shares = _calls_present(servers, load)
     present = np.arange(len(shares))
     waiting = float(shares @ np.maximum(present - servers, 0))
-    # Little's law: as many wait as come while one waits.
+    # Little's law: the number of waiting calls is the arrival rate times the mean wait.
     return Waits(waiting / (servers * load), float(shares[2 * servers :].sum()))
 
 
@@ -50,14 +51,14 @@ def _calls_present(servers: int, load: float) -> np.ndarray[tuple[int], np.dtype
         left = max(before - servers, 0)
         steps[before, left:] = arrivals[: size - left]
         steps[before, -1] += 1 - steps[before].sum()
-    # Balance, with one of its equations, which the others imply, replaced by: the shares are one.
+    # The balance equations. One of them follows from the others, so it is replaced: the sum of all shares is one.
     balance = steps.T - np.eye(size)
     balance[-1] = 1
     return np.linalg.solve(balance, np.eye(size)[-1])
 
 
-def mixed(servers: int, load: float) -> Waits:
-    """Return the waits of calls whose runs differ as exponentially distributed ones do: the queue M/M/c, by Erlang's C formula.
+def exponential_runs(servers: int, load: float) -> Waits:
+    """Return the waits of calls whose run times are exponentially distributed: the queue M/M/c, by Erlang's C formula.
 
     Source: A. K. Erlang, 1917; L. Kleinrock, Queueing Systems, volume 1, 1975, section 3.5.
     """
@@ -68,17 +69,17 @@ def mixed(servers: int, load: float) -> Waits:
     return Waits(waits / spare, waits * math.exp(-spare))
 
 
-def most(servers: int, long: float) -> float:
-    """Return the load at which this share of equally long calls waits longer than one run."""
+def load_for_share(servers: int, long: float) -> float:
+    """Return the load at which the share ``long`` of equally long calls waits longer than one run."""
     low, high = 0.001, 0.999
     while high - low > 1e-4:
         middle = (low + high) / 2
-        low, high = (low, middle) if same(servers, middle).long > long else (middle, high)
+        low, high = (low, middle) if equal_runs(servers, middle).long > long else (middle, high)
     return low
 
 
-def fed(arrivals: Sequence[float], servers: int, run: float) -> list[float]:
-    """Return what each of these arrivals waits in a queue that costs nothing, in the unit of ``arrivals`` and ``run``."""
+def ideal_waits(arrivals: Sequence[float], servers: int, run: float) -> list[float]:
+    """Return the wait of each arrival in an ideal queue, in the unit of ``arrivals`` and ``run``."""
     free = [-math.inf] * servers
     waits = []
     for arrival in sorted(arrivals):

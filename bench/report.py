@@ -23,12 +23,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def times(value: float | None) -> str:
-    """Return a multiple as it is read: ``1.02 x``."""
+    """Return a multiple as text: ``1.02 x``."""
     return "-" if value is None else f"{value:.2f} x"
 
 
 def seconds(value: float | None) -> str:
-    """Return seconds, or milliseconds where there is less than one of them."""
+    """Return a time in seconds, or in milliseconds if it is less than a second."""
     if value is None:
         return "-"
     return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms" if value >= 0.01 else f"{value * 1000:.2f} ms"
@@ -82,7 +82,7 @@ def empty(found: EmptyCall) -> str:
 
 
 def gateway(found: Added) -> str:
-    """Return how long a call takes directly and through the gateway, side by side, and what the gateway can do alone."""
+    """Return the time of a call, directly and through the gateway, and the measurements of the gateway alone."""
     heads = ["an empty call, one at a time", "calls", *(f"p{share * 100:g}" for share in QUANTILES)]
     rows = [
         [way.name, way.calls, *(f"{value * 1000:.3f} ms" for value in way.quantiles), f"{way.tensor * 1000:.0f} ms"]

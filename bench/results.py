@@ -1,4 +1,4 @@
-"""Everything that a run of the bench found, as one document that can be written, read again and shown anew."""
+"""All results of one run of the bench, as one document. It can be written, read, and shown again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.gateway import Added
 
 @dataclass(slots=True)
 class Results:
-    """The tables; what was not measured is empty."""
+    """The tables; a table is empty if it was not measured."""
 
     machine: str
     cores: int
@@ -28,7 +28,7 @@ class Results:
     """Seconds that an I/O-bound call waits."""
     alone: Alone | None = None
     alone_again: Alone | None = None
-    """The same at the end of the run: how far the machine itself drifted meanwhile."""
+    """The same at the end of the run. The difference is the drift of the machine."""
     cpu: list[Burst] = field(default_factory=list)
     io: list[Burst] = field(default_factory=list)
     empty: EmptyCall | None = None
@@ -42,7 +42,7 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """Read what ``write`` wrote."""
+    """Read a document of ``write``."""
     found: Results = _restored(Results, json.loads(path.read_text()))
     return found
 

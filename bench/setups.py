@@ -1,4 +1,4 @@
-"""The set-ups that are compared, as data, and which of them a machine can be asked to run. Pure."""
+"""The set-ups that are compared, as data. Decides which of them a machine can run. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 CALLS = 11
-"""As many callers as in the story that made this project: one more than the ten threads that should have served them."""
+"""One more than the ten threads of the largest set-up."""
 WORKER_MEGABYTES = 500
-"""What one worker with TensorFlow takes, and to spare: a set-up that does not fit is skipped, not swapped."""
+"""Memory of one worker with TensorFlow, and a reserve. A set-up that does not fit is skipped, because it would swap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Setup:
     """One way to serve a Flask application with Gunicorn, or percore."""
 
     name: str
-    """Whether two set-ups are the same does not depend on it."""
+    """Not compared: two set-ups with other names may be the same."""
     kind: str
     """``sync``, ``gthread``, ``gevent``, or ``percore``."""
     workers: int
@@ -26,13 +26,13 @@ class Setup:
     one_thread: bool = False
     """Whether TensorFlow computes with one thread a process, or with its default, a thread for every core."""
     timeout: int = 3600
-    """Gunicorn's. The fair try: longer than any call."""
+    """Gunicorn's timeout. In a fair comparison it is longer than any call."""
     skipped: str = ""
     """Why it is not run here."""
 
     @property
     def arguments(self) -> list[str]:
-        """What Gunicorn is started with."""
+        """The arguments of Gunicorn."""
         chosen = ["--workers", str(self.workers), "--worker-class", self.kind, "--timeout", str(self.timeout)]
         extra = {"gthread": "--threads", "gevent": "--worker-connections"}.get(self.kind)
         return [*chosen, *((extra, str(self.per_worker)) if extra else ())]
@@ -45,7 +45,7 @@ class Setup:
 
 
 def common(cores: int) -> list[Setup]:
-    """Return what people try on a machine with so many cores, in the order in which they try it."""
+    """Return the usual set-ups on a machine with ``cores`` cores, in the order in which people try them."""
     return [
         Setup("1 worker x 10 threads", "gthread", 1, 10),
         Setup("4 workers x 4 threads", "gthread", 4, 4),
@@ -63,28 +63,28 @@ def percore(cores: int) -> Setup:
     return Setup("percore", "percore", cores, one_thread=True)
 
 
-def impatient() -> Setup:
+def with_short_timeout() -> Setup:
     """Return a set-up whose timeout is shorter than its calls, as Gunicorn's 30 s are for a call of ten minutes."""
     return Setup("gevent 4 x 4, timeout shorter than a call", "gevent", 4, 4, one_thread=True, timeout=1)
 
 
-def settle(setups: Sequence[Setup], free_megabytes: float = float("inf")) -> list[Setup]:
-    """Mark what would repeat another set-up or would not fit the memory, saying so."""
+def mark_skipped(setups: Sequence[Setup], free_megabytes: float = float("inf")) -> list[Setup]:
+    """Mark the set-ups that repeat another one or that do not fit into memory, each with the reason."""
     seen: dict[tuple[str, int, int, bool, int], str] = {}
-    settled = []
+    marked = []
     for setup in setups:
         identity = (setup.kind, setup.workers, setup.per_worker, setup.one_thread, setup.timeout)
         needed = setup.workers * WORKER_MEGABYTES
         if identity in seen:
-            settled.append(replace(setup, skipped=f"here the same as {seen[identity]}"))
+            marked.append(replace(setup, skipped=f"here the same as {seen[identity]}"))
         elif needed > free_megabytes:
-            settled.append(replace(setup, skipped=f"needs about {needed} MB of memory, {free_megabytes:.0f} MB are free"))
+            marked.append(replace(setup, skipped=f"needs about {needed} MB of memory, {free_megabytes:.0f} MB are free"))
         else:
             seen[identity] = setup.name
-            settled.append(setup)
-    return settled
+            marked.append(setup)
+    return marked
 
 
-def both_ways(setups: Sequence[Setup]) -> list[Setup]:
+def with_both_thread_counts(setups: Sequence[Setup]) -> list[Setup]:
     """Return each set-up twice: with TensorFlow's default threads, and with one."""
     return [replace(setup, one_thread=one_thread) for setup in setups for one_thread in (False, True)]

@@ -1,7 +1,8 @@
-"""``python -m bench.stored_calls``: what stored calls cost. A minute; with ``--write-docs`` the page of the docs.
+"""``python -m bench.stored_calls``: measures what stored calls cost, in a minute.
 
-Intake beside the disk's own rate, the status and the gateway's memory with 10,000 queued calls, and the way from the receipt to
-the begin. With ``--queues PYTHON REDIS_SERVER`` the same work by Celery and RQ, which that Python has.
+``--write-docs`` writes the page of the docs. It measures the intake beside the disk's own rate, the status and the gateway's
+memory with 10,000 queued calls, and the time from the receipt to the begin. With ``--queues PYTHON REDIS_SERVER`` it also
+measures the same work by Celery and RQ. They must be installed in that Python.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ ASYNC = {"Prefer": "respond-async"}
 
 @dataclass(slots=True)
 class Stored:
-    """What was found. Times are seconds, rates are a second."""
+    """The results. Times are in seconds, rates are per second."""
 
     flushes: list[float] = field(default_factory=list)
-    """How often the disk can be flushed after one small write: before the intake and after it."""
+    """How many small writes, each followed by a flush, the disk takes per second: before the intake and after it."""
     intake: float = 0.0
     memory: float = 0.0
     status_p50: float = 0.0
@@ -59,7 +60,7 @@ class Stored:
 
 
 def flushes(folder: Path, seconds: float) -> float:
-    """Return how many times a second 4 KB can be written to the end of a file and flushed, one after the other."""
+    """Return how many times per second 4 KB can be appended to a file and flushed."""
     count, ends = 0, time.perf_counter() + seconds
     with (folder / "flushed").open("wb", buffering=0) as file:
         while time.perf_counter() < ends:

@@ -37,7 +37,7 @@ if os.environ["TASK_QUEUE"] == "celery":
 
 
 def celery(_port: str) -> tuple[Callable[[], Any], Callable[[Any], float], list[str]]:
-    """Return what sends a task, what waits for its result, and the command of a worker."""
+    """Return a function that sends a task, a function that waits for its result, and the command of a worker."""
     tasks = importlib.import_module("tasks")
 
     command = ["-m", "celery", "-A", "tasks", "worker", "--concurrency", "1", "--loglevel", "ERROR"]
@@ -45,7 +45,7 @@ def celery(_port: str) -> tuple[Callable[[], Any], Callable[[Any], float], list[
 
 
 def rq_(port: str) -> tuple[Callable[[], Any], Callable[[Any], float], list[str]]:
-    """Return the same for RQ, whose worker forks for each task."""
+    """Return the same as ``celery`` for RQ, whose worker forks for each task."""
     rq, redis, tasks = map(importlib.import_module, ("rq", "redis", "tasks"))
     queue = rq.Queue(connection=redis.Redis(port=int(port)))
 

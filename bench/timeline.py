@@ -21,7 +21,7 @@ class Panel:
     caption: str
     calls: Sequence[Call]
     ideal: float
-    """Where the last answer would come at best, in seconds."""
+    """When the last answer would come at best, in seconds."""
 
     @property
     def height(self) -> float:
@@ -30,7 +30,7 @@ class Panel:
 
 
 def span(panels: Sequence[Panel]) -> float:
-    """Return how many seconds an axis must show so that every panel can have the same."""
+    """Return how many seconds the axis must show, so that all panels can have the same axis."""
     return max(max([panel.ideal, *(call.ended for call in panel.calls)]) for panel in panels) * 1.02
 
 
@@ -57,7 +57,7 @@ def _lines(note: Sequence[str], left: float, top: float) -> list[str]:
 
 
 def _entries(cores: int, *, fails: bool) -> list[tuple[str, str]]:
-    """Return what the legend says."""
+    """Return the entries of the legend."""
     return [
         ("waits", WAITING),
         *((f"runs on core {core}", PALETTE[core]) for core in range(min(cores, len(PALETTE)))),
@@ -74,7 +74,7 @@ def _panel(panel: Panel, width: float, seconds: float) -> str:
 
 
 def _bar(call: Call, top: float, scale: float) -> str:
-    """Return one call: a rectangle for what it waited, and one for what it ran."""
+    """Return one call: a rectangle for its wait, and one for its run."""
     begins, ends = call.sent * scale, call.ended * scale
     if call.failure or call.started is None:
         return rectangle(begins, ends, top, FAILED, call.failure or "failed", height=BAR)

@@ -1,6 +1,7 @@
-"""``python -m bench.waits``: what calls wait that come at random, in the real service. A minute and a half, nearly idle.
+"""``python -m bench.waits``: measures how long calls that come at random wait in the real service.
 
-The handler sleeps, so that what is measured is the queue and not the machine. ``--write-docs`` keeps the result for the docs.
+It takes a minute and a half, in which the machine is nearly idle. The handler sleeps, so that the bench measures the queue and
+not the machine. ``--write-docs`` keeps the result for the docs.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from harness.service import ROOT
 OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 RUN_SECONDS = 0.2
 LOADS = ((0.5, 20.0), (0.7, 25.0), (0.9, 45.0))
-"""The share of time in which a worker is busy, and for how many seconds: the higher, the longer chance takes to even out."""
+"""The share of time in which a worker is busy, and the seconds of the measurement. At a higher load, random differences take
+longer to even out."""
 TRIES = 200
 AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of one load. Waits are multiples of a run, as callers see them: all that a call took beyond its run."""
+    """The result of one load. Waits are multiples of a run, as callers see them: the time of a call without its run."""
 
     load: float
     calls: int
@@ -51,7 +53,7 @@ class Waits:
 
 
 def read(path: Path) -> Waits:
-    """Read what ``main`` wrote."""
+    """Read a measurement that ``main`` wrote."""
     found = json.loads(path.read_text())
     return Waits(**{**found, "loads": [Load(**each) for each in found["loads"]]})
 
@@ -59,12 +61,13 @@ def read(path: Path) -> Waits:
 def arrivals(load: float, workers: int, seconds: float) -> list[float]:
     """Return when calls come, in seconds.
 
-    In a minute chance alone makes waits differ by half. So of many random sequences this is the one whose waits, in a queue
-    that costs nothing, are nearest to those of the long run: what differs from the formula then is the service.
+    In a minute, waits differ by half only by chance. So this takes many random sequences, computes the waits of each in an
+    ideal queue, and returns the sequence whose waits are nearest to those in the long run. A difference from the formula then
+    comes from the service.
     """
-    expected = queueing.same(workers, load).mean * RUN_SECONDS
+    expected = queueing.equal_runs(workers, load).mean * RUN_SECONDS
     tries = (_at_random(seed, workers * load / RUN_SECONDS, seconds) for seed in range(TRIES))
-    return min(tries, key=lambda found: abs(statistics.mean(queueing.fed(found, workers, RUN_SECONDS)) - expected))
+    return min(tries, key=lambda found: abs(statistics.mean(queueing.ideal_waits(found, workers, RUN_SECONDS)) - expected))
 
 
 def _at_random(seed: int, rate: float, seconds: float) -> list[float]:
@@ -75,7 +78,7 @@ def _at_random(seed: int, rate: float, seconds: float) -> list[float]:
 
 
 def summarised(load: float, timed: Sequence[tuple[float, float, float]]) -> Load:
-    """Return what came of calls, told as when each was sent, when it ended and how long it ran."""
+    """Return the result of calls: ``timed`` has for each call when it was sent, when it ended and how long it ran."""
     waited = [(ended - sent - ran) / RUN_SECONDS for sent, ended, ran in timed]
     return Load(load, len(timed), round(statistics.mean(waited), 3), round(sum(wait > 1 for wait in waited) / len(waited), 3))
 
@@ -109,7 +112,7 @@ def main() -> int:
     loads = []
     with servers.percore(workers, handler="percore.handlers.echo:Sleep") as service:
         for found in _measured(service.port, workers):
-            print(found, "expected:", queueing.same(workers, found.load), flush=True)
+            print(found, "expected:", queueing.equal_runs(workers, found.load), flush=True)
             loads.append(found)
     folder.mkdir(parents=True, exist_ok=True)
     result = Waits(machine.described(), workers, RUN_SECONDS, loads)

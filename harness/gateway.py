@@ -1,4 +1,7 @@
-"""Runs the real gateway in front of pods: real ones, or workers in this process that do as a test says."""
+"""Runs the real gateway in front of pods.
+
+The pods are real, or they are workers in this process whose behaviour a test chooses.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ PREDICT = "/v1/models/default:predict"
 RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)
 MOST_IN_BUFFERS = 8 << 20
-"""More than the kernel holds of a call that its worker does not read."""
+"""More bytes than the kernel buffers of a call whose worker does not read."""
 BIG = 12 << 20
-"""A body that does not fit into the kernel's buffers, so that a worker can be lost in the middle of it."""
+"""The size of a body that does not fit into the kernel's buffers, so that a worker can be lost in the middle of the body."""
 
 
 class Gateway:
@@ -98,7 +101,7 @@ class Gateway:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
 
     def send(self, data: bytes) -> socket.socket:
-        """Send bytes on a connection of their own, and return it."""
+        """Open a connection, send bytes on it, and return it."""
         connection = self.connect()
         try:
             connection.sendall(data)
@@ -108,11 +111,11 @@ class Gateway:
         return connection
 
     def ask(self, body: bytes = b"{}", *headers: str) -> socket.socket:
-        """Send a call on a connection of its own, and return that without waiting for the answer."""
+        """Open a connection, send a call on it, and return the connection without waiting for the answer."""
         return self.send(call(body, *headers))
 
     def ask_in_order(self, *calls: tuple[bytes, str]) -> list[socket.socket]:
-        """Send calls, each a body and one more header or none, so that their last bytes arrive in this order."""
+        """Send calls so that their last bytes arrive in this order. Each call is a body, and one more header or none."""
         connections = []
         for body, header in calls:
             lines = [header] if header else []
@@ -126,7 +129,7 @@ class Gateway:
     # --- as an operator
 
     def is_live(self) -> bool:
-        """Whether calls are taken in and the metrics are served."""
+        """Whether the gateway accepts calls and serves its metrics."""
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             return self.operator("/livez").status_code == 200
@@ -172,7 +175,7 @@ class Gateway:
         return self.process.wait(seconds)
 
     def log(self) -> list[dict[str, Any]]:
-        """Return every line of the log; fails where one is no JSON."""
+        """Return every line of the log. Fails if a line is not JSON."""
         whole, _, _ = self.log_path.read_text().rpartition("\n")  # the last line may be half written
         return [json.loads(line) for line in whole.splitlines()]
 
@@ -203,7 +206,7 @@ def reset(connection: socket.socket) -> None:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """Return what comes until the connection ends, in whichever way, and close it."""
+    """Read to the end of the connection, also if it ends by an error; close it, and return the bytes."""
     data = bytearray()
     with connection, contextlib.suppress(ConnectionResetError):
         while more := connection.recv(1 << 20):
@@ -212,7 +215,7 @@ def everything(connection: socket.socket) -> bytes:
 
 
 def parsed(data: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Return an answer's status, headers in lower case, and the rest as it came."""
+    """Return an answer's status, its headers in lower case, and the unparsed rest."""
     head, end, body = data.partition(b"\r\n\r\n")
     assert end, data
     first, *lines = head.decode("latin-1").split("\r\n")
@@ -236,7 +239,7 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 def outcome(connection: socket.socket) -> tuple[int, str]:
-    """Read an answer and close: its status, and our error's code or an empty string."""
+    """Read an answer and close the connection. Return the status, and the code of percore's error or an empty string."""
     with connection:
         status, headers, body = read_answer(connection)
     if status == 200:
@@ -328,16 +331,16 @@ Behaviour = Callable[[Exchange], None]
 
 
 def serve(exchange: Exchange) -> None:
-    """Do as a healthy worker does, with an echo."""
+    """Behave as a healthy worker that answers with the call's body."""
     exchange.reserve()
     exchange.answer(exchange.receive())
 
 
 class Worker:
-    """A worker with one thread: it takes one connection at a time.
+    """A worker with one thread, which takes one connection at a time.
 
-    Each connection gets the next behaviour, and all later ones the last. ``runs`` has head and body of every call that was
-    received to its last byte.
+    Each connection gets the next behaviour. When the behaviours are used up, each later connection gets the last one. ``runs``
+    has head and body of every call that was received to its last byte.
     """
 
     def __init__(self, *behaviours: Behaviour) -> None:
@@ -364,7 +367,7 @@ class Worker:
         assert not self.faults, self.faults
 
     def close(self) -> None:
-        """Go away, as a pod that ends does."""
+        """Stop listening and close all connections, as a pod that ends does."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -395,7 +398,7 @@ class Worker:
             try:
                 behaviour(Exchange(self, connection))
             except (EOFError, OSError):
-                pass  # the gateway left: a reservation that it no longer needs, or a call whose caller left
+                pass  # the gateway closed a reservation that it no longer needs, or a call whose caller left
             except BaseException as error:  # noqa: BLE001 - the test fails with it
                 self.faults.append(error)
             finally:
@@ -420,5 +423,5 @@ def running(seconds: float) -> Behaviour:
 
 
 def endpoint_of(pod: Service) -> Endpoint:
-    """Return where a real pod is."""
+    """Return the endpoint of a real pod."""
     return Endpoint("127.0.0.1", pod.port, pod.status_port)

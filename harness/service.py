@@ -1,4 +1,4 @@
-"""Starts the real service on free ports and talks to it as a client, an operator and a fault would."""
+"""Starts the real service on free ports. Has methods for what clients do, for what operators see, and for faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
-    """Return the first truthy value of ``look``; fail with what it last said when ``seconds`` are over."""
+    """Return the first truthy value of ``look``. When ``seconds`` are over, fail and show its last value."""
     ends = time.monotonic() + seconds
     while not (seen := look()):
         if time.monotonic() > ends:
@@ -44,7 +44,10 @@ def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
 
 
 def processes_in(group: int) -> dict[int, str]:
-    """Return pid and command line of every process that descends from ``group``, by its environment's mark."""
+    """Return pid and command line of every process of a service.
+
+    The variable with the value ``group`` in its environment marks it.
+    """
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -56,7 +59,7 @@ def processes_in(group: int) -> dict[int, str]:
 
 
 def processes_below(parent: int) -> list[int]:
-    """Return the processes that a process has started and that run."""
+    """Return the running children of a process."""
     return [
         int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit() and _parent(int(folder.name)) == parent
     ]
@@ -171,7 +174,7 @@ class Service:
         return connection
 
     def ask_and_find_worker(self, **inputs: Any) -> tuple[socket.socket, int]:
-        """Send a call that runs at once, the only one; return its connection and the worker that computes it."""
+        """Send a call that runs at once while no other call runs. Return its connection and the worker that computes it."""
         connection = self.ask(**inputs)
         eventually(lambda: self.in_flight("executing") == 1)
         return connection, eventually(self._computing)[0]
@@ -190,8 +193,8 @@ class Service:
         return requests.get(f"http://127.0.0.1:{self.status_port}{path}", timeout=5, **more)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of the samples of ``name`` that carry ``labels``; zero where there is none or no status server yet."""
-        time.sleep(KEPT_SECONDS)  # so old may be what a scrape shows
+        """Return the sum of the samples of ``name`` that carry ``labels``. Zero if there are none, or no status server yet."""
+        time.sleep(KEPT_SECONDS)  # a scrape may show values of this age
         try:
             text = self.get("/metrics").text
         except (requests.ConnectionError, requests.Timeout):  # on a busy machine a gateway takes seconds to start
@@ -228,7 +231,7 @@ class Service:
     # --- as a fault ----------------------------------------------------------------------------------------------------------
 
     def pids(self, command: str) -> list[int]:
-        """Return the processes of ``command``, the oldest first: of ``worker`` the arbiter, and then its workers."""
+        """Return the processes of ``command``, the oldest first. Those of ``worker`` are the arbiter, and then its workers."""
         found = [pid for pid, line in processes_in(self.mark).items() if re.search(rf"(-m |/)percore {command}", line)]
         return sorted(found, key=lambda pid: (_parent(pid) in found, pid))
 
@@ -273,7 +276,7 @@ def _more(connection: socket.socket) -> bytes:
 
 
 def is_lost(connection: socket.socket) -> bool:
-    """Wait for the end of a connection and close it; tell whether it ended without an answer."""
+    """Wait for the end of a connection and close it. Return whether it ended without an answer."""
     with connection, contextlib.suppress(ConnectionResetError):
         return connection.recv(1) == b""
     return True

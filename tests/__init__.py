@@ -1,1 +1,5 @@
-"""Tests. ``unit`` needs no process and no port, ``service`` runs the real service, ``bench`` measures."""
+"""Tests.
+
+``unit`` needs no service, ``service`` and ``gateway`` run real processes, ``chart`` and ``rules`` render the chart, ``e2e``
+needs a cluster.
+"""

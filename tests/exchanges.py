@@ -1,4 +1,4 @@
-"""A worker's exchange with a client, over a pair of real sockets, around an application that the test chooses."""
+"""Serves one connection as a worker does, over a pair of real sockets, with an application that the test chooses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ for _name, _value in {"forwarder_headers": "", "forwarded_allow_ips": ""}.items(
 
 
 class Reports:
-    """Takes a worker's events in place of a status server."""
+    """Receives a worker's events instead of a status server."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -93,7 +93,7 @@ class Served:
         return data
 
     def rest(self) -> bytes:
-        """Return what comes until the end of the connection."""
+        """Read to the end of the connection."""
         data = b""
         with contextlib.suppress(ConnectionResetError):
             while more := self.client.recv(65536):
@@ -112,14 +112,14 @@ def request(method: str = "POST", *lines: str, body: bytes = b"", version: str =
 
 
 def parts(answer: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Return an answer's status line, its headers in lower case, and the rest as it came."""
+    """Return an answer's status line, its headers in lower case, and the unparsed rest."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     return status, {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}, body
 
 
 def unchunked(body: bytes) -> Iterator[bytes]:
-    """Yield the chunks of a body; fail where the last one is missing."""
+    """Yield the chunks of a body; fail if the last one is missing."""
     while True:
         size, _, body = body.partition(b"\r\n")
         length = int(size, 16)

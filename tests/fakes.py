@@ -1,4 +1,4 @@
-"""Models without TensorFlow: what the API calls, as the protocols of ``percore.handlers`` have it."""
+"""Models without TensorFlow. They have the interface of ``percore.handlers``, so the API can call them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def echo(inputs: Tensors) -> Tensors:
 
 
 class FakeModel:
-    """A model whose ``predict`` is a function, and which remembers its calls."""
+    """A model whose ``predict`` is a given function. It remembers its calls."""
 
     def __init__(self, info: ModelInfo, predict: Predict = echo) -> None:
         self.info = info
@@ -62,7 +62,7 @@ def model(
 
 
 def handler(predict: Predict = echo, name: str = "handler") -> FakeModel:
-    """Return what an adapter makes of a user's handler that declares no signature."""
+    """Return a model like the adapter of a user's handler that declares no signature."""
     return FakeModel(ModelInfo(name, 1, "percore_handler", {}), predict)
 
 

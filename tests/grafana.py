@@ -1,4 +1,4 @@
-"""Does to the dashboard's queries what Grafana does before it asks Prometheus."""
+"""Fills in the variables of the dashboard's queries, as Grafana does before it asks Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models.prometheus import Dataquery
 
 VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 SOURCE_SECONDS = 15
-"""The interval of scrapes that a data source assumes where nobody says otherwise."""
+"""The default interval of scrapes in a data source of Grafana."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Query:
     rate_interval: str
 
     def filled(self, values: Mapping[str, str]) -> str:
-        """Return the query as Prometheus gets it; raise KeyError where a variable has no value."""
+        """Return the query as Prometheus gets it; raise KeyError if a variable has no value."""
         known = {"__rate_interval": self.rate_interval, "__interval": "1m", **values}
         return VARIABLE.sub(lambda found: known[found[1] or found[2]], self.expr)
 
@@ -41,6 +41,6 @@ def queries(dashboard: Dashboard) -> Iterator[Query]:
     for panel in panels(dashboard):
         for target in panel.targets or []:
             if isinstance(target, Dataquery):
-                # Four scrapes, or four of the least steps that the query names.
+                # Four scrapes, or four times the smallest step that the query names.
                 rate = f"{4 * (60 if target.interval == '1m' else SOURCE_SECONDS)}s"
                 yield Query(panel.title or "", target.legend_format or "", target.expr or "", rate)

@@ -1,6 +1,6 @@
 """Every kind of Keras model that is served: ``python -m tests.keras_models DIR`` writes them, their inputs and Keras's answers.
 
-Each function makes one kind and returns it with what it is called with. The table of docs/models.md has their first sentences.
+Each function makes one kind and returns the model and its inputs. The table of docs/models.md has their first sentences.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Pair(keras.Model):  # type: ignore[misc]
 
 
 @register
-class Looked(keras.Model):  # type: ignore[misc]
+class Lookup(keras.Model):  # type: ignore[misc]
     """A custom model that takes integers, and has an ``if`` on a tensor."""
 
     def __init__(self, **more: Any) -> None:
@@ -137,7 +137,7 @@ class WordsAndNumbers(keras.Model):  # type: ignore[misc]
         self.table = self.add_weight(shape=(5, 2), name="table")
         self.dense = layers.Dense(2)
 
-    def build_from_config(self, config: Any) -> None:  # Keras itself cannot: it tries with floats alone
+    def build_from_config(self, config: Any) -> None:  # needed, because Keras's own attempt uses floats only
         rows = {"text": np.array([["a"]]), "ids": np.array([0]), "numbers": np.zeros((1, 4), np.float32)}
         assert config["input_shape"].keys() == rows.keys()
         self(rows)
@@ -261,7 +261,7 @@ def subclassed_with_two_parameters() -> Kind:
 
 def subclassed_with_an_if() -> Kind:
     """A subclassed model that takes integers, and has an `if` on a tensor."""
-    model = Looked()
+    model = Lookup()
     model(np.array([[1, 2]]))
     return model, np.array([[4, 8], [0, 1]])
 

@@ -19,7 +19,7 @@ SAME = {
     "dev": ("autoscaling.enabled=false", "monitoring.enabled=false", "networkPolicy.enabled=false", "memory=1Gi"),
     "production": ("gateway.replicas=2",),
 }
-"""The values with which the chart installs what an overlay does."""
+"""The values with which the chart installs the same objects as an overlay."""
 
 
 def build(folder: Path) -> dict[Key, Object]:
@@ -29,14 +29,17 @@ def build(folder: Path) -> dict[Key, Object]:
 
 
 def chart(*values: str, namespace: str) -> dict[Key, Object]:
-    """Return what Helm installs, without what belongs to Helm alone."""
+    """Return the objects that Helm installs, without its own objects and labels."""
     more = ("--kube-version", manifests.KUBERNETES)
     objects = render(*values, release=manifests.RELEASE, namespace=namespace, more=more)
     return by_key([each for each in objects if "helm.sh/hook" not in each["metadata"].get("annotations", {})])
 
 
 def drift(overlay: str) -> dict[Key, tuple[Object | None, Object | None]]:
-    """Return how what an overlay installs differs from what the chart does with its values, but for the namespace itself."""
+    """Return the differences between the objects of an overlay and those of the chart with its values.
+
+    The Namespace is ignored.
+    """
     built = build(KUSTOMIZE / "overlays" / overlay)
     [namespace] = [name for kind, name in built if kind == "Namespace"]
     del built["Namespace", namespace]
@@ -53,7 +56,7 @@ def by_key(objects: list[Object]) -> dict[Key, Object]:
         if annotations.pop("helm.sh/resource-policy", None) and not annotations:
             del each["metadata"]["annotations"]
         if each["kind"] in CLUSTER_WIDE:
-            # Kustomize does not know that policies have none, and the API server takes no notice of it.
+            # Policies have no namespace. Kustomize sets one all the same, and the API server ignores it.
             each["metadata"].pop("namespace", None)
         key = (each["kind"], each["metadata"]["name"])
         assert key not in found, key

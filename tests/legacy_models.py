@@ -24,7 +24,10 @@ STEPS = RANDOM.normal(size=(2, 6, 4)).astype(np.float32)
 
 
 def fitted() -> tuple[Any, dict[str, Any]]:
-    """Compiled with an optimizer of TensorFlow 2.0 to 2.10, and fitted: it has slots, which no object graph loads today."""
+    """Compiled with an optimizer of TensorFlow 2.0 to 2.10, and fitted.
+
+    It has slots, so today its object graph cannot be loaded.
+    """
     model = tf_keras.Sequential(
         [tf_keras.Input((4,), name="row"), layers.Dense(3, activation="relu"), layers.Dense(2, name="score")]
     )
@@ -47,7 +50,7 @@ def hard_sigmoid() -> tuple[Any, dict[str, Any]]:
 
 
 def convolution() -> tuple[Any, dict[str, Any]]:
-    """What Keras 3 reads: a convolution, and a normalisation that has seen data."""
+    """A model that Keras 3 can read: a convolution, and a normalisation that has seen data."""
     inputs = tf_keras.Input((6, 4), name="steps")
     normal = layers.BatchNormalization()
     hidden = normal(layers.Conv1D(5, 3, activation="relu")(inputs))
@@ -98,7 +101,7 @@ KINDS: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], str]] = {
     "recurrent_h5": (recurrent, "model.h5"),
     "code_h5": (code, "model.h5"),
 }
-"""What makes it, and the file that it is written to: none is a SavedModel."""
+"""For each kind, the function that makes it, and the name of its file; empty: it is written as a SavedModel."""
 
 
 def write(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Malformed requests: random mutations of valid ones, the same for the same seed; and what is wrong with an answer to one."""
+"""Makes malformed requests: random mutations of valid ones, the same for the same seed. Checks the answers to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 SLOW_SECONDS = 3.0
 PATIENCE_SECONDS = 0.1
-"""A request that is not answered by then is most likely not complete: its sender ends it."""
+"""If a request has no answer by then, it is probably incomplete, and its sender closes the connection."""
 JSON_BODY = b'{"inputs": {"x": [1.5, 2, -3e4], "y": "text"}}'
 V2_BODY = b'{"id": "a", "inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}'
 BINARY_HEAD = (
@@ -141,9 +141,9 @@ def _mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def trouble_with(port: int, data: bytes, hidden: bytes = b"") -> str:
-    """Send a request; return what is wrong with the answer, empty if nothing is. No answer to half a request is right.
+    """Send a request; return the fault of its answer, empty if there is none.
 
-    An answer that has ``hidden`` is wrong.
+    If the request is incomplete, no answer is right. An answer that contains ``hidden`` is wrong.
     """
     began = time.monotonic()
     try:
@@ -157,7 +157,7 @@ def trouble_with(port: int, data: bytes, hidden: bytes = b"") -> str:
 
 
 def _ask(port: int, data: bytes) -> bytes:
-    """Return what comes until the answer is complete, or the connection ends."""
+    """Read until the answer is complete, or the connection ends."""
     answer = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=SLOW_SECONDS) as connection:
         with contextlib.suppress(ConnectionError):  # answered and closed before all of it was sent

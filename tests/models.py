@@ -57,9 +57,9 @@ def write_tf1(path: Path) -> None:
 def write_tf2(path: Path) -> None:
     """Write a model of TensorFlow 2.
 
-    Signatures: ``serving_default``, ``upper`` (strings), ``any_rank``, ``bfloat16``, ``float16``, ``product`` (matrices that
-    may not fit), ``decode`` (what may be no image), ``file`` (which may be missing), ``dashed`` (input ``my-input``), ``many``
-    (inputs ``a`` to ``h``, answered in this order).
+    Signatures: ``serving_default``, ``upper`` (strings), ``any_rank``, ``bfloat16``, ``float16``, ``product`` (fails if the
+    matrices do not fit), ``decode`` (fails if the bytes are not an image), ``file`` (fails if the file is missing), ``dashed``
+    (input ``my-input``), ``many`` (inputs ``a`` to ``h``, answered in this order).
     """
     module = tf.Module()
     module.weights = tf.Variable(WEIGHTS)

@@ -1,4 +1,4 @@
-"""What queries read, by Prometheus' own grammar."""
+"""Finds the series that queries read, by Prometheus' own grammar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Selector(NamedTuple):
 
 
 def selectors(query: str) -> list[Selector]:
-    """Return what a query reads; raise ValueError where it does not parse."""
+    """Return the series that a query reads; raise ValueError if it cannot be parsed."""
     found: list[Selector] = []
 
     def take(expr: promql_parser.Expr) -> None:

@@ -1,4 +1,4 @@
-"""Receivers of webhooks for tests: real servers on loopback, polite ones and others."""
+"""Receivers of webhooks for tests: real servers on loopback. Some are well-behaved, and others are not."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             return connection, address
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Be silent about clients that go away."""
+            """Log no errors of clients that disconnect."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         known.port = server.server_port
@@ -89,7 +89,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
 
 @contextmanager
 def raw(serve: Callable[[socket], None]) -> Iterator[int]:
-    """Run a server that does with each connection what ``serve`` does; yield its port."""
+    """Run a server that calls ``serve`` with each connection; yield its port."""
     with create_server(("127.0.0.1", 0)) as listener:
 
         def one(connection: socket) -> None:
@@ -119,7 +119,7 @@ def drip(connection: socket, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate of its own authority, for a name."""
+    """A certificate for a name, signed by an authority of its own."""
 
     file: Path
     context: ssl.SSLContext

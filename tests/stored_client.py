@@ -1,4 +1,4 @@
-"""The caller of stored calls in tests: of one machine and of a gateway alone, with SQLite and with PostgreSQL."""
+"""A client that stores calls, for tests of one machine and of a gateway alone, with SQLite and with PostgreSQL."""
 
 from __future__ import annotations
 

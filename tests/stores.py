@@ -55,7 +55,7 @@ def _listens(port: int) -> bool:
 
 
 class Site:
-    """An https server with a CA of its own that has one file, and whatever fault is set."""
+    """An https server with a CA of its own and one file. Tests set its faults."""
 
     def __init__(self, folder: Path, content: bytes) -> None:
         self.content = content
@@ -63,9 +63,9 @@ class Site:
         self.ranged = True
         """Whether it can send a part of the file."""
         self.status = 0
-        """What it answers instead of the file."""
+        """The status that it answers instead of the file."""
         self.cuts: list[int] = []
-        """After how many bytes of the file in all it closes all connections, once each."""
+        """After these numbers of bytes, counted over all answers, it closes all connections, once for each number."""
         self.rate = 0
         """Bytes a second on each connection; 0: as fast as can be."""
         self.tag = '"one"'

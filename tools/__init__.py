@@ -1,1 +1,1 @@
-"""What maintains the project: generated files, lock files."""
+"""Programs for maintainers: generated files, checks of the chart, the documentation site, releases."""

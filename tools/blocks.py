@@ -32,7 +32,7 @@ MAY_WAIT_LONG = 0.05
 
 
 def filled(path: Path, blocks: Mapping[str, str]) -> str:
-    """Return the page with these blocks in their places; raise ValueError where a place is missing."""
+    """Return the page with these blocks in their places; raise ValueError if a place is missing."""
     text = path.read_text()
     for name, content in blocks.items():
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
@@ -71,7 +71,10 @@ def models() -> str:
 
 
 def keras_kinds() -> str:
-    """Return the kinds of Keras models that the tests load, as the functions that make them say."""
+    """Return a list of the kinds of Keras models that the tests load.
+
+    Each entry is the docstring of the function that makes the kind.
+    """
     tree = ast.parse((ROOT / "tests/keras_models.py").read_text())
     kinds = [each for each in tree.body if isinstance(each, ast.FunctionDef) and ast.unparse(each.returns or each) == "Kind"]
     return "\n".join(f"- {(ast.get_docstring(kind) or '').rstrip('.')}" for kind in kinds)
@@ -82,11 +85,11 @@ def burst() -> str:
     return picture.drawn(json.loads(BURST.read_text()))
 
 
-# --- what is tested
+# --- lists from tests
 
 
 def processes() -> str:
-    """Return what a handler may do with processes: the ways that the tests take."""
+    """Return a list of the ways to start processes that a handler may use: those that the tests use."""
     tree = ast.parse((ROOT / "tests/service/process_handlers.py").read_text())
     [handler] = [each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "Processes"]
     methods = [each for each in handler.body if isinstance(each, ast.FunctionDef)]
@@ -94,11 +97,11 @@ def processes() -> str:
     return table(["way", "what is tested"], [[way, what.strip().rstrip(".")] for way, colon, what in ways if colon])
 
 
-# --- what was measured
+# --- measurements
 
 
 def pictures() -> str:
-    """Return README's pictures, and the few rows that tell most."""
+    """Return README's pictures, and the most important rows of the measurements."""
     section = _section(COMPUTING)
     [intro] = re.findall(r"^.+? alone on one core\.", "\n".join(section), re.MULTILINE)
     return "\n\n".join(
@@ -107,7 +110,7 @@ def pictures() -> str:
             "![Without percore all calls run at once, and each takes as long as all of them together](docs/bench/trouble.svg)",
             "**With percore.** As many calls run as there are cores, each as fast as alone. The others are queued, in order:",
             "![With percore as many calls run as there are cores, each as fast as alone](docs/bench/cure.svg)",
-            f"**On a cluster**, a pod for each call. {picture.told(json.loads(BURST.read_text()))}:",
+            f"**On a cluster**, a pod for each call. {picture.described(json.loads(BURST.read_text()))}:",
             "![A burst of calls on a cluster, and the pods that start for it](docs/bench/burst.svg)",
             "Usual set-ups with TensorFlow's default threads, and percore:",
             _rows_that_tell(section),
@@ -124,7 +127,7 @@ def _rows_that_tell(section: Sequence[str]) -> str:
 
 
 def rule() -> str:
-    """Return what (2-4) x cores does to calls that compute and to calls that wait."""
+    """Return the effect of the rule "(2-4) x cores" on calls that compute and on calls that wait."""
     computing, waiting = _table(_section(COMPUTING)), _table(_section(WAITING))
     names = ("**percore**", "2 x cores", "4 x cores", "11 sync workers")
     rows = []
@@ -137,11 +140,11 @@ def rule() -> str:
 
 
 def measured() -> str:
-    """Return what the real queue did, beside the formula."""
+    """Return the measured waits in the real queue, beside those of the formula."""
     found = waits.read(WAITS)
     rows = []
     for each in found.loads:
-        expected = queueing.same(found.workers, each.load)
+        expected = queueing.equal_runs(found.workers, each.load)
         row = [_times(expected.mean), _times(each.mean), _share(expected.long), _share(each.long)]
         rows.append([_share(each.load), str(each.calls), *row])
     heads = ["load", "calls", "mean wait: formula", "measured", "longer than one run: formula", "measured"]
@@ -163,27 +166,33 @@ def _table(section: Sequence[str]) -> list[list[str]]:
 
 
 def _row(rows: Sequence[list[str]], name: str) -> list[str]:
-    """Return the first row of a set-up: where there are two, that with TensorFlow's default threads."""
+    """Return the first row of a set-up. If it has two rows, the first is that with TensorFlow's default threads."""
     return next(row for row in rows if row[0].startswith(name))
 
 
-# --- what the formula says
+# --- formulas
 
 
 def formula() -> str:
-    """Return mean waits by load and cores, for calls that are alike and for calls that differ."""
+    """Return mean waits by load and cores, for calls of equal length and for calls of different length."""
     rows = [
-        [_share(load), *(f"{_times(queueing.same(c, load).mean)} to {_times(queueing.mixed(c, load).mean)}" for c in SERVERS)]
+        [
+            _share(load),
+            *(
+                f"{_times(queueing.equal_runs(c, load).mean)} to {_times(queueing.exponential_runs(c, load).mean)}"
+                for c in SERVERS
+            ),
+        ]
         for load in LOADS
     ]
     return table(["load", *(f"{servers} core{'s' if servers > 1 else ''}" for servers in SERVERS)], rows)
 
 
 def capacity() -> str:
-    """Return how many calls an hour so many pods take, if few may wait long."""
+    """Return how many calls an hour a number of pods can take, if only a small share of calls may wait long."""
     rows = []
     for pods in PODS:
-        load = queueing.most(pods, MAY_WAIT_LONG)
+        load = queueing.load_for_share(pods, MAY_WAIT_LONG)
         rows.append([str(pods), _share(load), str(int(pods * load * 60 / CALL_MINUTES)), str(pods * 60 // CALL_MINUTES)])
     heads = ["pods", "load, at most", f"calls of {CALL_MINUTES} minutes an hour", "if they came one after another"]
     return table(heads, rows)

@@ -1,7 +1,7 @@
 """Draws what `test_burst.py` measured: calls, pods wanted and pods ready over time, and a bar for each call. Pure.
 
-Every number comes from the measurement. `make e2e` writes `build/e2e/burst-N.json` and draws it beside; the one that is copied
-to `docs/bench/burst.json` is drawn by `make update`.
+Every number comes from the measurement. `make e2e` writes `build/e2e/burst-N.json`, and a picture of it into the same folder. A
+copy of one measurement is in `docs/bench/burst.json`; `make update` draws it.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Burst:
     total: float
     """When the last caller had its answer."""
     wanted: Steps
-    """How many pods autoscaling wanted, from when on."""
+    """How many pods autoscaling wanted: a time, and the number from then on."""
     ready: Sequence[float]
     """When each pod was first seen to be ready."""
     runs: Sequence[Run]
 
     @property
     def in_flight(self) -> Steps:
-        """How many calls waited or ran: all came at once, and each left when its run ended."""
+        """How many calls waited or ran: all came at once, and each ended with its run."""
         ends = sorted(run.ended for run in self.runs)
         return [(0.0, self.calls), *((at, self.calls - gone) for gone, at in enumerate(ends, 1))]
 
     @property
     def ready_pods(self) -> Steps:
-        """How many pods had been ready, from when on."""
+        """How many pods had been ready: a time, and the number from then on."""
         return [(at, count) for count, at in enumerate(sorted(self.ready), 1)]
 
 
 def read(measured: dict[str, Any]) -> Burst:
-    """Return what the test wrote as JSON."""
+    """Return the measurement that the test wrote as JSON."""
     runs = [Run(*run) for run in measured["runs"]]
     wanted = [(at, count) for at, count in measured["wanted"]]
     return Burst(measured["calls"], measured["total"], wanted, measured["ready"], sorted(runs, key=lambda run: run.began))
@@ -80,7 +80,7 @@ def drawn(measured: dict[str, Any]) -> str:
     return document("\n".join(body), WIDTH, bottom + FOOT, f"{_title(burst)}: {_caption(burst)}")
 
 
-def told(measured: dict[str, Any]) -> str:
+def described(measured: dict[str, Any]) -> str:
     """Return the measurement in words."""
     burst = read(measured)
     return f"{_title(burst)}: {_caption(burst)}"
@@ -108,7 +108,7 @@ def _heads(burst: Burst) -> list[str]:
 
 
 def _lines(burst: Burst, across: float, up: float) -> Iterator[str]:
-    """Yield the three counts over time: an area, and two lines of which the dashed one lies on top."""
+    """Yield the three counts over time: an area and two lines. The dashed line is on top."""
     end, floor = burst.total * across, HEAD + STEPS_HEIGHT
     yield f'<path d="{_path(burst.in_flight, across, up, end)}V{number(floor)}H0Z" fill="{IN_FLIGHT}"/>'
     dashed = f'stroke="{WANTED}" stroke-width="2" stroke-dasharray="5 3"'
@@ -134,7 +134,7 @@ def _scale(most: int) -> Iterator[str]:
 
 
 def _call(run: Run, top: float, across: float) -> str:
-    """Return one call: what it waited, what it ran, and the name of its pod."""
+    """Return the bars of one call: its wait, its run, and the name of its pod."""
     says = f"waited {run.began:.1f} s, ran {run.ended - run.began:.1f} s on {run.pod}"
     name = text(-6, top + BAR - 2, run.pod.rsplit("-", 1)[-1], size=11, colour=FAINT, anchor="end")
     begins, ends = max(run.began, 0.0) * across, run.ended * across

@@ -1,7 +1,7 @@
-"""Has checkov and kube-score read the chart, and compares what they find with `deploy/helm/static-findings.yaml`.
+"""Runs checkov and kube-score on the chart, and compares their findings with `deploy/helm/static-findings.yaml`.
 
 ``python -m tools.chart_findings --checkov COMMAND --kube-score COMMAND``. Neither scanner is part of the development
-environment: checkov pins other versions of what is there, and kube-score is written in Go.
+environment: checkov pins other versions of its packages, and kube-score is written in Go.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ VALUES: tuple[tuple[str, ...], ...] = ((), ("--values", str(ROOT / "deploy/helm/
 """The defaults, and every object of the chart."""
 KUBERNETES = "1.35"
 BEST = 10
-"""The grade of kube-score at which nothing is found."""
+"""The grade that kube-score gives if it finds nothing."""
 Finding = tuple[str, str, str]
 """A scanner, its check, and the object as ``Kind/name``."""
 
 
 def of_checkov(command: list[str], manifests: Path) -> Iterator[Finding]:
-    """Yield what checkov finds. It asks its vendor for nothing."""
+    """Yield the findings of checkov. It runs without a connection to its vendor."""
     options = [
         "--skip-download",
         "--quiet",
@@ -50,7 +50,7 @@ def of_checkov(command: list[str], manifests: Path) -> Iterator[Finding]:
 
 
 def of_kube_score(command: list[str], manifests: Path) -> Iterator[Finding]:
-    """Yield what kube-score finds, warnings included."""
+    """Yield the findings of kube-score, warnings included."""
     options = ["score", "--kubernetes-version", f"v{KUBERNETES}", "--output-format", "json", str(manifests)]
     for each in _scan([*command, *options]):
         kind, name = each["object_name"].split("/")[0], each["object_name"].rsplit("/", 1)[1]
@@ -60,7 +60,7 @@ def of_kube_score(command: list[str], manifests: Path) -> Iterator[Finding]:
 
 
 def known(text: str) -> set[Finding]:
-    """Return the findings that stay; each must have a reason."""
+    """Return the accepted findings; each must have a reason."""
     listed = yaml.safe_load(text)
     for tool, checks in listed.items():
         for check, entry in checks.items():
@@ -72,7 +72,7 @@ def known(text: str) -> set[Finding]:
 
 
 def difference(found: set[Finding], listed: set[Finding]) -> list[str]:
-    """Return a line for each finding that is not listed, and for each entry that is found no more."""
+    """Return a line for each finding that is not listed, and for each listed finding that no longer occurs."""
     new = [
         f"{tool}: {check}: {name}: correct it, or give a reason in {KNOWN.name}" for tool, check, name in sorted(found - listed)
     ]
@@ -83,7 +83,7 @@ def difference(found: set[Finding], listed: set[Finding]) -> list[str]:
 
 
 def main() -> int:
-    """Scan and compare; return 1 where they differ."""
+    """Scan and compare; return 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     for tool in ("checkov", "kube-score"):
         parser.add_argument(f"--{tool}", type=shlex.split, required=True, help="the command that runs it")
@@ -106,7 +106,10 @@ def render(*values: str) -> str:
 
 
 def _scan(command: list[str]) -> Any:
-    """Run a scanner and read its JSON. Its exit status says that it found something, so an error is text that is no JSON."""
+    """Run a scanner and read its JSON.
+
+    Its exit status is not 0 if it finds something. So only output that is not JSON means an error.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     try:
         return json.loads(done.stdout)

@@ -1,8 +1,7 @@
-"""Makes a site of the pages for readers on GitHub: mkdocs calls these functions, as `mkdocs.yaml` says.
+"""Makes a site from the pages that are written for GitHub. mkdocs calls these functions, because `mkdocs.yaml` names them.
 
-The pages are written for GitHub, where each link is relative to the file it is in. Here, links to files that are no page of the
-site lead to the repository, at this version. The navigation is that of ``docs/README.md``: a section for each reader, the first
-page first.
+On GitHub, each link is relative to its file. On the site, a link to a file that is not a page leads to the repository, at this
+version. The navigation is that of ``docs/README.md``: a section for each reader, the first page first.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ OUTSIDE = {
 }
 """Files outside ``docs`` that are pages too, and their names there."""
 TEXT = re.compile(r"^(?P<fence> *```+).*?^(?P=fence)$|`[^`\n]+`|(?P<open>\]\()(?P<link>[^)\s]+)\)", re.MULTILINE | re.DOTALL)
-"""Code, in which nothing is a link, or the target of a link."""
+"""Matches code, which has no links, or the target of a link."""
 
 
 def version() -> str:
-    """Return the version of the package, which needs not be installed."""
+    """Return the version of the package. The package need not be installed."""
     found = re.search(r'^__version__ = "(.+)"', (ROOT / "service/percore/__init__.py").read_text(), re.MULTILINE)
     if not found:
         raise ValueError("service/percore/__init__.py: has no __version__")
@@ -75,13 +74,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Have every link lead to a page of the site, or to the repository."""
+    """Change every link to lead to a page of the site, or to the repository."""
     del files
     return rewritten(markdown, page.file.src_uri, str(config.repo_url))
 
 
 def rewritten(markdown: str, name: str, repository: str) -> str:
-    """Return a page of this name with the links that it has on the site."""
+    """Return the text of the page ``name`` with its links as on the site."""
     sources = {there: source for source, there in OUTSIDE.items()}
     here = ROOT / sources.get(name, f"docs/{name}")
 
@@ -102,7 +101,10 @@ def rewritten(markdown: str, name: str, repository: str) -> str:
 
 
 def _in_docs(target: Path) -> str:
-    """Return the name of a file on the site, or nothing if it is not there. A folder is the page that introduces it."""
+    """Return the name of a file on the site, or nothing if the site does not have it.
+
+    A folder stands for the page that introduces it.
+    """
     found = Path(os.path.normpath(target))
     source = (found / "README.md" if (found / "README.md").exists() else found).relative_to(ROOT).as_posix()
     if source.startswith("docs/"):

@@ -14,7 +14,7 @@ PLACES = {
     "service/percore/__init__.py": r'^__version__ = "(.+)"$',
     "deploy/helm/percore/Chart.yaml": r'^(?:version|appVersion): "?([^"\n]+)"?$',
 }
-"""Files that say the version, and how."""
+"""Files that have the version, and the text around it."""
 
 
 def notes(version: str, root: Path = ROOT) -> str:

@@ -1,4 +1,4 @@
-"""What every picture of this project is drawn with: SVG by hand, without scripts and without fonts of its own. Pure.
+"""Draws the pictures of this project as SVG, without scripts and without fonts of their own. Pure.
 
 White ground and dark text, whatever the theme of the page around them.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 PALETTE = ("#0969da", "#e36209", "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#0e7490", "#6e7781")
-"""Colours to tell things apart by; all readers can tell the first two apart."""
+"""Colours for different things. Colour-blind readers can distinguish the first two."""
 WAITING, FAILED, INK, FAINT, LINE = "#d8dee4", "#ffb8b0", "#1f2328", "#59636e", "#d1d9e0"
 FONT = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
 MARGIN = 20
@@ -18,7 +18,7 @@ MOST_TICKS = 10
 
 
 def document(body: str, width: float, height: float, label: str) -> str:
-    """Return a whole SVG; ``label`` says to those who do not see it what it shows."""
+    """Return a whole SVG. ``label`` describes the picture for readers who cannot see it."""
     size = f'width="{number(width)}" height="{number(height)}" viewBox="0 0 {number(width)} {number(height)}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(label)}" font-family="{FONT}">'
     ground = f'<rect width="{number(width)}" height="{number(height)}" rx="8" fill="#ffffff"/>'
@@ -26,7 +26,7 @@ def document(body: str, width: float, height: float, label: str) -> str:
 
 
 def placed(content: str, left: float, top: float) -> str:
-    """Return content whose origin is elsewhere."""
+    """Return content with its origin moved to ``left`` and ``top``."""
     return f'<g transform="translate({number(left)} {number(top)})">{content}</g>'
 
 
@@ -75,5 +75,5 @@ def text(  # noqa: PLR0913 - the attributes of an SVG text
 
 
 def number(value: float) -> str:
-    """Return a number short: a tenth of a pixel is enough."""
+    """Return a number with few digits: a tenth of a pixel is enough."""
     return f"{value:.1f}".removesuffix(".0")

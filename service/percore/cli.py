@@ -56,7 +56,7 @@ def serve(
     MODULE:APP is a WSGI app of yours, as Gunicorn takes it: myapp:app, or 'myapp:create_app()'. MODULE alone means
     MODULE:application. Without it percore serves models.  [PERCORE_APP]
 
-    An argument or an option wins over its environment variable, which stands in brackets.
+    An argument or an option overrides its environment variable, which is shown in brackets.
     """
     served = {"PERCORE_APP": app, "PERCORE_MODEL_REPOSITORY": models, "PERCORE_HANDLER": handler}
     chosen = [key for key, value in served.items() if value is not None]
@@ -73,7 +73,7 @@ def serve(
     }
     # The processes of the service inherit the environment.
     os.environ.update({key: str(value) for key, value in given.items() if value is not None})
-    # Each command imports only what its process uses: here, and in the commands below.
+    # Imported here and in the commands below, so that each process imports only the modules that it uses.
     from percore.supervisor import run  # noqa: PLC0415
 
     sys.exit(run(settings.load()))
@@ -123,7 +123,7 @@ def worker(workers: int | None) -> None:
 
     Without --workers it is the one worker of a pod, which listens on PERCORE_PORT.
     """
-    os.environ.pop("WEB_CONCURRENCY", None)  # Gunicorn reads it at its import, and there is a worker for each group of cores
+    os.environ.pop("WEB_CONCURRENCY", None)  # Gunicorn would read the number of workers from it
     from percore.worker.arbiter import serve as serve_calls  # noqa: PLC0415
 
     serve_calls(settings.load(), workers)
@@ -152,7 +152,7 @@ def gateway(workers: int | None, fd: tuple[int, int] | None) -> None:
 
 
 def main(given: list[str] | None = None) -> None:
-    """Run one command; a setting that breaks its rule is one line on standard error."""
+    """Run one command. If a setting breaks its rule, print one line to standard error."""
     try:
         cli.main(args=given, prog_name="percore")
     except StartError as error:

@@ -47,7 +47,7 @@ def _quota(folder: Path) -> float:
 
 
 def cpu_quota(cgroup_file: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return how many CPUs' worth of time the cgroups allow, e.g. 1.5; infinity for no bound."""
+    """Return how many CPUs the cgroups allow, for example 1.5; infinity if they set no bound."""
     quotas = [math.inf]
     try:
         lines = cgroup_file.read_text().splitlines()
@@ -116,4 +116,4 @@ def pin(cores: Sequence[int]) -> None:
     try:
         os.sched_setaffinity(0, cores)
     except (OSError, AttributeError) as error:
-        log.warning("the kernel pins no process to its cores (%s): it chooses them itself", error)
+        log.warning("this process cannot be pinned to its cores (%s): the kernel chooses its cores", error)

@@ -44,7 +44,7 @@ class PercoreError(Exception):
 
 
 class StartError(PercoreError):
-    """A process cannot start serving; its message is the one line the operator sees."""
+    """A process cannot start to serve. The message is the only line that the operator sees."""
 
 
 class SettingsError(StartError):
@@ -73,7 +73,7 @@ class CallError(PercoreError):
 class BadInput(CallError):
     """The input breaks a rule; the message names the field, the rule and the value.
 
-    A user's own handler raises it too, to answer 400 rather than 500.
+    A user's handler may raise it too, so that the answer is 400 instead of 500.
     """
 
     status = 400
@@ -81,7 +81,7 @@ class BadInput(CallError):
 
 
 class BadRequest(BadInput):
-    """What arrived is not a well-formed HTTP request."""
+    """The request is not well-formed HTTP."""
 
     code = "bad-request"
 
@@ -112,28 +112,28 @@ class BodyTimeout(CallError):
 
 
 class NotFinished(CallError):
-    """A stored call that has not ended, or that ended without a result, does not have what was asked for."""
+    """The stored call has not ended, or it ended without a result."""
 
     status = 409
     code = "not-finished"
 
 
 class Gone(CallError):
-    """A stored call was erased, because its retention was over or because somebody asked for it."""
+    """The stored call was erased: its retention is over, or a client deleted it."""
 
     status = 410
     code = "gone"
 
 
 class RangeNotSatisfiable(CallError):
-    """A range of a result begins after its end."""
+    """The requested range begins after the end of the result."""
 
     status = 416
     code = "range-not-satisfiable"
 
 
 class IdempotencyKeyReused(CallError):
-    """An idempotency key came again with another request."""
+    """The idempotency key was sent before with another request."""
 
     status = 422
     code = "idempotency-key-reused"
@@ -216,8 +216,8 @@ class RunTimeout(CallError):
 
 
 def call_errors(root: type[CallError] = CallError) -> Iterator[type[CallError]]:
-    """Yield every class of this module below ``root``: what the OpenAPI document lists as possible answers."""
+    """Yield every class of this module below ``root``. The OpenAPI document lists them as possible answers."""
     for child in root.__subclasses__():
-        if child.__module__ == __name__:  # a process may have classes of its own, and its document is to be the same
+        if child.__module__ == __name__:  # not those of a user's code: the document must be the same in each process
             yield child
         yield from call_errors(child)

@@ -30,7 +30,7 @@ FLUSH_SECONDS = 0.2
 SHORTEST_CUT = 64
 """Shorter texts are not cut."""
 BATCH_SECONDS = 0.01
-"""How long a background writer sleeps after a line: a thread that wakes for each line delays the calls."""
+"""How long a background writer sleeps after a line. A thread that woke for each line would delay the calls."""
 
 
 def timestamp(seconds: float) -> str:
@@ -44,7 +44,10 @@ def _fields(seconds: float, level: str, logger: str, message: str) -> dict[str, 
 
 
 def _line(fields: dict[str, Any]) -> bytes:
-    """Return one line without its end. It is short enough for a pipe to take it in one piece, not mixed with other lines."""
+    """Return one line without its end.
+
+    It is so short that a pipe takes it in one piece, and does not mix it with other lines.
+    """
     line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
     while len(line) >= select.PIPE_BUF:
         texts = {key: value if isinstance(value, str) else str(value) for key, value in fields.items()}
@@ -52,7 +55,7 @@ def _line(fields: dict[str, Any]) -> bytes:
         text = texts[longest]
         if len(text) < SHORTEST_CUT:
             break
-        # Keep the end of a trace and the beginning of everything else: these say most.
+        # The end of a trace says most, and the beginning of everything else. So these are kept.
         fields = {**fields, longest: f"...{text[len(text) // 2 :]}" if longest == "trace" else f"{text[: len(text) // 2]}..."}
         line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
     return line
@@ -71,7 +74,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class LineHandler(logging.Handler):
-    """A handler whose records and calls become lines."""
+    """A logging handler that turns records and calls into lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +171,7 @@ def _configure(level: str, handler: logging.Handler) -> None:
 
 def _log_uncaught(what: str, kind: Any, error: Any, trace: Any) -> None:
     """Log an uncaught exception. Python would print it in many lines that are not JSON."""
-    if kind is not SystemExit:  # in a thread it ends this thread alone, as it should
+    if kind is not SystemExit:  # only its own thread ends, which is right
         log.error(what, exc_info=(kind, error, trace))
 
 
@@ -192,7 +195,7 @@ class BackgroundWriter(LineHandler):
         self._thread.start()
 
     def close(self) -> None:
-        """Write what is left, for a second at most."""
+        """Write the remaining lines, for a second at most."""
         self._lines.put(None)
         self._thread.join(1.0)
         super().close()

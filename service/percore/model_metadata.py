@@ -1,4 +1,4 @@
-"""Metadata of the models that are served. Every read-only route is answered from it, and every call finds its model by it.
+"""Metadata of the models that are served. Read-only routes answer from it, and calls find their model in it.
 
 A worker builds the catalog when its models are loaded and hands it to the status server as JSON, so that status, metadata
 and the OpenAPI document are answered while the worker computes. No numpy and no TensorFlow here.
@@ -24,7 +24,7 @@ ENVIRON_KEY = "percore.call"
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What one input or output looks like."""
+    """Name, type and shape of an input or an output."""
 
     name: str
     dtype: str
@@ -103,7 +103,7 @@ class Catalog:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Catalog:
-        """Rebuild what ``document`` wrote."""
+        """Build the catalog from the values of ``document``."""
         return cls(tuple(_model(each) for each in document["models"]))
 
 

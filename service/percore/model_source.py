@@ -1,4 +1,4 @@
-"""The note that ``percore fetch`` leaves beside the models: where they came from, and their digest."""
+"""The note that ``percore fetch`` writes beside the models: their source and their digest."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ FILE = ".percore-source.json"
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where the models of a repository came from."""
+    """The source of the models of a repository."""
 
     uri: str
-    """Without what may be secret."""
+    """The URI, without the parts that may be secret."""
     digest: str
     """``sha256:`` and 64 hexadecimal digits."""
 
 
 def write(repository: Path, source: ModelSource) -> None:
-    """Leave the note."""
+    """Write the note."""
     (repository / FILE).write_text(json.dumps(asdict(source)))
 
 

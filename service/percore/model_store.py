@@ -1,7 +1,7 @@
-"""Loads what is served: the models of a repository in TensorFlow Serving's layout, or a user's own handler.
+"""Loads the models of a repository in TensorFlow Serving's layout, or a user's own handler.
 
-Imported in a worker, or by the arbiter before it forks. TensorFlow is imported in here by the function that needs it, so that a
-handler starts without it.
+Imported in a worker, or by the arbiter before it forks. The function that needs TensorFlow imports it, so that a handler starts
+without TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 LAYOUT = " or ".join(f"NAME/VERSION/{name}" for name in files.NAMES)
 LARGEST_VERSION = 2**63 - 1
 Labels = Mapping[str, Mapping[str, int]]
-"""For each model: its labels, and the version of each label."""
+"""By the name of a model: the version of each label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class FoundVersion:
     """One version that can be loaded."""
 
     info: ModelInfo
-    """Without signatures and load time, which are not known before the load."""
+    """It has no signatures and no load time yet: they are known after the load."""
     folder: Path
 
 
@@ -43,7 +43,7 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
     if models.handler:
         check_labels([(models.name, custom.VERSION)], models.labels)
         return [custom.load(models.handler, models.name, labels_of(models.labels, models.name, custom.VERSION))]
-    found = identified(scan(models.repository, models.labels), models.repository, models.digest)
+    found = with_digest(scan(models.repository, models.labels), models.repository, models.digest)
     # Imported here, because it takes seconds and hundreds of megabytes.
     from percore.handlers import tensorflow  # noqa: PLC0415
 
@@ -69,7 +69,7 @@ def scan(repository: Path, labels: Labels) -> list[FoundVersion]:
 
 
 def _configured(config: Path, labels: Labels) -> list[FoundVersion]:
-    """Return what a ``models.config`` names."""
+    """Return the versions that a ``models.config`` names."""
     # Imported here, because only a models.config needs protobuf.
     from percore import serving_config  # noqa: PLC0415
 
@@ -83,7 +83,7 @@ def _configured(config: Path, labels: Labels) -> list[FoundVersion]:
     return found
 
 
-def identified(found: list[FoundVersion], repository: Path, digest: str) -> list[FoundVersion]:
+def with_digest(found: list[FoundVersion], repository: Path, digest: str) -> list[FoundVersion]:
     """Add the digest that ``percore fetch`` noted, or else the one that is set. Raises LoadError if they differ."""
     source = model_source.read(repository)
     if source and digest and source.digest != digest:
@@ -142,7 +142,7 @@ def _versions(folder: Path, labels: Labels, name: str = "") -> list[FoundVersion
 
 
 def _number(folder: Path) -> int | None:
-    """Return the version that a folder is named after; leading zeros are allowed, as TensorFlow Serving does."""
+    """Return the version in a folder's name. Leading zeros are allowed, as in TensorFlow Serving."""
     if not (folder.name.isascii() and folder.name.isdigit()):
         return None
     if len(folder.name.lstrip("0")) > len(str(LARGEST_VERSION)) or int(folder.name) > LARGEST_VERSION:

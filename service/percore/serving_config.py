@@ -63,7 +63,9 @@ class ConfiguredModel:
     labels: Mapping[str, int]
 
     def chosen(self, versions: list[int]) -> list[int]:
-        """Return which of ``versions`` are served, the oldest first; raise LoadError if a named one is missing."""
+        """Return the versions to serve out of ``versions``, the oldest first; raise LoadError if a version in the file is
+        missing.
+        """
         if not self.specific:
             return sorted(versions)[-self.latest :]
         missing = sorted(set(self.specific) - set(versions))
@@ -133,7 +135,7 @@ def _model(path: Path, config: Any) -> ConfiguredModel:
     return ConfiguredModel(
         config.name,
         path.parent / config.base_path,
-        # As TensorFlow Serving does: the newest version, if nothing else is said.
+        # The default of TensorFlow Serving: the newest version.
         latest=(policy.latest.num_versions or 1) if chosen in ([], ["latest"]) else 0,
         specific=specific,
         labels={each.key: each.value for each in config.version_labels},

@@ -1,8 +1,8 @@
 """The environment, read once, into frozen settings.
 
-Each field says which key it is read from, its default and the rule a value must keep; the docstring under it says what it
-means and why. ``docs/settings.md`` is generated from this file. A bad value raises SettingsError naming key, value and rule.
-Anyone may import this module; it imports only ``percore.errors`` and ``percore.app_target``.
+Each field names its key, its default and the rule for its values. The docstring under it says what the setting means, and why
+it exists. ``docs/settings.md`` is generated from this file. A bad value raises SettingsError naming key, value and rule. Anyone
+may import this module; it imports only ``percore.errors`` and ``percore.app_target``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Parser = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a value is read: ``parse`` raises ValueError if the value breaks the rule that ``text`` states."""
+    """How a value is read. ``text`` states the rule in words; ``parse`` raises ValueError if the value breaks it."""
 
     text: str
     parse: Parser
     is_secret: bool = False
-    """Whether a value is not to be shown."""
+    """Whether a value must not be shown."""
 
 
 NAME_PATTERN = r"(?=[^:=]*[^.:=])[\w.-]{1,128}"
@@ -74,7 +74,7 @@ def _labels(text: str) -> dict[str, dict[str, int]]:
 
 
 def _socket_folder(text: str) -> Path:
-    folder = Path(text).absolute()  # the gateway knows a worker's socket by it
+    folder = Path(text).absolute()  # absolute, because the gateway finds the workers' sockets by this path
     if len(os.fsencode(folder)) > LONGEST_FOLDER:
         raise ValueError
     return folder
@@ -138,7 +138,7 @@ SOCKET_FOLDER = Rule(f"a path of at most {LONGEST_FOLDER} bytes", _socket_folder
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What is served."""
+    """The models to serve."""
 
     repository: Path = setting("PERCORE_MODEL_REPOSITORY", "models", PATH)
     """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`; or a file, a
@@ -172,7 +172,8 @@ class FetchSettings:
     """
 
     endpoint: str = setting("PERCORE_FETCH_ENDPOINT", "", ENDPOINT)
-    """Address of a store of your own that speaks S3 (MinIO, Ceph), Azure or Google Cloud Storage. Empty: the cloud's."""
+    """Address of your own store that has the interface of S3 (MinIO, Ceph), Azure or Google Cloud Storage. Empty: the address
+    of the cloud."""
     ca_file: Path | None = setting("PERCORE_FETCH_CA_FILE", "", OPTIONAL_PATH)
     """Certificates of your own CA, as PEM. They are trusted besides those of the system."""
     authorization: str = setting("PERCORE_FETCH_AUTHORIZATION", "", TEXT)
@@ -182,7 +183,7 @@ class FetchSettings:
     connections: int = setting("PERCORE_FETCH_CONNECTIONS", "8", within(1, 32))
     """Ranges that are fetched at the same time."""
     max_bytes: int = setting("PERCORE_FETCH_MAX_BYTES", "107374182400", within(1, 2**50))
-    """The most bytes that a fetch may write. For an archive that is the archive and what it unpacks to."""
+    """The most bytes that a fetch may write. For an archive, these are the bytes of the archive and of its unpacked files."""
     max_files: int = setting("PERCORE_FETCH_MAX_FILES", "100000", within(1, 10_000_000))
     """The most files that a fetch may write."""
 
@@ -216,7 +217,7 @@ class ServerSettings:
 
     @property
     def reports(self) -> Path:
-        """The unix socket by which workers report to the status server."""
+        """The unix socket on which workers report to the status server."""
         return self.state_dir / "events.sock"
 
     def worker_socket(self, number: int) -> Path:
@@ -238,8 +239,8 @@ class LimitSettings:
     """A timeout for each phase of a call, and bounds for bodies and the queue."""
 
     load_timeout: float = setting("PERCORE_LOAD_TIMEOUT", "600", SECONDS)
-    """Importing TensorFlow may take this long, and then loading and warming up every model may take this long again. If one of
-    them takes longer, the process ends."""
+    """The import of TensorFlow may take this long. After it, the load and the warm-up of all models together may take this long
+    again. If one of the two takes longer, the process ends."""
     body_timeout: float = setting("PERCORE_BODY_TIMEOUT", "60", SECONDS)
     """Receiving a request. A slower client gets 408."""
     queue_timeout: float = setting("PERCORE_QUEUE_TIMEOUT", "7200", SECONDS)
@@ -257,7 +258,7 @@ class LimitSettings:
     queue_length: int = setting("PERCORE_QUEUE_LENGTH", "1024", within(1, 65535))
     """Calls that may be queued; the next one gets 429."""
     on_client_disconnect: str = setting("PERCORE_ON_CLIENT_DISCONNECT", "end", one_of("end", "end-if-worthwhile", "finish"))
-    """What happens when the client disconnects while its call computes. `end`: the worker is ended at once.
+    """The reaction when the client disconnects while its call computes. `end`: the worker is ended at once.
     `end-if-worthwhile`: the worker is ended only if the rest of the run timeout is longer than a load takes. `finish`: the call
     runs to its end."""
 

@@ -1,4 +1,7 @@
-"""Options of sockets. If the kernel does not have one, as in a sandbox, the service runs without it and logs a line once."""
+"""Options of sockets.
+
+A kernel may lack an option, for example in a sandbox. Then the service runs without it and logs a line once.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ log = logging.getLogger("percore.sockets")
 
 Option = tuple[int, str, int | bytes]
 """Level, the name of the option in the module ``socket``, and the value."""
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 class HasOptions(Protocol):
-    """A socket, or the object that an event loop has in its place."""
+    """A socket, or an event loop's object for it."""
 
     def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
         """Set an option; raise OSError if the kernel does not have it."""
@@ -43,7 +46,7 @@ def set_options(each: HasOptions, options: Iterable[Option]) -> list[tuple[int, 
             number = getattr(socket, name)
             each.setsockopt(level, number, value)
         except (OSError, AttributeError) as error:
-            _say_once(name, error)
+            _log_once(name, error)
         else:
             found.append((level, number, value))
     return found
@@ -55,7 +58,7 @@ def usable(options: Iterable[Option]) -> list[tuple[int, int, int | bytes]]:
         return set_options(trial, options)
 
 
-def _say_once(name: str, error: Exception) -> None:
-    if name not in _said:
-        _said.add(name)
-        log.warning("the kernel has no socket option %s (%s): it is done without", name, error)
+def _log_once(name: str, error: Exception) -> None:
+    if name not in _logged:
+        _logged.add(name)
+        log.warning("the kernel has no socket option %s (%s): the service runs without it", name, error)

@@ -21,7 +21,7 @@ log = logging.getLogger("percore.state_dir")
 
 KEY = "PERCORE_STATE_DIR"
 TOUCH_SECONDS = 3600.0
-"""How old a file may become: cleaners take those that are a day old, or ten days."""
+"""A file is touched when it is this old. Cleaners remove files that are one or ten days old."""
 
 
 def make(folder: Path, key: str = KEY) -> None:
@@ -29,7 +29,7 @@ def make(folder: Path, key: str = KEY) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StartError(f"{key}={str(folder)!r}: cannot be made a folder: {error.strerror}") from error
+        raise StartError(f"{key}={str(folder)!r}: the folder cannot be created: {error.strerror}") from error
 
 
 def own(folder: Path) -> None:
@@ -69,7 +69,7 @@ def clear_socket(path: Path) -> None:
     """Remove the file of a socket that a killed process left; raise StartError if something else is in its place."""
     with start_errors(path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise StartError(f"{path}: must be a socket, or not there")
+            raise StartError(f"{path}: must be a socket, or must not exist")
         path.unlink()
 
 
@@ -96,13 +96,13 @@ class Lock:
                     raise
             if self._is_here(fd):
                 break
-            os.close(fd)  # it was removed before it was locked: the next process would create and lock another file
+            os.close(fd)  # the file was removed before it was locked, so the next process would create and lock a new file
         self.close()
         self._fd = fd
         return True
 
     def _is_here(self, fd: int) -> bool:
-        """Tell whether the path still leads to the file that is locked."""
+        """Return whether the path still names the locked file."""
         try:
             return os.path.samestat(self._path.lstat(), os.fstat(fd))
         except OSError:
@@ -115,10 +115,10 @@ class Lock:
             return True
         if not self._said:
             self._said = True
-            log.warning("%s was removed: it is made again", self._path)
+            log.warning("%s was removed: it is created again", self._path)
         try:
             return self.take()
-        except StartError as error:  # no other process can have it either
+        except StartError as error:  # no other process can take the lock either
             log.debug("%s", error)
             return True
 

@@ -69,7 +69,7 @@ class Child:
     starts: int = 0
     failures: int = 0
     crashes: bool = True
-    """Whether it has ended by itself, and soon, each time that it was started."""
+    """Whether it has ended soon after each start so far."""
     started: float = 0.0
     due: float = field(default=0.0)
 
@@ -78,7 +78,7 @@ class Child:
         parent = os.getpid()
         self.starts += 1
         self.process = subprocess.Popen(  # noqa: S603 - our own code, with our own arguments
-            (sys.executable, "-P", "-m", "percore", *self.arguments),  # -P: a user's percore.py is not ours
+            (sys.executable, "-P", "-m", "percore", *self.arguments),  # -P: do not import a percore.py of the user
             pass_fds=self.pass_fds,
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - no other thread runs yet
@@ -105,7 +105,7 @@ class Child:
         pid = self.process.pid
         try:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        except OSError:  # a kernel that does not list them
+        except OSError:  # this kernel does not list children
             children = []
         self.process.kill()
         for child in children:
@@ -204,7 +204,7 @@ class Supervisor:
                 self._deadline = min(self._deadline, time.monotonic() + END_SECONDS)
                 self._gateway.send(signal.SIGTERM)
                 self._arbiter.send(signal.SIGQUIT)
-        child.send(signal.SIGTERM)  # the gateway's second signal: it answers queued calls with 503
+        child.send(signal.SIGTERM)  # a second signal makes the gateway answer queued calls with 503
         child.wait(FORCED_SECONDS)
         child.kill()
         child.wait(END_SECONDS)

@@ -1,4 +1,4 @@
-"""Renders the chart as `helm template` does, with no cluster there."""
+"""Renders the chart by `helm template`, without a cluster."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CHART = ROOT / "deploy/helm/percore"
 HELM = str(Path(sys.executable).parent / "helm")
 FIXED = ("autoscaling.enabled=false", "monitoring.enabled=false")
 LIVE = ("--api-versions", "apiregistration.k8s.io/v1")
-"""What a real API server has, and what Helm without one does not know of."""
+"""API versions that a real API server has. Helm does not know them without a cluster."""
 WITH_CRDS = ("--api-versions", "monitoring.coreos.com/v1/ServiceMonitor")
 VOLUME = ("calls.enabled=true",)
 CLAIMED = (*VOLUME, "calls.persistence.existingClaim=mine")
 DATABASE = (*VOLUME, "calls.database.existingSecret=database")
 WEBHOOKS = ("calls.webhooks.hosts={a.example.com,10.0.0.0/8}", "calls.webhooks.existingSecret=signing")
 NOT_OF_KUBERNETES = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "BackendConfig"}
-"""Kinds whose schemas are not those of Kubernetes itself."""
+"""Kinds whose schemas are not part of Kubernetes itself."""
 Object = dict[str, Any]
 
 
@@ -35,7 +35,7 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 def template(
     *values: str, release: str = "first", namespace: str = "here", more: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Render with values as ``--set`` takes them."""
+    """Render with values in the form of ``--set``."""
     given = [word for value in values for word in ("--set", value)]
     return helm("template", release, str(CHART), "--namespace", namespace, *given, *more)
 
@@ -48,14 +48,17 @@ def render(*values: str, release: str = "first", namespace: str = "here", more: 
 
 
 def refusal(*values: str, more: tuple[str, ...] = ()) -> str:
-    """Return what Helm says of values that it does not take."""
+    """Return the error of Helm for values that it refuses."""
     done = template(*values, more=more)
     assert done.returncode != 0, "it was rendered"
     return done.stderr
 
 
 def notes(*values: str, release: str = "first", namespace: str = "here", more: tuple[str, ...] = ()) -> str:
-    """Return what an installation would say. Helm shows that only where there is a cluster, so a copy has it as an object."""
+    """Return the notes of an installation.
+
+    Helm shows them only if there is a cluster, so a copy of the chart renders them as an object.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "percore"
         shutil.copytree(CHART, copy)
@@ -70,14 +73,14 @@ def notes(*values: str, release: str = "first", namespace: str = "here", more: t
 
 
 def one(objects: list[Object], kind: str, name: str = "") -> Object:
-    """Return the only object of a kind, or of a kind and a name's end."""
+    """Return the only object of a kind, or of a kind and a name that ends in ``name``."""
     found = [each for each in objects if each["kind"] == kind and each["metadata"]["name"].endswith(name)]
     assert len(found) == 1, [(each["kind"], each["metadata"]["name"]) for each in found]
     return found[0]
 
 
 def pod_specs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Yield the name and the specification of every pod, those of templates included."""
+    """Yield the name and the specification of every pod and pod template."""
     for each in objects:
         if each["kind"] == "Pod":
             yield each["metadata"]["name"], each["spec"]
@@ -90,5 +93,5 @@ def containers(spec: Object) -> list[Object]:
 
 
 def environment(container: Object) -> dict[str, str]:
-    """Return the variables that have a fixed value."""
+    """Return the environment variables with a fixed value."""
     return {each["name"]: each["value"] for each in container["env"] if "value" in each}

@@ -1,4 +1,4 @@
-"""The engines of autoscaling, zero pods and the buffer, as the chart renders them."""
+"""Autoscaling as the chart renders it: the engines, zero pods, and the buffer."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ def trigger(*values: str) -> Any:
     return only
 
 
-def test_one_engine_scales_and_both_leave_the_number_of_pods_alone() -> None:
+def test_one_engine_scales_and_the_deployment_names_no_number_of_pods() -> None:
     for engine, kind in (("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")):
         objects = render(f"autoscaling.engine={engine}")
         assert {each["kind"] for each in objects} & {"HorizontalPodAutoscaler", "ScaledObject"} == {kind}
@@ -71,7 +71,7 @@ def test_keda_wants_a_pod_for_each_call_of_this_release_and_takes_no_value_for_a
 
 @pytest.mark.parametrize(("least", "replicas"), [(0, 1), (1, 1), (3, 3)])
 def test_a_lost_metric_keeps_the_pods_that_are_there_and_never_scales_to_zero(least: int, replicas: int) -> None:
-    """A fallback of 0 replicas would: KEDA then goes on as if there were no calls."""
+    """With a fallback of 0 replicas, KEDA would go on as if there were no calls."""
     fallback = scaled_object(f"autoscaling.minReplicas={least}")["fallback"]
     assert fallback == {"failureThreshold": 3, "replicas": replicas, "behavior": "currentReplicas"}
 
@@ -81,7 +81,7 @@ def test_the_first_call_is_seen_as_soon_as_it_is_scraped() -> None:
     assert scaled_object("monitoring.interval=1s")["pollingInterval"] == 1
 
 
-def test_keda_asks_where_and_as_whom_it_is_told() -> None:
+def test_the_address_and_the_authentication_of_keda_are_values() -> None:
     only = trigger("autoscaling.keda.serverAddress=https://thanos:9092", "autoscaling.keda.authenticationRef.name=reader")
     assert only["metadata"]["serverAddress"] == "https://thanos:9092"
     assert only["authenticationRef"] == {"name": "reader"}
@@ -99,7 +99,7 @@ def test_a_buffer_means_the_same_to_both_engines_and_only_one_needs_a_recorded_s
 
 
 @pytest.mark.parametrize("engine", ["hpa", "keda"])
-def test_no_pods_at_all_can_be_asked_of_both_engines(engine: str) -> None:
+def test_both_engines_can_scale_to_zero_pods(engine: str) -> None:
     objects = render(f"autoscaling.engine={engine}", "autoscaling.minReplicas=0")
     if engine == "hpa":
         assert one(objects, "HorizontalPodAutoscaler")["spec"]["minReplicas"] == 0
@@ -107,7 +107,7 @@ def test_no_pods_at_all_can_be_asked_of_both_engines(engine: str) -> None:
         assert one(objects, "ScaledObject")["spec"]["minReplicaCount"] == 0
 
 
-def test_a_cluster_without_keda_is_told_what_to_install_or_to_set() -> None:
+def test_a_cluster_without_keda_is_refused_with_the_chart_to_install_or_the_value_to_set() -> None:
     said = refusal(KEDA, more=(*LIVE, *WITH_CRDS))
     for word in (
         "ScaledObject",
@@ -122,7 +122,7 @@ def test_a_cluster_without_keda_is_told_what_to_install_or_to_set() -> None:
 
 
 @pytest.mark.parametrize("value", ["serverAddress=prometheus:9090", "serverAddress=", "server=http://a", "authenticationRef=a"])
-def test_what_keda_cannot_use_is_refused(value: str) -> None:
+def test_a_value_that_keda_cannot_use_is_refused(value: str) -> None:
     assert "autoscaling.keda" in refusal(KEDA, f"autoscaling.keda.{value}")
 
 
@@ -157,7 +157,7 @@ def test_keda_alone_asks_every_gateway_and_adds_their_calls_up() -> None:
 
 
 def test_the_address_that_keda_alone_asks_is_that_of_every_gateway_also_one_that_shuts_down() -> None:
-    """KEDA takes Service, namespace and the pods' port from it."""
+    """KEDA reads the Service, the namespace and the port of the pods from this address."""
     objects = render(*WITHOUT_PROMETHEUS)
     address = urlsplit(one(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"]["url"])
     name, namespace, _ = str(address.hostname).split(".")
@@ -169,7 +169,7 @@ def test_the_address_that_keda_alone_asks_is_that_of_every_gateway_also_one_that
 
 
 def test_the_metric_that_keda_alone_reads_is_one_series() -> None:
-    """KEDA takes the first series that it finds, and would leave out the others."""
+    """KEDA reads the first series that it finds, and ignores all others."""
     wanted = keda_alone()["triggers"][0]["metadata"]["valueLocation"]
     [metric] = [each for each in GatewayMetrics().registry.collect() if each.name == wanted]
     assert [(sample.name, sample.labels) for sample in metric.samples] == [(wanted, {})]
@@ -205,7 +205,7 @@ def test_keda_alone_needs_keda_and_no_prometheus_operator() -> None:
 
 
 @pytest.mark.parametrize("engine", ["hpa", "keda", "keda-metrics-api"])
-def test_keda_s_operator_may_read_the_gateways_where_it_does_and_only_gateways(engine: str) -> None:
+def test_the_operator_of_keda_may_read_gateways_alone_and_only_if_it_reads_them(engine: str) -> None:
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     chosen = f"autoscaling.engine={engine}"
     named = r"networkPolicy.scrapers[0].namespaceSelector.matchLabels.kubernetes\.io/metadata\.name=monitoring"
@@ -222,7 +222,7 @@ def _scrapers(policy: Object) -> list[Object]:
     return found
 
 
-def test_the_notes_do_not_ask_for_prometheus_adapter_where_keda_scales() -> None:
+def test_the_notes_do_not_ask_for_prometheus_adapter_if_keda_scales() -> None:
     assert "Install prometheus-adapter" in notes()
     assert "prometheus-adapter" not in notes(KEDA)
     assert "while there is none, calls are queued" in notes("autoscaling.minReplicas=0")

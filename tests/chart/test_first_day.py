@@ -1,4 +1,4 @@
-"""What a team tries on the first day: values as people write them, and what the chart says of those that cannot be."""
+"""What a team tries on the first day: values as people write them, and the errors for values that cannot work."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tests.chart.harness import (
 
 
 def strict(text: str) -> list[Object]:
-    """Read YAML as an API server does: a key that is there twice is an error."""
+    """Read YAML as an API server does: a key that occurs twice is an error."""
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -96,7 +96,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("key", PLACES)
-def test_a_quantity_is_what_kubernetes_takes_for_one(tmp_path: Path, key: str) -> None:
+def test_a_quantity_is_read_as_kubernetes_reads_it(tmp_path: Path, key: str) -> None:
     group, _, inner = key.partition(".")
     component, *path = PLACES[key]
     for given, rendered in QUANTITIES.items():
@@ -108,7 +108,7 @@ def test_a_quantity_is_what_kubernetes_takes_for_one(tmp_path: Path, key: str) -
 
 
 @pytest.mark.parametrize("quantity", ["lots", "-1", "1,5Gi", "1 Gi", "1gb", "0"])
-def test_what_is_no_quantity_is_refused_by_name(quantity: str) -> None:
+def test_a_value_that_is_not_a_quantity_is_refused_by_name(quantity: str) -> None:
     assert "- memory: " in refusal(f"memory={quantity.replace(',', chr(92) + ',')}")
 
 
@@ -160,7 +160,7 @@ def test_a_setting_that_the_process_does_not_have_is_refused(key: str, name: str
     assert f"{key}: {name} is no setting of these containers" in refusal(f"{key}[0].name={name}", f"{key}[0].value=a")
 
 
-def test_every_variable_that_the_chart_sets_is_refused_as_an_own_one() -> None:
+def test_a_user_cannot_set_a_variable_that_the_chart_sets() -> None:
     objects = render("gateway.priorityHeader=X-Priority", "handler=a:B")
     for key, component in (("env", "inference"), ("gateway.env", "gateway")):
         container = one(objects, "Deployment", component)["spec"]["template"]["spec"]["containers"][0]
@@ -168,7 +168,7 @@ def test_every_variable_that_the_chart_sets_is_refused_as_an_own_one() -> None:
             assert f"- {key}.0.name: " in refusal(f"{key}[0].name={each['name']}", f"{key}[0].value=a")
 
 
-def test_every_setting_can_be_reached() -> None:
+def test_every_setting_can_be_set_by_a_value() -> None:
     of_image = {"PERCORE_HOST", "PERCORE_PORT", "PERCORE_STATUS_PORT", "PERCORE_STATE_DIR"}
     of_values = {"PERCORE_APP", "PERCORE_MODEL_DIGEST"}  # `app`, which excludes `handler`, and `model.digest`
     usual = ("gateway.priorityHeader=X-Priority", "gateway.callerHeader=X-Tenant", "gateway.healthPaths[0]=/", "handler=a:B")
@@ -241,7 +241,7 @@ def test_the_notes_say_that_autoscaling_begins_about_a_minute_late() -> None:
 
 
 @pytest.mark.parametrize(("version", "said"), [("1.34.1", True), ("1.35.0", False)])
-def test_the_notes_say_what_an_old_cluster_tolerates(version: str, said: bool) -> None:
+def test_the_notes_name_the_tolerance_of_an_old_cluster(version: str, said: bool) -> None:
     assert ("tolerates a tenth" in notes(more=("--kube-version", version))) is said
 
 
@@ -262,12 +262,12 @@ def test_docs_look_at_the_metric_that_the_autoscaler_reads() -> None:
     "value",
     ["service.loadBalancerClass=a", "service.loadBalancerSourceRanges={10.0.0.0/8}", "service.externalTrafficPolicy=Local"],
 )
-def test_values_of_a_load_balancer_are_refused_where_there_is_none(value: str) -> None:
+def test_values_of_a_load_balancer_are_refused_if_there_is_none(value: str) -> None:
     assert "service.type=ClusterIP" in refusal(value)
     assert render(value, "service.type=LoadBalancer")
 
 
-def test_the_chart_says_what_an_index_of_charts_shows() -> None:
+def test_the_chart_has_the_metadata_that_an_index_of_charts_shows() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     for key in ("home", "icon", "sources", "maintainers", "keywords"):
         assert chart[key], key

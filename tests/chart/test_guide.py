@@ -1,4 +1,4 @@
-"""What the operations guide says of the chart, by rendering it."""
+"""Statements of the operations guide about the chart, checked by rendering it."""
 
 import re
 from pathlib import Path
@@ -14,14 +14,14 @@ VALUES = re.findall(r"^```yaml\n(# values.yaml\n.*?)^```", NODES, re.MULTILINE |
 
 
 def pods(component: str, *values: str, more: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the template from which a Deployment of the chart makes its pods."""
+    """Return the pod template of a Deployment of the chart."""
     deployments = [each for each in render(*values, *FIXED, more=more) if each["kind"] == "Deployment"]
     [found] = [each for each in deployments if each["metadata"]["name"].endswith(component)]
     template: dict[str, Any] = found["spec"]["template"]
     return template
 
 
-def test_grace_periods_are_what_the_page_on_nodes_says() -> None:
+def test_grace_periods_are_those_of_the_page_on_nodes() -> None:
     limits = (
         "timeouts.run=700",
         "timeouts.body=11",

@@ -1,4 +1,4 @@
-"""The Dockerfile and what goes into the images. That they run is what the e2e tests show."""
+"""The Dockerfile and the content of the images. The e2e tests run the images."""
 
 import http.server
 import importlib.util
@@ -49,21 +49,24 @@ def stages() -> dict[str, str]:
     return {text.splitlines()[0].split(" AS ")[1]: text for text in texts}
 
 
-def test_every_image_that_runs_is_without_a_name_for_its_user_and_without_root() -> None:
+def test_every_image_has_a_numeric_user_that_is_not_root() -> None:
     for target in ("inference", "gateway"):
         assert "USER 65532:65532" in stages()[target]
     assert "USER" not in stages()["demo"], "it keeps that of inference"
 
 
-def test_the_three_lines_of_the_readme_are_those_that_are_tried() -> None:
+def test_the_e2e_image_has_the_three_lines_of_the_readme() -> None:
     readme = (ROOT / "deploy/README.md").read_text()
     script = (ROOT / "tests/e2e/images").read_text()
     assert "ENV PERCORE_HANDLER=fortune:Fortune" in readme
     assert "ENV PERCORE_HANDLER=fortune:Fortune" in script
 
 
-def test_the_gateway_reaches_the_api_server_with_what_its_image_keeps_of_the_client(tmp_path: Path) -> None:
-    """The stage removes most of the client of Kubernetes. The rest lists slices, over HTTP, with the credentials of a file."""
+def test_the_gateway_reaches_the_api_server_with_the_part_of_the_client_in_its_image(tmp_path: Path) -> None:
+    """The stage of the gateway removes most of the client of Kubernetes.
+
+    The rest must list slices over HTTP, with the credentials of a file.
+    """
     removed = re.findall(r"site-packages/(kubernetes/\S+)", stages()["gateway-libraries"])
     assert sorted(removed) == ["kubernetes/aio", "kubernetes/client/api", "kubernetes/client/models"]
     installed = Path(str(importlib.util.find_spec("kubernetes").submodule_search_locations[0]))  # type: ignore[union-attr,index]
@@ -108,7 +111,7 @@ def kubeconfig(port: int) -> dict[str, Any]:
 
 
 class ApiServer(http.server.HTTPServer):
-    """Lists one slice, and answers a watch with the credentials that came with it."""
+    """Lists one slice. Answers a watch with an ERROR event that quotes the credentials of the request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)

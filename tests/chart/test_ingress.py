@@ -1,4 +1,4 @@
-"""Callers outside the cluster: an Ingress or an HTTPRoute, with timeouts that let a call of minutes live."""
+"""Callers outside the cluster: an Ingress or an HTTPRoute, with timeouts that do not cut a call of minutes."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.chart.harness import CHART, LIVE, ROOT, WITH_CRDS, Object, notes, one
 ON = "ingress.enabled=true"
 TIMEOUTS = ("timeouts.queue=1000", "timeouts.run=2000", "timeouts.body=30", "timeouts.answer=30", "maxBodyBytes=12345")
 CALL = 1000 + 2000 + 2 * 30 + 60
-"""What the four timeouts and a minute make."""
+"""The sum of the four timeouts and a minute."""
 ROUTE = ("httpRoute.enabled=true", "httpRoute.parentRefs[0].name=front")
 SETTINGS = {
     "nginx": {"proxy-read-timeout": str(CALL), "proxy-send-timeout": str(CALL), "proxy-body-size": "12345"},
@@ -33,7 +33,7 @@ def ingress(*values: str) -> Object:
     return one(render(ON, *values), "Ingress")
 
 
-def test_there_is_neither_by_default() -> None:
+def test_there_is_no_ingress_and_no_route_by_default() -> None:
     assert not {each["kind"] for each in render()} & {"Ingress", "HTTPRoute", "BackendConfig"}
 
 
@@ -86,7 +86,7 @@ def test_a_controller_that_keeps_connections_longer_than_the_gateway_is_refused(
     assert render("ingress.controller=alb"), "without an Ingress the controller has no effect"
 
 
-def test_a_load_balancer_has_no_timeout_above_its_most_and_the_notes_say_what_follows() -> None:
+def test_the_timeout_of_a_load_balancer_is_at_most_its_maximum_and_the_notes_say_so() -> None:
     long = ("ingress.controller=alb", "gateway.idleTimeoutSeconds=4020")
     found = ingress(*long)["metadata"]["annotations"]
     assert found["alb.ingress.kubernetes.io/load-balancer-attributes"] == "idle_timeout.timeout_seconds=4000"
@@ -138,7 +138,7 @@ def test_the_timeout_of_a_route_is_written_as_the_gateway_api_takes_it(limit: in
     assert seconds == 4 * limit + 60
 
 
-def test_what_a_route_needs_arrives_or_is_asked_for() -> None:
+def test_a_route_has_its_values_and_a_missing_one_is_named() -> None:
     more = ("httpRoute.hostnames={a.example.com}", "httpRoute.filters[0].type=RequestMirror", "httpRoute.annotations.a=b")
     found = one(render(*ROUTE, *more, "httpRoute.labels.a=b"), "HTTPRoute")
     assert found["spec"]["parentRefs"] == [{"name": "front"}]
@@ -150,7 +150,7 @@ def test_what_a_route_needs_arrives_or_is_asked_for() -> None:
     assert "- httpRoute.timeout: " in refusal(*ROUTE, "httpRoute.timeout=2 hours")
 
 
-def test_a_cluster_without_the_gateway_api_is_told_what_to_install_or_to_set() -> None:
+def test_a_cluster_without_the_gateway_api_is_refused_with_the_value_to_set() -> None:
     said = refusal(*ROUTE, more=(*LIVE, *WITH_CRDS))
     assert "this cluster has no HTTPRoute" in said
     assert "--set ingress.enabled=true" in said

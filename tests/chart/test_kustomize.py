@@ -18,7 +18,7 @@ EVERYTHING = ["monitoring", "network-policy"]
 
 
 def read(*folders: str) -> dict[kustomize.Key, Object]:
-    """Return the objects of folders, as Kustomize would collect them before it patches."""
+    """Return the objects of folders, as Kustomize collects them before it applies patches."""
     objects: list[Object] = []
     for folder in folders:
         listed = yaml.safe_load((kustomize.KUSTOMIZE / folder / "kustomization.yaml").read_text())["resources"]
@@ -45,7 +45,7 @@ def test_with_stored_calls_the_base_is_the_chart_that_stores_calls(tmp_path: Pat
     assert kustomize.difference(built, kustomize.chart("calls.enabled=true", namespace="elsewhere")) == {}
 
 
-def test_a_patch_adds_to_the_end_of_a_list_and_says_where_it_cannot() -> None:
+def test_a_patch_adds_to_the_end_of_a_list_or_fails_with_the_reason() -> None:
     old, new = {"a": [{"b": 1}], "c": 2}, {"a": [{"b": 3}, {"d": 4}], "e/f": 5}
     assert list(manifests.changes(old, new)) == [
         {"op": "replace", "path": "/a/0/b", "value": 3},
@@ -57,14 +57,14 @@ def test_a_patch_adds_to_the_end_of_a_list_and_says_where_it_cannot() -> None:
         list(manifests.changes({"a": [1, 2]}, {"a": [1]}))
 
 
-def test_nothing_says_that_helm_manages_it() -> None:
+def test_no_object_of_an_overlay_has_labels_of_helm() -> None:
     for path in kustomize.KUSTOMIZE.rglob("*.yaml"):
         text = path.read_text()
         assert "helm.sh" not in text, path
         assert "managed-by" not in text, path
 
 
-def test_overlays_list_what_exists_and_install_nothing_from_elsewhere() -> None:
+def test_overlays_list_files_that_exist_and_nothing_from_elsewhere() -> None:
     overlays = list((kustomize.KUSTOMIZE / "overlays").iterdir())
     assert {each.name for each in overlays} == kustomize.SAME.keys()
     for overlay in overlays:

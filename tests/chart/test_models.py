@@ -1,4 +1,4 @@
-"""Where the models of a release come from."""
+"""The sources of a release's models."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_a_uri_is_fetched_to_a_volume_that_the_worker_can_only_read() -> None:
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in worker["volumeMounts"]
 
 
-def test_what_belongs_to_a_uri_reaches_the_container_that_fetches() -> None:
+def test_the_values_of_a_uri_reach_the_container_that_fetches() -> None:
     given = (URI, "model.name=mine", f"model.digest={DIGEST}", "model.endpoint=http://minio:9000", "model.anonymous=true")
     more = ("model.existingSecret=keys", "model.caConfigMap.name=ca", "model.env[0].name=AWS_REGION", "model.env[0].value=here")
     found = fetcher(*given, *more, "timeouts.load=100", "model.maxBytes=20000000000")

@@ -1,4 +1,4 @@
-"""What the chart renders for those who watch: the rules and the dashboard."""
+"""Rules and dashboard, as the chart renders them."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def names(found: list[Object]) -> set[str]:
 
 
 @pytest.mark.parametrize("values", [("monitoring.rules.enabled=false",), FIXED])
-def test_there_are_no_rules_where_nobody_wants_them(values: tuple[str, ...]) -> None:
+def test_the_rules_can_be_switched_off(values: tuple[str, ...]) -> None:
     assert not [each for each in render(*values) if each["metadata"]["name"].endswith("-rules")]
 
 
@@ -47,39 +47,39 @@ def test_objectives_and_thresholds_are_values() -> None:
     assert 'le=~\\"60(' not in text
 
 
-def test_an_objective_is_one_whose_alerts_can_fire() -> None:
-    """At 93 % even if every call fails the budget burns but 14.3 times as fast as it may."""
+def test_an_objective_with_an_alert_that_cannot_fire_is_refused() -> None:
+    """With an objective of 93 %, the burn rate is 14.3 if every call fails, which is below the threshold of the alert."""
     assert "monitoring.rules.queueTimeObjective" in refusal("monitoring.rules.queueTimeObjective=93")
     for value in ("100", "100.0", "94.9", "99.9%", "0.999"):
         assert "monitoring.rules.successObjective" in refusal(f"monitoring.rules.successObjective={value}")
 
 
-def test_the_queue_times_that_may_be_told_apart_are_those_that_are_measured() -> None:
+def test_the_threshold_of_queue_times_must_be_a_bucket_of_the_histogram() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     allowed = schema["properties"]["monitoring"]["properties"]["rules"]["properties"]["queueTimeSeconds"]["enum"]
     assert allowed == [int(bound) for bound in DURATION_BUCKETS if bound >= 1 and bound.is_integer()]
     assert all(str(seconds) in (CHART / "values.yaml").read_text() for seconds in allowed)
 
 
-def test_the_codes_that_count_are_codes_that_the_gateway_has() -> None:
+def test_the_rules_count_only_codes_that_the_gateway_has() -> None:
     found = {code for rule in rules() for codes in re.findall(r'code=~"([^"]+)"', rule["expr"]) for code in codes.split("|")}
     samples = [sample for family in GatewayMetrics().registry.collect() for sample in family.samples]
     codes = {sample.labels["code"] for sample in samples if sample.name == "percore_gateway_call_seconds_count"}
     assert found == {code for code in codes if not code.startswith("4")} - {"disconnected"} | {"429"}
 
 
-def test_no_more_than_429_and_every_5xx_counts_as_failed() -> None:
+def test_only_429_and_every_5xx_count_as_failed() -> None:
     codes = {code for code in map(label_of, map(str, range(200, 600))) if code == "429" or code.startswith("5")}
     assert set(queries.FAILED.split("|")) == codes
 
 
-def test_pods_that_are_late_are_those_that_had_the_load_limit_and_five_minutes() -> None:
+def test_a_pod_is_late_after_the_load_timeout_and_five_minutes() -> None:
     late = [rule for rule in rules("timeouts.load=900") if rule.get("alert") == "PercorePodsNotReady"]
     assert {rule["for"] for rule in late} == {"1200s"}
     assert all("1200s" in rule["annotations"]["description"] for rule in late)
 
 
-def test_alerts_on_an_autoscaler_are_there_where_it_is() -> None:
+def test_alerts_on_an_autoscaler_exist_only_with_that_autoscaler() -> None:
     of_autoscaler = {"PercoreCallsWaitAtMaximum", "PercoreAutoscalerBlind", "PercoreAutoscalerStuck"}
     assert names(rules()) - names(rules("autoscaling.enabled=false")) == of_autoscaler
 
@@ -136,7 +136,7 @@ def test_the_dashboard_of_several_clusters_tells_them_apart_by_the_label_of_one_
 
 
 @pytest.mark.parametrize("values", [("monitoring.dashboard.enabled=false",), FIXED])
-def test_there_is_no_dashboard_where_nobody_wants_it(values: tuple[str, ...]) -> None:
+def test_the_dashboard_can_be_switched_off(values: tuple[str, ...]) -> None:
     assert "ConfigMap" not in {each["kind"] for each in render(*values)}
 
 

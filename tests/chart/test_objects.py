@@ -1,4 +1,4 @@
-"""What the chart renders: facts an operator, or a call, depends on."""
+"""The rendered objects: facts that operators and calls depend on."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_every_object_is_one_that_this_version_of_kubernetes_knows(version: str,
             kubernetes_validate.validate(each, version, strict=True)
 
 
-def test_every_object_says_whose_it_is_and_where(objects: list[Object]) -> None:
+def test_every_object_names_its_release_and_its_namespace(objects: list[Object]) -> None:
     for each in objects:
         assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "first", each["kind"]
         assert each["metadata"].get("namespace", "here") == "here"
@@ -139,7 +139,10 @@ def test_the_gateway_is_one_container_that_serves_calls_and_metrics() -> None:
 
 
 def test_the_gateway_is_restarted_only_when_its_process_says_that_it_hangs() -> None:
-    """A restart loses the queue, so a slow probe must not cause it: the process fails /livez after 60 s without a tick."""
+    """A restart loses the queue, so a slow probe must not cause one.
+
+    The process fails /livez after 60 s in which the event loop did not run.
+    """
     gateway = _gateway()
     assert gateway["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     liveness = gateway["livenessProbe"]
@@ -156,7 +159,7 @@ def _gateway(*values: str) -> Object:
 
 
 @pytest.mark.parametrize("spool", [2147483648, 3, 1099511627776])
-def test_the_spool_is_a_volume_on_disk_that_is_a_quarter_larger_than_what_the_gateway_writes(spool: int) -> None:
+def test_the_spool_is_a_volume_on_disk_a_quarter_larger_than_the_bound_of_the_gateway(spool: int) -> None:
     values = (f"gateway.spool.bytes={spool}", "maxBodyBytes=1")
     spec = _spec(render(*values), "gateway")
     [container] = spec["containers"]
@@ -171,7 +174,7 @@ def test_the_spool_is_a_volume_on_disk_that_is_a_quarter_larger_than_what_the_ga
 
 
 def test_large_numbers_of_values_arrive_as_whole_numbers() -> None:
-    """Helm reads the numbers of values.yaml as floats, which it would print as 2.147483648e+09."""
+    """Helm reads the numbers of values.yaml as floats, and would print them as 2.147483648e+09."""
     for values in ((), ("gateway.spool.memoryBytes=4294967296", "maxBodyBytes=2147483648")):
         for each in render(*values, "handler=a:B"):
             if each["kind"] in ("Deployment", "Pod"):
@@ -184,7 +187,7 @@ def test_large_numbers_of_values_arrive_as_whole_numbers() -> None:
     assert environment(_gateway())["PERCORE_GATEWAY_SPOOL_BYTES"] == "2147483648"
 
 
-def test_no_probe_can_end_a_call_that_runs_and_the_models_have_their_load_limit() -> None:
+def test_no_probe_can_end_a_running_call_and_a_load_has_its_whole_timeout() -> None:
     objects = render("timeouts.load=900")
     [worker] = _spec(objects, "inference")["containers"]
     assert "livenessProbe" not in worker
@@ -200,7 +203,7 @@ def test_no_probe_can_end_a_call_that_runs_and_the_models_have_their_load_limit(
         ("timeouts.run=36000", "timeouts.queue=10", "timeouts.body=5", "gateway.shutdownDelaySeconds=90"),
     ],
 )
-def test_a_pod_that_is_told_to_go_has_time_to_finish(values: tuple[str, ...]) -> None:
+def test_a_pod_that_is_deleted_has_time_to_finish(values: tuple[str, ...]) -> None:
     objects = render(*values)
     inference, gateway = _spec(objects, "inference"), _spec(objects, "gateway")
     limits = _limits(inference)
@@ -212,7 +215,7 @@ def test_a_pod_that_is_told_to_go_has_time_to_finish(values: tuple[str, ...]) ->
     assert "preStop" in inference["containers"][0]["lifecycle"]
 
 
-def test_the_settings_that_containers_get_are_settings_and_both_sides_have_the_same_limits() -> None:
+def test_containers_get_only_known_settings_and_gateways_and_workers_the_same_limits() -> None:
     objects = render(*EVERYTHING, "timeouts.run=7", "timeouts.queue=8", "queue.length=9", "maxBodyBytes=33554432")
     inference, gateway = _spec(objects, "inference"), _spec(objects, "gateway")
     for container in containers(inference):
@@ -278,7 +281,7 @@ def test_autoscaling_owns_the_number_of_pods_and_follows_the_calls_of_all_gatewa
 
 
 @pytest.mark.parametrize(("version", "known"), [("1.29.0", False), ("1.34.5", False), ("1.35.0", True), ("1.37.2", True)])
-def test_no_more_calls_than_pods_are_tolerated_where_the_cluster_knows_how(version: str, known: bool) -> None:
+def test_the_hpa_has_tolerance_zero_if_the_cluster_has_that_field(version: str, known: bool) -> None:
     up = one(render(more=("--kube-version", version)), "HorizontalPodAutoscaler")["spec"]["behavior"]["scaleUp"]
     assert up.get("tolerance") == ("0" if known else None)
 
@@ -328,7 +331,7 @@ def test_a_service_monitor_takes_one_service_so_that_no_gateway_is_counted_twice
         ("false", [("discovery.k8s.io", "endpointslices", ["list", "watch"])]),
     ],
 )
-def test_the_gateway_may_do_what_it_does_and_nothing_else(value: str, rules: list[tuple[str, str, list[str]]]) -> None:
+def test_the_gateway_has_only_the_rights_that_it_needs(value: str, rules: list[tuple[str, str, list[str]]]) -> None:
     objects = render(f"gateway.deletionCosts.enabled={value}")
     role = one(objects, "Role")
     found = [
@@ -348,14 +351,14 @@ CALLER = "networkPolicy.callers[0].namespaceSelector.matchLabels.name=callers"
 
 
 def _peers(component: str, port: int, *values: str) -> list[Object] | None:
-    """Return who may connect to a port of a component; None where everyone may."""
+    """Return the peers that may connect to a port of a component; None if all may."""
     rules = one(render(*values), "NetworkPolicy", f"-{component}")["spec"]["ingress"]
     for_port = [rule for rule in rules if {"port": port} in rule["ports"]]
     assert for_port
     return [peer for rule in for_port for peer in rule["from"]] if all("from" in rule for rule in for_port) else None
 
 
-def test_inference_pods_take_calls_from_gateways_alone_and_reach_nobody() -> None:
+def test_inference_pods_take_calls_from_gateways_alone_and_open_no_connections() -> None:
     policy = one(render(), "NetworkPolicy", "inference")["spec"]
     assert policy["egress"] == []
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
@@ -373,7 +376,7 @@ def test_metrics_of_gateways_are_for_the_scrapers_that_are_named_and_not_for_cal
     assert _peers("gateway", 9090, NAMED, CALLER) == [SCRAPER]
 
 
-def test_everyone_may_call_and_read_metrics_while_nobody_is_named() -> None:
+def test_everyone_may_call_and_read_metrics_if_no_peers_are_named() -> None:
     assert _peers("gateway", 8080) is None
     assert _peers("gateway", 9090) is None
 
@@ -495,14 +498,14 @@ def test_the_test_calls_the_gateway_of_its_release() -> None:
     assert environment(container)["GATEWAY"] == "http://mine-percore:8080"
 
 
-def test_the_right_to_patch_pods_is_restricted_where_the_cluster_knows_how() -> None:
+def test_the_right_to_patch_pods_is_restricted_if_the_cluster_has_admission_policies() -> None:
     for version, known in (("1.29.4", False), ("1.30.0", True)):
         kinds = {each["kind"] for each in render(more=("--kube-version", version))}
         assert ("ValidatingAdmissionPolicy" in kinds) is known
     assert "ValidatingAdmissionPolicy" not in {each["kind"] for each in render("gateway.deletionCosts.admissionPolicy=false")}
 
 
-def test_images_are_of_the_version_of_the_chart_unless_told_otherwise() -> None:
+def test_images_have_the_version_of_the_chart_unless_a_value_names_another() -> None:
     images = {each["image"] for _, spec in pod_specs(render()) for each in containers(spec)}
     assert images == {f"localhost/percore/demo:{__version__}", f"localhost/percore/gateway:{__version__}"}
     values = ("image.repository=a/b", "image.tag=c", "gateway.image.repository=d", "gateway.image.tag=e")
@@ -514,7 +517,7 @@ def test_images_are_of_the_version_of_the_chart_unless_told_otherwise() -> None:
     assert f"version: {__version__}" in (CHART / "Chart.yaml").read_text()
 
 
-def test_the_memory_of_the_gateway_grows_with_its_queue_and_with_what_it_keeps_of_bodies() -> None:
+def test_the_memory_of_the_gateway_grows_with_its_queue_and_with_the_spool_in_memory() -> None:
     def memory(*values: str) -> str:
         resources = _gateway(*values)["resources"]
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
@@ -535,7 +538,7 @@ def _limits(spec: Object) -> settings.LimitSettings:
     return settings.load(environment(spec["containers"][0])).limits
 
 
-def test_whoever_may_call_the_gateway_helm_test_may_too() -> None:
+def test_the_network_policy_admits_helm_test_beside_all_callers() -> None:
     objects = render("networkPolicy.callers[0].podSelector.matchLabels.role=caller")
     [calls, _] = one(objects, "NetworkPolicy", "first-percore-gateway")["spec"]["ingress"]
     selected = [peer["podSelector"]["matchLabels"] for peer in calls["from"]]

@@ -26,7 +26,7 @@ def commands(*start: str) -> list[list[str]]:
 
 
 def installed(command: list[str]) -> list[dict[str, Any]]:
-    """Render what a `helm install` of the chart would create."""
+    """Return the objects that a `helm install` of the chart would create."""
     assert command[3] == str(CHART.relative_to(ROOT))
     options = [word for word in command[4:] if word != "--create-namespace"]
     done = helm("template", command[2], str(CHART), *options, *LIVE, *WITH_CRDS, *KEDA, "--kube-version", "1.35.0")
@@ -50,7 +50,7 @@ def test_each_install_scales_to_three_pods_and_is_found_by_the_operator(command:
         assert "http://prometheus-operated.monitoring.svc:9090" in yaml.safe_dump(scaler)
 
 
-def test_the_images_that_are_built_are_loaded_and_are_those_that_the_chart_installs() -> None:
+def test_the_built_images_are_loaded_and_are_the_images_of_the_chart() -> None:
     built = {
         command[command.index("--tag") + 1]: command[command.index("--target") + 1] for command in commands("docker", "build")
     }
@@ -67,7 +67,7 @@ def test_the_images_that_are_built_are_loaded_and_are_those_that_the_chart_insta
     assert all(name.endswith(f":{__version__}") for name in wanted)
 
 
-def test_what_the_page_waits_for_and_calls_is_there() -> None:
+def test_the_objects_that_the_page_waits_for_and_calls_exist() -> None:
     objects = installed(INSTALLS[0])
     [[*_, target]] = commands("kubectl", "--namespace", "percore", "rollout", "status")
     assert one(objects, "Deployment", "inference")["metadata"]["name"] == target.removeprefix("deployment/")
@@ -75,7 +75,7 @@ def test_what_the_page_waits_for_and_calls_is_there() -> None:
     assert dashboard.build().title == "percore"
 
 
-def test_versions_of_other_charts_are_those_that_continuous_integration_installs() -> None:
+def test_other_charts_have_the_versions_of_continuous_integration() -> None:
     addons = (ROOT / "tests/e2e/addons").read_text()
     for name in ("kube-prometheus-stack", "prometheus-adapter", "keda"):
         [command] = commands("helm", "install", name)

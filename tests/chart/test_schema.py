@@ -1,4 +1,4 @@
-"""What the chart refuses, and that it says why."""
+"""Values that the chart refuses, and the reasons."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_the_worker_may_have_any_environment_that_the_chart_does_not_set() -> No
         assert render(f"env[0].name={name}", "env[0].value=a")
 
 
-def test_a_cluster_without_the_prometheus_operator_is_told_what_to_install_or_to_set() -> None:
+def test_a_cluster_without_the_prometheus_operator_is_refused_with_the_value_to_set() -> None:
     said = refusal(more=LIVE)
     for word in ("ServiceMonitor", "kube-prometheus-stack", "prometheus-adapter", "--set autoscaling.enabled=false"):
         assert word in said
@@ -95,7 +95,7 @@ def test_a_cluster_without_the_prometheus_operator_is_told_what_to_install_or_to
     assert render(more=(*LIVE, *WITH_CRDS))
 
 
-def test_without_a_cluster_the_defaults_are_rendered_for_whoever_applies_them_later() -> None:
+def test_without_a_cluster_the_defaults_are_rendered() -> None:
     assert template().returncode == 0
 
 
@@ -114,5 +114,5 @@ def _ruled(schema: dict[str, object], path: tuple[str, ...] = ()) -> set[str]:
     return {key for name, each in properties.items() for key in _ruled(each, (*path, name))}
 
 
-def test_the_readme_is_what_the_values_say() -> None:
+def test_the_readme_is_generated_from_the_values() -> None:
     assert (CHART / "README.md").read_text() == values_table.page()

@@ -1,4 +1,4 @@
-"""Where a release keeps stored calls, what the gateway is given for that, and where it may connect to."""
+"""Stored calls of a release: their volume or database, the settings and secrets of the gateway, and its connections."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def _from_secrets(spec: Object) -> dict[str, Any]:
 
 
 def _volume(spec: Object) -> str | None:
-    """Return the claim that is mounted where stored calls are."""
+    """Return the claim of the volume for stored calls."""
     mounts = {each["mountPath"]: each["name"] for each in spec["containers"][0]["volumeMounts"] if not each.get("readOnly")}
     volumes = {each["name"]: each.get("persistentVolumeClaim") for each in spec["volumes"]}
     claim = volumes[mounts[CALLS_DIR]] if CALLS_DIR in mounts else None
@@ -53,7 +53,7 @@ def test_the_gateway_stores_calls_on_the_claim_that_the_chart_makes_and_helm_kee
     assert spec["securityContext"]["fsGroup"] == 65532, "the user of the gateway could not write to the volume"
 
 
-def test_a_claim_of_one_s_own_is_used_and_none_is_made() -> None:
+def test_an_existing_claim_is_used_and_none_is_created() -> None:
     assert "PersistentVolumeClaim" not in _kinds(render(*CLAIMED))
     assert _volume(_gateway(*CLAIMED)) == "mine"
 
@@ -62,7 +62,7 @@ def test_a_claim_of_one_s_own_is_used_and_none_is_made() -> None:
     ("values", "storage"),
     [((), "13824Mi"), (("calls.bytes=104857600",), "1149Mi"), (("calls.persistence.size=7Gi",), "7Gi")],
 )
-def test_a_claim_has_room_for_what_the_gateway_stores(values: tuple[str, ...], storage: str) -> None:
+def test_a_claim_has_room_for_the_bytes_that_the_gateway_may_store(values: tuple[str, ...], storage: str) -> None:
     spec = one(render(*VOLUME, *values), "PersistentVolumeClaim")["spec"]
     assert spec == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": storage}}}
 
@@ -73,20 +73,23 @@ def test_the_storage_class_and_the_access_modes_are_values() -> None:
     assert (spec["storageClassName"], spec["accessModes"]) == ("fast", ["ReadWriteOncePod"])
 
 
-def test_with_a_volume_the_old_gateway_is_asked_to_end_before_the_new_one_is_ready() -> None:
-    """The volume can come to another node only when the old pod has ended, so the new pod could never be ready before."""
+def test_with_a_volume_the_old_gateway_ends_before_the_new_one_is_ready() -> None:
+    """The volume can be mounted on another node only when the old pod has ended.
+
+    So the new pod could never be ready before that.
+    """
     deployment = one(render(*VOLUME), "Deployment", "-gateway")["spec"]
     assert deployment["replicas"] == 1
     assert deployment["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
     pod = deployment["template"]
     [preferred] = pod["spec"]["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     wanted = preferred["podAffinityTerm"]["labelSelector"]["matchLabels"]
-    assert wanted.items() <= pod["metadata"]["labels"].items(), "it is to be where the old one is"
+    assert wanted.items() <= pod["metadata"]["labels"].items(), "it should run on the node of the old one"
     own = _gateway(*VOLUME, "gateway.affinity.nodeAffinity.a=b")
     assert own["affinity"] == {"nodeAffinity": {"a": "b"}}
 
 
-def test_with_a_database_there_are_as_many_gateways_as_one_likes_and_no_volume() -> None:
+def test_with_a_database_there_may_be_several_gateways_and_there_is_no_volume() -> None:
     objects = render(*DATABASE, "gateway.replicas=3", "calls.database.key=uri")
     deployment = one(objects, "Deployment", "-gateway")["spec"]
     assert "PersistentVolumeClaim" not in _kinds(objects)
@@ -133,7 +136,7 @@ def test_the_gateway_has_memory_for_the_calls_that_may_be_unfinished() -> None:
 
 
 def _egress(*values: str) -> list[Object]:
-    """Return where the gateway may connect to, besides its pods and the API server."""
+    """Return the peers that the gateway may connect to, besides its pods and the API server."""
     found: list[Object] = one(render(*values), "NetworkPolicy", "-gateway")["spec"]["egress"][2:]
     return found
 
@@ -141,7 +144,7 @@ def _egress(*values: str) -> list[Object]:
 DNS = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
 
 
-def test_the_gateway_may_connect_to_what_stored_calls_need_and_to_nothing_else() -> None:
+def test_the_gateway_may_connect_only_to_the_peers_that_stored_calls_need() -> None:
     assert _egress() == _egress(*VOLUME) == []
     assert _egress(*DATABASE) == [{"ports": [{"port": 5432}]}, DNS]
     assert _egress(*VOLUME, *WEBHOOKS) == [{"ports": [{"port": 443}]}, DNS]
@@ -178,11 +181,11 @@ def test_the_gateway_may_connect_to_what_stored_calls_need_and_to_nothing_else()
         (("gateway.env[0].name=PERCORE_GATEWAY_WEBHOOK_SECRETS",), "- gateway.env.0.name: "),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_sentence(values: tuple[str, ...], words: str) -> None:
+def test_values_that_cannot_work_are_refused_with_a_sentence(values: tuple[str, ...], words: str) -> None:
     assert words in refusal(*values)
 
 
-def test_the_notes_say_where_calls_are_and_what_uninstall_keeps() -> None:
+def test_the_notes_name_the_place_of_calls_and_the_volume_that_uninstall_keeps() -> None:
     assert "respond-async" not in notes()
     said = notes(*VOLUME)
     assert "which helm uninstall keeps" in said
@@ -191,6 +194,6 @@ def test_the_notes_say_where_calls_are_and_what_uninstall_keeps() -> None:
     assert "PostgreSQL database of Secret database" in notes(*DATABASE)
 
 
-def test_a_threshold_is_a_value() -> None:
+def test_the_threshold_of_the_alert_on_old_calls_is_a_value() -> None:
     text = yaml.safe_dump(one(render("monitoring.rules.storedCallQueueSeconds=7200"), "PrometheusRule", "-rules"), width=10**6)
     assert 'state="queued"}) > 7200' in text

@@ -1,4 +1,4 @@
-"""The chart as a dependency of another chart: once, switched off, and twice under two aliases."""
+"""The chart as a dependency of another chart: switched on, switched off, and twice under two aliases."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ Parent = dict[str, Any]
 
 
 def parent(folder: Path, dependencies: list[Parent], values: Parent) -> list[Object]:
-    """Render a chart that depends on this one, as often as there are entries."""
+    """Render a parent chart that depends on this one, once for each entry."""
     chart = folder / "parent"
     (chart / "charts").mkdir(parents=True)
     (chart / "charts/percore").symlink_to(CHART)

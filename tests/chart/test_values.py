@@ -1,4 +1,4 @@
-"""Each value that a platform team looks for, by its effect: one table, one row a value."""
+"""The values that a platform team needs, each with its effect: one table, one row for each value."""
 
 import functools
 import json
@@ -26,11 +26,11 @@ ROLE = {"example.com/role": "models"}
 OTHER_SPREAD = {**SPREAD, "labelSelector": {"matchLabels": {"a": "b"}}}
 
 Row = tuple[str, Any, str, Any]
-"""A value's key, the value, where its effect is, and the effect."""
+"""A value's key, the value, the place of its effect, and the effect."""
 
 
 def of_pods(prefix: str, of: str, component: str) -> list[Row]:
-    """Return the rows of values that inference pods and gateways have alike."""
+    """Return the rows of the values that both inference pods and gateways have."""
     mine = {**SELF, "app.kubernetes.io/component": component}
     main = f"{POD}containers.0."
     return [
@@ -142,7 +142,7 @@ def nested(key: str, value: Any) -> Object:
 
 
 def at(objects: list[Object], place: str) -> Any:
-    """Return what is at ``KIND/NAME:PATH``, or at a key after ``|`` that may have dots; None where there is nothing."""
+    """Return the value at ``KIND/NAME:PATH``; None if there is none. A key after ``|`` may contain dots."""
     name, _, path = place.partition(":")
     found: Any = {f"{each['kind']}/{each['metadata']['name']}": each for each in objects}.get(name)
     path, _, last = path.partition("|")
@@ -159,7 +159,7 @@ def at(objects: list[Object], place: str) -> Any:
 
 @pytest.mark.parametrize(("key", "value", "place", "effect"), ROWS, ids=[f"{row[0]}-{row[2]}" for row in ROWS])
 def test_a_value_has_its_effect(tmp_path: Path, key: str, value: Any, place: str, effect: Any) -> None:
-    assert at(without(), place) != effect, "it is so without the value"
+    assert at(without(), place) != effect, "the effect is there without the value"
     assert at(rendered(tmp_path, nested(key, value)), place) == effect
 
 

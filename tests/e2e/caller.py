@@ -1,9 +1,9 @@
-"""Callers inside the cluster: make many calls, as a plan says, and print what came of them. Needs nothing but Python.
+"""Callers inside the cluster: make many calls by a plan, and print the results. Needs only Python.
 
 ``python caller.py PLAN`` with JSON: ``url``; ``count`` calls, called PREFIX-0, PREFIX-1, ...; each begins ``every`` seconds
-after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or just so where ``exact``; ``sizes`` are
-pairs: a share of the calls, and the bytes of their bodies; of ``leaving``, a share, the callers leave within ``patience``
-seconds.
+after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or exactly ``seconds`` if ``exact`` is true;
+``sizes`` are pairs: a share of the calls, and the bytes of their bodies; of ``leaving``, a share, the callers leave within
+``patience`` seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS = 900.0
 
 
 async def call(url: str, name: str, seconds: float, size: int, leave: float | None) -> dict[str, Any]:
-    """Make one call and return what came of it; the caller leaves ``leave`` seconds after it has begun to send."""
+    """Make one call and return its result. The caller disconnects ``leave`` seconds after it has begun to send."""
     target = urlsplit(url)
     body = json.dumps({"inputs": {"seconds": [seconds]}}).ljust(size)
     head = f"POST {target.path} HTTP/1.1\r\nHost: {target.netloc}\r\nConnection: close\r\nX-Request-ID: {name}\r\n"
@@ -54,7 +54,7 @@ def understood(answer: bytes) -> dict[str, Any]:
 
 
 async def calls(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Make every call of a plan, and return what came of each."""
+    """Make every call of a plan, and return the results."""
     dice, places, tasks = random.Random(plan["prefix"]), asyncio.Semaphore(plan["at_once"]), []
 
     shares, sizes = zip(*plan["sizes"], strict=True)
@@ -67,14 +67,14 @@ async def calls(plan: dict[str, Any]) -> list[dict[str, Any]]:
         seconds = plan["seconds"] * (1 if plan["exact"] else dice.random())
         [size] = dice.choices(sizes, shares)
         leave = max(0.001, dice.random() * plan["patience"]) if dice.random() < plan["leaving"] else None
-        async with places:  # none is begun before there is a place for it
+        async with places:  # a call begins only when there are fewer open calls than ``at_once``
             tasks.append(asyncio.create_task(one(number, seconds, size, leave)))
         await asyncio.sleep(plan["every"])
     return await asyncio.gather(*tasks)
 
 
 def main() -> None:
-    """Make the calls and print a summary, and each call that was not answered 200 though its caller stayed."""
+    """Make the calls and print a summary, and each call that was not answered 200 although its caller stayed."""
     plan = json.loads(sys.argv[1])
     host = urlsplit(plan["url"]).hostname or ""  # looked up once, so that calls begin in their order
     plan["url"] = plan["url"].replace(host, socket.gethostbyname(host), 1)

@@ -1,4 +1,4 @@
-"""A namespace that enforces Pod Security `restricted`, and releases in it that go when the test has ended."""
+"""A namespace that enforces Pod Security `restricted`, and releases in it, which are removed after the test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.e2e.harness import FIXED, SLEEP, SMALL, Release, eventually, kubectl,
 
 Install = Callable[..., Release]
 PROOF_FAILED = 10
-"""Exit status where a test marked ``proof`` failed; pytest's own end at 5."""
+"""Exit status if a test marked ``proof`` failed. pytest itself uses 0 to 5."""
 _refuted: list[str] = []
 
 
@@ -26,7 +26,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell a proof that failed from what may be tried again."""
+    """Set the exit status, so that a failed proof is not tried again."""
     if _refuted:
         session.exitstatus = PROOF_FAILED
 
@@ -63,7 +63,10 @@ def install(namespace: str, request: pytest.FixtureRequest) -> Iterator[Install]
 
 @contextlib.contextmanager
 def releases(namespace: str, session: pytest.Session) -> Iterator[Install]:
-    """Give what installs a release; at the end they go, and where a test has failed, they first say how they are."""
+    """Yield a function that installs a release.
+
+    At the end, releases are removed. If a test has failed, their state is printed before that.
+    """
     made: list[Release] = []
     failed = session.testsfailed
 
@@ -84,7 +87,7 @@ def releases(namespace: str, session: pytest.Session) -> Iterator[Install]:
 
 
 def _tell(namespace: str) -> None:
-    """Print what an operator would look at first."""
+    """Print the state that an operator would look at first."""
     for what in (
         ("get", "pods,hpa,endpointslices", "-o", "wide"),
         ("get", "events", "--sort-by=.lastTimestamp"),

@@ -1,4 +1,4 @@
-"""Runs ``caller.py`` in a pod: thousands of callers, and callers that need no API server on their way."""
+"""Runs ``caller.py`` in a pod, for thousands of callers, and for callers that do not connect through the API server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CALLER = Path(__file__).with_name("caller.py")
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Callers of one release. ``caller.py`` says what the plan means."""
+    """Callers of one release. ``caller.py`` describes the plan."""
 
     release: Release
     name: str
@@ -27,7 +27,7 @@ class Crowd:
     leaving: float = 0.0
     patience: float = 0.1
     host: str = ""
-    """Whom they call; empty: the release's Service."""
+    """The URL that they call; empty: the release's Service."""
 
     def start(self) -> Crowd:
         """Begin to call."""

@@ -1,4 +1,4 @@
-"""Installs releases on whatever cluster KUBECONFIG points at, and talks to them as an operator and as callers do."""
+"""Installs releases on the cluster of KUBECONFIG, and uses them as operators and callers do."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ HELM = str(Path(sys.executable).parent / "helm")
 SLEEP = "percore.handlers.echo:Sleep"
 CALL = "/v1/models/default:predict"
 DISRUPTIVE = os.environ.get("PERCORE_E2E_DISRUPTIVE") == "1"
-"""Whether a test may take away from the cluster what others use too."""
+"""Whether tests may stop parts of the cluster that other users need."""
 SECONDS = 180.0
-"""How long anything but a call may take: a start on a machine whose cores others share."""
+"""How long every step but a call may take, on a machine whose cores are shared."""
 
 
 def run(*command: str, seconds: float = SECONDS, given: str | None = None) -> str:
@@ -51,7 +51,7 @@ def documents(*arguments: str) -> list[dict[str, Any]]:
 
 
 def eventually(look: Callable[[], T], seconds: float = SECONDS, every: float = 0.25) -> T:
-    """Return the first truthy value of ``look``; fail with what it last said when ``seconds`` are over."""
+    """Return the first truthy value of ``look``. When ``seconds`` are over, fail and show its last value."""
     ends = time.monotonic() + seconds
     while not (seen := look()):
         assert time.monotonic() < ends, f"still {seen!r} after {seconds} s"
@@ -66,7 +66,7 @@ def age(moment: str, now: float) -> float:
 
 @dataclass(slots=True)
 class Call:
-    """One call in a thread of its own, and what came of it."""
+    """One call in a thread of its own, and its result."""
 
     url: str
     body: Any
@@ -113,7 +113,7 @@ class Call:
 
 @dataclass(slots=True)
 class Release:
-    """One release of the chart; its values are the defaults but for small limits and what the test says."""
+    """One release of the chart. Its values are the defaults, with smaller timeouts and the values of the test."""
 
     name: str
     namespace: str
@@ -121,7 +121,7 @@ class Release:
     chart: str = str(CHART)
 
     def install(self, *more: str) -> str:
-        """Install or upgrade it with the images under test and return what Helm says; it does not wait for pods."""
+        """Install or upgrade it with the images under test, without waiting for pods; return Helm's output."""
         given = yaml.safe_dump(merged(images(), self.values))
         command = [HELM, "upgrade", "--install", self.name, self.chart, "-n", self.namespace, "--values", "-", *more]
         return run(*command, given=given)
@@ -133,7 +133,7 @@ class Release:
 
     def uninstall(self) -> None:
         run(HELM, "uninstall", self.name, "-n", self.namespace, "--wait=false", "--ignore-not-found")
-        # What still runs there has nobody to answer any more.
+        # Calls that still run there have no callers any more.
         kubectl("-n", self.namespace, "delete", "pods", "-l", self.labels, "--grace-period=0", "--force", "--wait=false")
         eventually(lambda: not self.pods())
 
@@ -152,11 +152,11 @@ class Release:
         return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
     def ready(self, component: str = "inference") -> list[str]:
-        """Return the names of pods that are ready and not on their way out."""
+        """Return the names of pods that are ready and not terminating."""
         return [name(pod) for pod in self.pods(component) if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]]
 
     def wait(self, count: int, component: str = "inference", seconds: float = SECONDS) -> list[str]:
-        """Wait until exactly ``count`` pods are there, and ready."""
+        """Wait until there are exactly ``count`` pods, and all are ready."""
 
         def look() -> list[str]:
             ready = self.ready(component)
@@ -170,13 +170,13 @@ class Release:
         return int(document.get("status", {}).get("desiredReplicas", 0))
 
     def replicas(self) -> int:
-        """Return how many pods the Deployment is told to have."""
+        """Return the Deployment's ``replicas``."""
         document = json.loads(kubectl("-n", self.namespace, "get", "deployment", f"{self.full_name}-inference", "-o", "json"))
         return int(document["spec"]["replicas"])
 
     @contextlib.contextmanager
     def unscraped(self) -> Iterator[None]:
-        """Have no gateway scraped for a while, as if Prometheus had lost them; calls go on."""
+        """Stop the scrapes of gateways for a while, as if Prometheus had lost them. Calls go on."""
         service = ("service", f"{self.full_name}-gateway", "--type=merge", "-p")
         try:
             kubectl("-n", self.namespace, "patch", *service, '{"spec":{"selector":{"scraped-by":"nobody"}}}')
@@ -186,7 +186,7 @@ class Release:
 
     @contextlib.contextmanager
     def forwarded(self, target: str = "", port: int = 8080) -> Iterator[str]:
-        """Forward a port of this machine to the gateway, or to another target, and give the address."""
+        """Forward a port of this machine to the gateway, or to another target; yield the address."""
         target = target or f"service/{self.full_name}"
         command = ["kubectl", "-n", self.namespace, "port-forward", target, f":{port}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as forwarding:
@@ -201,11 +201,11 @@ class Release:
                 forwarding.kill()
 
     def kill(self, pod: str, container: str, script: str) -> None:
-        """Run a script that kills processes of a container. Its process 1 is tini, and percore is that one's child."""
+        """Run a script that kills processes of a container. Process 1 is tini, and percore is its child."""
         kubectl("-n", self.namespace, "exec", pod, "-c", container, "--", "sh", "-c", script)
 
     def lines(self, pod: str, container: str = "inference") -> list[dict[str, Any]]:
-        """Return a container's log, but for what is not JSON."""
+        """Return the JSON lines of a container's log."""
         text = kubectl("-n", self.namespace, "logs", pod, "-c", container)
         whole, _, _ = text.rpartition("\n")  # the last line may be half written
         return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
@@ -232,14 +232,14 @@ class Run:
 
 
 def metric(url: str, name: str, **labels: str) -> float:
-    """Return one sample that a status server at this address has now; 0 where it has none."""
+    """Return a sample of the status server at this address; 0 if it does not have it."""
     families = text_string_to_metric_families(requests.get(url + "/metrics", timeout=SECONDS).text)
     samples = [sample for family in families for sample in family.samples if sample.name == name]
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def overlaps(runs: list[Run]) -> list[tuple[Run, Run]]:
-    """Return the calls that one pod computed at the same time; a log tells time to the millisecond."""
+    """Return calls that one pod computed at the same time. The times of the log are exact to a millisecond."""
     ordered = sorted(runs, key=lambda each: (each.pod, each.began))
     pairs = itertools.pairwise(ordered)
     return [(first, second) for first, second in pairs if first.pod == second.pod and second.began < first.ended - 0.002]
@@ -261,7 +261,7 @@ def ready_since(pod: Mapping[str, Any]) -> str | None:
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both, the second on top, as Helm merges values."""
+    """Merge two mappings as Helm merges values: the second one overrides the first."""
     result = dict(first)
     for key, value in second.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -281,7 +281,7 @@ def images(target: str = "inference") -> dict[str, Any]:
 
 FIXED = {"autoscaling": {"enabled": False}, "monitoring": {"enabled": False}}
 SMALL = {"timeouts": {"load": 120, "body": 10, "queue": 300, "run": 120, "answer": 10}, "memory": "256Mi"}
-"""What the sleeping handler needs, so that eleven pods find room on one node."""
+"""Values for the sleeping handler: it needs so little that eleven pods fit on one node."""
 
 
 def sleeping(seconds: float) -> dict[str, Any]:

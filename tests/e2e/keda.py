@@ -1,4 +1,4 @@
-"""What tests of KEDA look at: what it says of the metric, and how many pods a release is told to have."""
+"""Helpers for tests of KEDA: the state of the metric in KEDA, and the wanted numbers of pods of a release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.e2e.harness import Release, kubectl
 
 
 def health(release: Release) -> str:
-    """Return what KEDA says of the metric: Happy, or Failing; empty while it has not asked."""
+    """Return KEDA's state of the metric: Happy, or Failing; empty before its first read."""
     name = f"{release.full_name}-inference"
     document = json.loads(kubectl("-n", release.namespace, "get", "scaledobject", name, "-o", "json"))
     found = [each["status"] for each in document.get("status", {}).get("health", {}).values()]
@@ -19,7 +19,7 @@ def health(release: Release) -> str:
 
 
 class Watch:
-    """The numbers of pods that a release is told to have, one after another, and when, in seconds from the beginning."""
+    """Records the changes of the Deployment's ``replicas``: the numbers, and the times in seconds from the beginning."""
 
     def __init__(self, release: Release) -> None:
         self._release = release

@@ -1,4 +1,4 @@
-"""What is in a cluster: kinds that it knows, and everything that a release could leave behind."""
+"""Objects of a cluster: the kinds that it knows, and everything that a release could leave behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from tests.e2e.harness import kubectl
 
 PASSING = {"events", "events.events.k8s.io", "pods.metrics.k8s.io"}
-"""What nobody installed, and goes by itself."""
+"""Kinds of objects that Kubernetes itself creates and removes."""
 
 
 def knows(kind: str) -> bool:
@@ -21,12 +21,12 @@ def knows(kind: str) -> bool:
 def of(namespace: str) -> set[str]:
     """Return every object in a namespace, and every cluster-wide one that names it, as ``kind/name``."""
     inside = set(_names("-n", namespace, namespaced=True))
-    named = re.compile(rf"(?<![\w-]){re.escape(namespace)}(?![\w-])")  # and not one whose name only begins so
+    named = re.compile(rf"(?<![\w-]){re.escape(namespace)}(?![\w-])")  # the whole name, not only its beginning
     return inside | {name for name in _names(namespaced=False) if named.search(name) and not name.startswith("namespace/")}
 
 
 def settled(namespace: str, wanted: set[str], seconds: float) -> set[str]:
-    """Return what is beyond ``wanted`` when nothing is any more, or when the time is over."""
+    """Wait until there are no objects other than ``wanted``. Return the others that are left after ``seconds``."""
     ends = time.monotonic() + seconds
     while (more := of(namespace) - wanted) and time.monotonic() < ends:
         time.sleep(1)

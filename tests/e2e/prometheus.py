@@ -17,7 +17,7 @@ SERVICE = os.environ.get("PERCORE_E2E_PROMETHEUS", "monitoring/prometheus:9090")
 
 
 def get(path: str, **parameters: str) -> Any:
-    """Return what Prometheus answers; fail with what it says where it cannot."""
+    """Return the data of Prometheus' answer; fail with its error if it answers with one."""
     namespace, service = SERVICE.split("/")
     url = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/{path}"
     document = json.loads(kubectl("get", "--raw", f"{url}?{urlencode(parameters)}"))
@@ -26,14 +26,14 @@ def get(path: str, **parameters: str) -> Any:
 
 
 def query(text: str) -> list[float]:
-    """Return the values that a query has now; one that is not a number is none."""
+    """Return the present values of a query, without those that are not a number."""
     found = [float(each["value"][1]) for each in get("query", query=text)["result"]]
     return [value for value in found if not math.isnan(value)]
 
 
 @contextlib.contextmanager
 def gone() -> Iterator[None]:
-    """Have no Prometheus for a while: the operator takes its pods away, and brings them back."""
+    """Stop Prometheus for a while: the operator removes its pods, and creates them again."""
     namespace = SERVICE.split("/")[0]
     [resource] = documents("-n", namespace, "prometheuses.monitoring.coreos.com")
     name, before = resource["metadata"]["name"], resource["spec"].get("replicas", 1)

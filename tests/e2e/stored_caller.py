@@ -1,8 +1,8 @@
-"""Callers inside the cluster who store calls: send many, wait for each end, and print what came of them.
+"""Callers inside the cluster that store calls: send many calls, wait for the end of each, and print the results.
 
 ``python stored_caller.py PLAN`` with JSON: ``url`` and ``path``; ``count`` calls, ``at_once`` of them at the same time; each
-takes ``seconds``; ``sizes`` are pairs: a share of the calls, and the bytes of their bodies. Nothing but Python is needed. Each
-call has an input of its own, so that it cannot be confused with the result of another call.
+takes ``seconds``; ``sizes`` are pairs: a share of the calls, and the bytes of their bodies. Needs only Python. Each call has an
+input of its own, so that its result cannot be confused with that of another call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AGAIN = {429, 503}
 
 
 def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, bytes]:
-    """Send a request until it is answered by a gateway that has the store; return status, headers and body."""
+    """Send a request again until a gateway that can use the store answers it; return status, headers and body."""
     ends = time.monotonic() + PATIENCE
     while True:
         request = Request(url, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -33,7 +33,7 @@ def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, 
             if status not in AGAIN:
                 return status, found, said
         except (OSError, HTTPException):
-            pass  # the gateway was killed, in the middle of its answer too, or is not there yet
+            pass  # the gateway was killed, perhaps in the middle of its answer, or has not started yet
         if time.monotonic() > ends:
             raise TimeoutError(url)
         time.sleep(0.2)
@@ -49,7 +49,7 @@ def _asked(request: Request) -> tuple[int, Any, bytes]:
 
 
 def call(plan: dict[str, Any], number: int) -> dict[str, Any]:
-    """Store one call, wait for its end, and return what came of it."""
+    """Store one call, wait for its end, and return the result."""
     size = random.Random(number).choices(*reversed(list(zip(*plan["sizes"], strict=True))))[0]
     given = plan["seconds"] + number / 1e6
     body = json.dumps({"inputs": {"seconds": [given]}}).ljust(size).encode()

@@ -21,7 +21,8 @@ from tools.burst_picture import drawn
 
 CALLS = 11
 RUN_SECONDS = 60.0
-"""Longer than pods take to become ready on a busy machine: a pod that comes later finds its call served by another."""
+"""Longer than pods take to become ready on a busy machine. If a pod were ready later, another pod would have served its
+call."""
 AUTOSCALED = {"monitoring": {"enabled": True}, "autoscaling": {"enabled": True, "maxReplicas": CALLS}}
 Step = tuple[float, int]
 METRIC = "percore_in_flight_requests"
@@ -31,7 +32,7 @@ REPORT = Path(__file__).resolve().parent.parent.parent / "build/e2e"
 
 @pytest.fixture(scope="module")
 def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release whose metric the HPA has read: a new target takes the operator's Prometheus up to three minutes."""
+    """A release whose metric the HPA has read. The operator's Prometheus needs up to three minutes for a new target."""
     with releases(namespace, request.session) as install:
         release = install("burst", **AUTOSCALED)
         path = f"/apis/custom.metrics.k8s.io/v1beta1/namespaces/{namespace}/services/{release.full_name}-gateway/{METRIC}"
@@ -41,7 +42,7 @@ def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
 
 @pytest.fixture
 def autoscaled(scaled: Release) -> Release:
-    """One ready pod, that has been the only one for so long that no test before this one matters."""
+    """One ready pod. It has been the only pod for so long that earlier tests have no effect."""
     calm(scaled, 10)
     eventually(lambda: scaled.wanted() == 1, every=1)
     scaled.wait(1)
@@ -78,10 +79,10 @@ def test_eleven_calls_on_one_ready_pod_get_eleven_pods_in_one_step_and_none_shar
     assert [wanted for _, wanted in steps[:2]] == [1, CALLS], steps
     assert len(runs) == CALLS
     assert overlaps(runs) == []
-    assert len({each.pod for each in runs}) == CALLS, "a call waited behind another, though there was a pod for it"
-    # Time at a busy pod would be in neither `queue` of the gateway nor `run` of the pod: that of a whole run.
+    assert len({each.pod for each in runs}) == CALLS, "a call waited behind another call, although there was a pod for it"
+    # If a call waited at a busy pod, this time would be in neither `queue` of the gateway nor `run` of the pod.
     assert max(call.ended - call.began - call.timing("queue") - call.timing("run") for call in calls) < RUN_SECONDS / 2
-    # How soon is measured, and drawn, and no reason to fail: it depends on what else the machine does.
+    # The times are measured and drawn, but do not make the test fail, because they depend on the load of the machine.
 
 
 def first_calls(release: Release, runs: list[Run]) -> list[float]:
@@ -114,27 +115,28 @@ def _report(burst: int, began: float, calls: list[Call], steps: list[Step], read
 
 def test_scaling_in_takes_idle_pods_and_the_calls_that_run_finish(autoscaled: Release) -> None:
     with autoscaled.forwarded() as gateway:
-        # Three that go on when the other eight have ended.
+        # Three calls that go on when the other eight have ended.
         long = [Call(gateway + CALL, sleeping(100), seconds=200).start() for _ in range(3)]
         short = [Call(gateway + CALL, sleeping(10), seconds=200).start() for _ in range(CALLS - 3)]
         assert [call.done().status for call in short] == [200] * len(short)
-        # On a busy machine the last pods are ready after the short calls have ended. Until it is calm, all of them stay wanted.
+        # On a busy machine the last pods are ready only after the short calls have ended. The HPA wants all pods until the
+        # stabilization time is over.
         eventually(lambda: len(autoscaled.ready()) == CALLS, seconds=60)
         calm(autoscaled, 10)
         eventually(lambda: len(autoscaled.ready()) == 3, seconds=60)
         kept = set(autoscaled.ready())
         assert all(call.running for call in long)
         assert [call.done().status for call in long] == [200] * 3
-    # From the gateway's log: the pods themselves may be gone by now.
+    # From the gateway's log, because the pods may be gone.
     [gateway_pod] = autoscaled.ready("gateway")
     lines = [line for line in autoscaled.lines(gateway_pod, "gateway") if line["logger"] == "percore.gateway.call"]
     ran = {line["pod"] for line in lines if line["run_seconds"] and line["run_seconds"] > 95}
-    assert ran == kept, "a busy pod was told to go, though there were idle ones"
+    assert ran == kept, "a busy pod was removed, although there were idle pods"
 
 
 @pytest.mark.disruptive
 def test_prometheus_gone_for_two_minutes_changes_nothing(autoscaled: Release) -> None:
-    """Only where the tests may be disruptive; elsewhere it loses the gateways alone."""
+    """If tests may not be disruptive, only the scrapes of the gateways stop."""
     with autoscaled.forwarded() as gateway:
         calls = [Call(gateway + CALL, sleeping(90), seconds=200).start() for _ in range(4)]
         eventually(lambda: len(autoscaled.ready()) == 4, seconds=60)

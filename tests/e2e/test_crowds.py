@@ -14,9 +14,9 @@ from tests.e2e.crowd import Crowd
 from tests.e2e.harness import CALL, SECONDS, Call, Release, Run, eventually, kubectl, metric, overlaps, sleeping
 
 QUEUED = int(os.environ.get("PERCORE_E2E_QUEUED", "9000"))
-"""Fewer only where processes may open fewer files than so many calls may need: then the gateway does not start."""
+"""Fewer if the limit of open files is too low for this number of calls: with more, the gateway would not start."""
 MOST_MEMORY = 400 * 2**20
-"""What a gateway with 9,000 queued calls of 1 KB may take, in bytes."""
+"""The largest memory of a gateway with 9,000 queued calls of 1 KB, in bytes."""
 SIZES = ((0.5, 1_000), (0.48, 100_000), (0.02, 8_000_000))
 KILL_THE_WORKER = """
 for arbiter in $(cat /proc/1/task/1/children); do kill -9 $(cat /proc/$arbiter/task/$arbiter/children); done
@@ -26,7 +26,10 @@ for arbiter in $(cat /proc/1/task/1/children); do kill -9 $(cat /proc/$arbiter/t
 @pytest.mark.proof
 @pytest.mark.parametrize("gateways", [1, 2])
 def test_of_ten_thousand_calls_no_two_share_a_pod_and_only_killed_pods_cost_answers(install: Install, gateways: int) -> None:
-    """Three callers in a hundred leave, in the middle of their body too. Three workers and three pods are killed meanwhile."""
+    """Three of a hundred callers disconnect, some in the middle of their body.
+
+    Meanwhile three workers and three pods are killed.
+    """
     release = install(f"storm-{gateways}", replicas=6, gateway={"replicas": gateways})
     release.wait(6)
     release.wait(gateways, "gateway")
@@ -52,7 +55,7 @@ def test_of_ten_thousand_calls_no_two_share_a_pod_and_only_killed_pods_cost_answ
     odd = summary["odd"]
     assert {(each["status"], each.get("code")) for each in odd} <= {("502", "pod-lost")}, odd[:5]
     assert {ran.get(each["id"]) for each in odd} <= set(killed)
-    assert len(odd) <= len(killed), "whatever is killed computes one call at the most"
+    assert len(odd) <= len(killed), "each killed worker or pod computes at most one call"
     assert summary["outcomes"]["200"] >= 10_000 - summary["left"] - len(killed)
     assert summary["left"] > 200
     assert sum(line["status"] == "disconnected" for line in lines) <= summary["left"]
@@ -95,13 +98,16 @@ def test_thousands_of_calls_are_queued_at_once_and_served_exactly_in_the_order_o
 
 
 def _memory(release: Release, gateway: str) -> int:
-    """Return what the gateway's container takes, in bytes: what its limit is held against."""
+    """Return the memory of the gateway's container in bytes, as it counts for the limit."""
     files = "cat /sys/fs/cgroup/memory.current /sys/fs/cgroup/memory/memory.usage_in_bytes 2>/dev/null || true"
     return int(kubectl("-n", release.namespace, "exec", gateway, "-c", "gateway", "--", "sh", "-c", files).split()[0])
 
 
 def test_two_thousand_callers_that_leave_while_queued_leave_nothing_behind(install: Install) -> None:
-    """Nobody is served: there is no pod. Bodies are larger than any buffer of a socket, so some leave in the middle of one."""
+    """There is no pod, so no call is served.
+
+    Bodies are larger than the buffers of sockets, so some callers disconnect in the middle of a body.
+    """
     release = install("leavers", replicas=0, queue={"length": 2_000})
     [gateway] = release.wait(1, "gateway")
     sizes = ((0.6, 20_000), (0.35, 100_000), (0.05, 5_000_000))
@@ -120,7 +126,7 @@ def test_two_thousand_callers_that_leave_while_queued_leave_nothing_behind(insta
 
 
 def test_a_call_at_another_gateway_is_not_behind_the_queue_of_the_first(install: Install) -> None:
-    """Each pod gives its reservations in the order in which gateways asked for them."""
+    """Each pod answers reservations in the order in which gateways sent them."""
     release = install("twins", replicas=4, gateway={"replicas": 2})
     release.wait(4)
     release.wait(2, "gateway")

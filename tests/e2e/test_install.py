@@ -1,4 +1,4 @@
-"""From nothing to an answer, as the notes of the release say."""
+"""From a new cluster to an answer, by the notes of the release."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tests.e2e.harness import CALL, FIXED, HELM, SECONDS, Release, eventually, i
 
 
 def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_answered(namespace: str) -> None:
-    """With the demo model, on TensorFlow. There is no pod until the call is queued, so the call surely comes first."""
+    """With the demo model, on TensorFlow.
+
+    There is no pod until the call is queued, so the call always comes before the first pod.
+    """
     release = Release("first", namespace, merged({**FIXED, "replicas": 0}, images("demo")))
     try:
         notes = release.install()
@@ -60,7 +63,7 @@ def test_a_handler_of_your_own_needs_three_lines(install: Install) -> None:
     assert answer.json() == {"outputs": [8.0]}
 
 
-def test_two_releases_in_one_namespace_have_nothing_to_do_with_each_other(install: Install) -> None:
+def test_two_releases_in_one_namespace_do_not_affect_each_other(install: Install) -> None:
     first, second = install("one"), install("two.point-5")
     second_name = kubectl("-n", second.namespace, "get", "service", "-l", second.labels, "-o", "name").split()[0]
     with first.forwarded() as one, second.forwarded(second_name) as two:
@@ -90,7 +93,7 @@ def test_service_accounts_may_do_no_more_than_they_need(install: Install) -> Non
 
 
 def test_the_gateway_can_change_nothing_of_a_pod_but_its_deletion_cost(install: Install) -> None:
-    """RBAC cannot say so; the ValidatingAdmissionPolicy does."""
+    """RBAC cannot restrict this; the ValidatingAdmissionPolicy does."""
     release = install("marks")
     [pod] = release.wait(1)
     [gateway] = release.ready("gateway")
@@ -120,5 +123,5 @@ def test_the_gateway_can_change_nothing_of_a_pod_but_its_deletion_cost(install: 
         finally:
             proxy.kill()
     [document] = release.pods("inference")
-    # The gateway itself may have put it right meanwhile.
+    # The gateway itself may have set it back meanwhile.
     assert document["metadata"].get("annotations", {}).get(cost, "0") in {"7", "0"}

@@ -33,7 +33,7 @@ KEDA = {
 
 @pytest.fixture(scope="module")
 def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release whose metric KEDA has read: a new target takes the operator's Prometheus up to three minutes."""
+    """A release whose metric KEDA has read. The operator's Prometheus needs up to three minutes for a new target."""
     with releases(namespace, request.session) as install:
         release = install("keda", **KEDA)
         eventually(lambda: health(release) == "Happy", seconds=300, every=1)
@@ -58,7 +58,7 @@ def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_non
     print(f"queue times {sorted(call.timing('queue') for call in [first, *others])}, replicas {watch.steps}")
     counts = [count for _, count in watch.steps]
     assert counts[:3] == [0, 1, CALLS], watch.steps
-    assert all(after < before for before, after in itertools.pairwise(counts[2:])), "it went up again with no call there"
+    assert all(after < before for before, after in itertools.pairwise(counts[2:])), "it scaled out again without a call"
     assert first.timing("queue") < 30
     assert max(call.timing("queue") for call in others) < 45
 
@@ -79,7 +79,7 @@ def test_a_metric_that_is_lost_for_two_minutes_changes_nothing_though_the_calls_
     eventually(lambda: idle.replicas() == 0)
 
 
-def test_a_buffer_is_there_before_anyone_calls(idle: Release) -> None:
+def test_the_buffer_is_there_before_the_first_call(idle: Release) -> None:
     idle.upgrade({"autoscaling": {"spareReplicas": 2}})
     eventually(lambda: idle.replicas() == 2, seconds=60)
     with idle.forwarded() as gateway:
@@ -91,7 +91,7 @@ def test_a_buffer_is_there_before_anyone_calls(idle: Release) -> None:
     idle.upgrade({"autoscaling": {"spareReplicas": 0}})
 
 
-def test_the_other_engine_is_refused_while_this_one_scales_and_taken_by_way_of_a_fixed_number_of_pods(scaled: Release) -> None:
+def test_the_engine_can_be_changed_only_through_a_fixed_number_of_pods(scaled: Release) -> None:
     with pytest.raises(AssertionError, match=r"engine=hpa: here keda scales.*--set autoscaling\.enabled=false"):
         scaled.upgrade({"autoscaling": {"engine": "hpa"}})
     scaled.upgrade({"replicas": 1, "autoscaling": {"enabled": False}})
@@ -110,7 +110,7 @@ def _hpas(release: Release) -> str:
     ).strip()
 
 
-def test_uninstalling_takes_keda_s_own_hpa_along(scaled: Release) -> None:
+def test_uninstalling_removes_the_hpa_that_keda_made(scaled: Release) -> None:
     """Last, because the others need the release."""
     assert _hpas(scaled)
     scaled.uninstall()

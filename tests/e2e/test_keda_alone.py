@@ -36,7 +36,7 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release whose metric KEDA has read. There is nothing to wait for but KEDA itself."""
+    """A release whose metric KEDA has read. Only KEDA itself causes a delay."""
     with releases(namespace, request.session) as install:
         release = install("alone", **VALUES)
         eventually(lambda: health(release) == "Happy", seconds=60, every=1)
@@ -61,7 +61,7 @@ def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_non
     print(f"queue times {sorted(call.timing('queue') for call in [first, *others])}, replicas {watch.steps}")
     counts = [count for _, count in watch.steps]
     assert counts[:3] == [0, 1, CALLS], watch.steps
-    assert all(after < before for before, after in itertools.pairwise(counts[2:])), "it went up again with no call there"
+    assert all(after < before for before, after in itertools.pairwise(counts[2:])), "it scaled out again without a call"
     assert first.timing("queue") < 30
     assert max(call.timing("queue") for call in others) < 45
 
@@ -107,7 +107,7 @@ def test_while_no_gateway_can_be_asked_the_number_of_pods_stays_and_then_it_foll
     eventually(lambda: idle.replicas() == 0, seconds=90)
 
 
-def test_a_buffer_is_there_before_anyone_calls(idle: Release) -> None:
+def test_the_buffer_is_there_before_the_first_call(idle: Release) -> None:
     idle.upgrade({"autoscaling": {"spareReplicas": 2}})
     eventually(lambda: idle.replicas() == 2, seconds=60)
     with idle.forwarded() as gateway:

@@ -1,4 +1,4 @@
-"""`kubectl apply -k` of each overlay, as it is but for the tag of the images; with the demo models, on TensorFlow."""
+"""`kubectl apply -k` of each overlay, unchanged except for the tag of the images; with the demo models, on TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE = yaml.safe_load((CHART / "values.yaml").read_text())["example"]
 
 @pytest.fixture(params=sorted(kustomize.SAME))
 def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Release]:
-    """What an overlay installs, in the namespace it names."""
+    """An installed overlay, in the namespace that it names."""
     overlay: str = request.param
     if overlay in NEEDS and not objects.knows(NEEDS[overlay][0]):
         pytest.skip(NEEDS[overlay][1])
@@ -63,5 +63,5 @@ def test_an_overlay_is_admitted_becomes_ready_and_answers(installed: Release) ->
 
 @pytest.mark.parametrize("overlay", sorted(kustomize.SAME))
 def test_an_overlay_and_the_chart_with_its_values_install_the_same(overlay: str) -> None:
-    """As in tests/chart, where kubectl may be missing."""
+    """The same test is in tests/chart, but kubectl may be missing there."""
     assert kustomize.drift(overlay) == {}

@@ -1,4 +1,4 @@
-"""What happens to calls when pods and gateways come and go. The handler sleeps; it needs neither TensorFlow nor a core."""
+"""Calls while pods and gateways start and end. The handler sleeps; it needs neither TensorFlow nor a core."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_rolling_update_of_the_gateway_lets_running_and_queued_calls_finish(in
 
 
 def test_kubectl_drain_lets_every_call_finish(install: Install) -> None:
-    """The node is cordoned for a moment only: where there is but one, the pods that take over must find room on it."""
+    """The node is cordoned only for a moment: if it is the only node, the new pods must run on it."""
     release = install("drained", replicas=2)
     before = set(release.wait(2))
     [node] = {pod["spec"]["nodeName"] for pod in release.pods("inference")}
@@ -70,7 +70,7 @@ def test_kubectl_drain_lets_every_call_finish(install: Install) -> None:
     assert before.isdisjoint(release.wait(2))
 
 
-def test_a_pod_deleted_without_grace_costs_its_caller_502_at_once_and_nobody_else_anything(install: Install) -> None:
+def test_a_pod_deleted_without_grace_costs_its_caller_502_at_once_and_no_other_caller(install: Install) -> None:
     release = install("lost", replicas=2)
     release.wait(2)
     with release.forwarded() as gateway:
@@ -87,7 +87,7 @@ def test_a_pod_deleted_without_grace_costs_its_caller_502_at_once_and_nobody_els
         assert queued.done().status == 200
 
 
-def test_a_client_that_goes_away_frees_the_pod_and_the_next_call_is_queued_until_it_can_serve(install: Install) -> None:
+def test_a_client_that_disconnects_frees_the_pod_and_the_next_call_waits_for_it(install: Install) -> None:
     release = install("gone")
     [pod] = release.wait(1)
     with release.forwarded() as gateway:
@@ -122,7 +122,7 @@ def test_a_gateway_that_is_killed_serves_again_and_no_pod_gets_a_second_call(ins
 
 
 def _answered(release: Release) -> float:
-    """Return when a call was answered; 0 where it was not."""
+    """Return when a call was answered; 0 if it was not."""
     with release.forwarded() as gateway:
         call = Call(gateway + CALL, sleeping(0), seconds=30).start().done()
         return call.ended if call.status == 200 else 0.0

@@ -1,4 +1,4 @@
-"""What an operator sees of a burst: every query of the dashboard and of every rule, asked of the cluster's own Prometheus.
+"""A burst as operators see it: the cluster's Prometheus answers every query of the dashboard and of every rule.
 
 Five calls at once on a release that may have three pods. The handler sleeps; it needs neither TensorFlow nor a core. Needs the
 Prometheus operator with kube-state-metrics and the kubelet's cAdvisor, and prometheus-adapter.
@@ -26,22 +26,22 @@ MOST, CALLS, RUN_SECONDS = 3, 5, 45.0
 VALUES = {
     "monitoring": {"enabled": True, "podInterval": "2s"},
     "autoscaling": {"enabled": True, "maxReplicas": MOST, "scaleDownStabilizationSeconds": 300},
-    **STORED_CALLS,  # a gateway without a store has no series of it
+    **STORED_CALLS,  # a gateway without a store has none of its series
 }
 QUERIES = list(queries(dashboard.build()))
 
 
 @dataclass(slots=True)
 class Watched:
-    """A release that has had a burst, and what its calls were answered."""
+    """A release after a burst, and the answers of its calls."""
 
     release: Release
     during: dict[str, list[float]] = field(default_factory=dict)
-    """What the headline said while it lasted."""
+    """The headline's values during the burst."""
     calls: list[Call] = field(default_factory=list)
 
     def ask(self, panel: str, legend: str = "") -> list[float]:
-        """Return what a query of the dashboard says now."""
+        """Return the present values of a query of the dashboard."""
         [query] = [each for each in QUERIES if each.panel == panel and legend in ("", each.legend)]
         return prometheus.query(self.filled(query))
 
@@ -52,7 +52,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(namespace: str, request: pytest.FixtureRequest) -> Iterator[Watched]:
-    """Make the burst, once Prometheus knows the release: a new target takes it up to three minutes."""
+    """Make the burst when Prometheus knows the release; it needs up to three minutes for a new target."""
     with volume(namespace, "watched-percore-gateway-calls"), releases(namespace, request.session) as install:
         seen = Watched(install("watched", **VALUES))
         seen.release.wait(1)
@@ -66,18 +66,18 @@ def watched(namespace: str, request: pytest.FixtureRequest) -> Iterator[Watched]
 
 
 def _headline_at_the_most(seen: Watched) -> dict[str, list[float]]:
-    """Return the headline once every pod that there may be computes, and nothing before."""
+    """Return the headline when the largest number of pods computes; nothing before."""
     said = {panel: seen.ask(panel) for panel in ("Executing", "Queued", "Ready pods", "Wanted pods")}
     return said if said["Executing"] == [float(MOST)] and said["Ready pods"] == [float(MOST)] else {}
 
 
-def test_the_headline_says_what_the_calls_do(watched: Watched) -> None:
+def test_the_headline_shows_the_state_of_the_calls(watched: Watched) -> None:
     counts = {panel: int(value) for panel, [value] in watched.during.items()}
     assert counts == {"Executing": MOST, "Queued": CALLS - MOST, "Ready pods": MOST, "Wanted pods": MOST}
     assert [call.status for call in watched.calls] == [200] * CALLS + [500]
 
 
-def test_what_has_ended_is_counted_to_the_call(watched: Watched) -> None:
+def test_ended_calls_are_counted_exactly(watched: Watched) -> None:
     eventually(lambda: watched.ask("Executing") == [0.0], seconds=30)
     service = f'namespace="{watched.release.namespace}",service="{watched.release.full_name}-gateway"'
     for code, count in (("200", CALLS), ("500", 1), ("503", 0)):
@@ -88,10 +88,10 @@ def test_what_has_ended_is_counted_to_the_call(watched: Watched) -> None:
     [said] = watched.ask("Queue time, p95")
     longest = max(call.timing("queue") for call in watched.calls)
     assert longest > 10
-    assert _bucket(said) == _bucket(longest), "of six queue times the longest is what p95 tells, to its bucket"
+    assert _bucket(said) == _bucket(longest), "of six queue times, p95 is in the bucket of the longest"
 
 
-def test_from_wanted_to_ready_is_what_the_pods_themselves_say(watched: Watched) -> None:
+def test_the_time_from_wanted_to_ready_is_that_of_the_pods_own_status(watched: Watched) -> None:
     took = []
     for pod in watched.release.pods("inference"):
         since = ready_since(pod)
@@ -113,7 +113,7 @@ def test_every_query_of_the_dashboard_returns_data(watched: Watched) -> None:
 
 
 def test_every_series_of_every_rule_is_there_and_every_rule_is_well(watched: Watched) -> None:
-    """An alert's expression is empty where all is well; what it reads is not."""
+    """The expression of an alert has no result if there is no fault. But each series that it reads must exist."""
     rules = _rules(watched.release)
     assert len(rules) > 30
     read = {selector.text for rule in rules for selector in selectors(rule["query"])}
@@ -130,19 +130,19 @@ def test_every_series_of_every_rule_is_there_and_every_rule_is_well(watched: Wat
     assert {rule["health"] for rule in _rules(watched.release)} == {"ok"}
 
 
-def test_no_alert_fires_where_nobody_is_hurt(watched: Watched) -> None:
+def test_no_alert_fires_without_harm_to_callers(watched: Watched) -> None:
     alerting = [rule for rule in _rules(watched.release) if rule["type"] == "alerting"]
     assert "PercoreNoGatewayReady" in {rule["name"] for rule in alerting}
     assert [(rule["name"], rule["labels"]) for rule in alerting if rule["state"] == "firing"] == []
 
 
-def test_grafana_s_sidecar_would_find_the_dashboard(watched: Watched) -> None:
+def test_the_sidecar_of_grafana_would_find_the_dashboard(watched: Watched) -> None:
     [found] = documents("-n", watched.release.namespace, "configmaps", "-l", "grafana_dashboard=1")
     assert found["data"]["percore.json"] == dashboard.page().rstrip()
 
 
 def _bucket(seconds: float) -> float:
-    """Return the bound of the bucket that counts such a queue time."""
+    """Return the bound of the bucket that counts this queue time."""
     return min(bound for bound in DURATION_BUCKETS if seconds <= bound)
 
 

@@ -1,4 +1,4 @@
-"""What a cluster may do without for a while."""
+"""Outages of parts of a cluster."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from tests.e2e.crowd import Crowd
 from tests.e2e.harness import SECONDS, Release, eventually, metric
 
 PAUSE = os.environ.get("PERCORE_E2E_PAUSE_API_SERVER", "")
-"""A command that makes the API server unreachable for as many seconds as its argument says."""
+"""A command that makes the API server unreachable; its argument is a number of seconds."""
 
 
 @pytest.mark.disruptive
 @pytest.mark.skipif(not PAUSE, reason="PERCORE_E2E_PAUSE_API_SERVER names no command that can do it")
-def test_calls_go_on_while_the_api_server_is_gone_for_a_minute_and_pods_are_found_again_afterwards(install: Install) -> None:
+def test_calls_go_on_without_the_api_server_for_a_minute_and_pods_are_found_again(install: Install) -> None:
     """The callers are in the cluster: a forwarded port leads through the API server.
 
-    They call the gateway's pod. When the API server is back, Kubernetes at first takes nodes unheard of for 50 s for lost, and
-    for a second its Services refuse whoever calls. The gateway goes on, because it also asks pods that are not ready.
+    They call the gateway's pod. When the API server is back, Kubernetes first counts nodes as lost, because they sent nothing
+    for 50 s. So for a second its Services refuse all connections. The gateway goes on, because it also uses pods that are not
+    ready.
     """
     release = install("severed", replicas=4)
     release.wait(4)
@@ -46,7 +47,7 @@ def test_calls_go_on_while_the_api_server_is_gone_for_a_minute_and_pods_are_foun
 
 
 def _known(release: Release) -> int:
-    """Return how many pods the gateway knows and has no call for."""
+    """Return how many pods the gateway knows that compute no call."""
     [gateway] = release.ready("gateway")
     with release.forwarded(f"pod/{gateway}", 9090) as status:
         return int(metric(status, "percore_gateway_pods", state="unknown"))

@@ -1,4 +1,7 @@
-"""A core of one's own: only on nodes whose kubelet has the static CPU manager, and so only with PERCORE_E2E_PINNED=1."""
+"""Workers with a core of their own.
+
+Needs nodes whose kubelet has the static CPU manager, so it runs only with PERCORE_E2E_PINNED=1.
+"""
 
 from __future__ import annotations
 
@@ -39,5 +42,5 @@ def test_the_worker_has_one_core_to_itself_and_a_call_takes_as_long_among_others
     single = statistics.median(call.timing("run") for call in alone)
     runs = sorted(call.timing("run") for call in among)
     print(f"burn alone {single:.3f} s, slowest of six at once {runs[-1]:.3f} s: {runs[-1] / single:.3f} x")
-    # If they shared a core, each would take six times as long. Less is the noise of the machine.
+    # If they shared a core, each would take six times as long. A smaller difference is the noise of the machine.
     assert statistics.median(runs) < 2 * single

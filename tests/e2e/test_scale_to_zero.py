@@ -25,7 +25,7 @@ TO_ZERO = {
 
 
 def allowed(namespace: str) -> bool:
-    """Return whether the API server takes an HPA that may have no pods."""
+    """Return whether the API server accepts an HPA with zero pods."""
     hpa = {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -45,7 +45,7 @@ def allowed(namespace: str) -> bool:
 
 @pytest.fixture(scope="module")
 def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release whose metrics the HPA can read: new ones take the operator's Prometheus up to three minutes."""
+    """A release whose metrics the HPA can read. The operator's Prometheus needs up to three minutes for a new target."""
     if not allowed(namespace):
         pytest.skip("needs the feature gate HPAScaleToZero, on by default in Kubernetes 1.37")
     with releases(namespace, request.session) as install:
@@ -55,13 +55,13 @@ def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
 
 
 def value(release: Release, metric: str) -> str:
-    """Return what prometheus-adapter tells the HPA; empty where it knows nothing."""
+    """Return the metric's value that prometheus-adapter gives to the HPA; empty if it has none."""
     path = f"/apis/custom.metrics.k8s.io/v1beta1/namespaces/{release.namespace}/services/{release.full_name}-gateway/{metric}"
     said = run("sh", "-c", f"kubectl get --raw {path} 2>/dev/null || true")
     return str(json.loads(said)["items"][0]["value"]) if said else ""
 
 
-def test_a_buffer_is_there_before_anyone_calls_and_is_not_what_is_left_when_nobody_is_heard_of(scaled: Release) -> None:
+def test_the_buffer_is_there_before_the_first_call_and_not_a_fallback_for_a_missing_metric(scaled: Release) -> None:
     eventually(lambda: scaled.replicas() == 2, seconds=60, every=1)
     scaled.wait(2)
     with scaled.forwarded() as gateway:

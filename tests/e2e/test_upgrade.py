@@ -1,4 +1,5 @@
-"""From one revision of the chart to the next and back, with calls running and queued; and what is left in the end: nothing.
+"""From one revision of the chart to the next and back, with running and queued calls. And after an uninstall, no object is
+left.
 
 No chart has been released yet. So the revision before this one is the chart before its last change in the history. It must fit
 the images under test: if its gateway was still HAProxy, or if there is no history, the chart itself takes its place. It gets
@@ -30,7 +31,7 @@ from tests.e2e.harness import (
 )
 
 FITS = {"gateway.yaml": "args: [gateway]", "inference.yaml": "args: [status-server]", "_helpers.tpl": "PERCORE_ANSWER_TIMEOUT"}
-"""By template: what a chart must say so that the processes of the images under test start."""
+"""By template: a text that the chart must have, so that the processes of the images under test start."""
 BEFORE = {
     "image": {"repository": "localhost/percore/own"},
     "timeouts": {"run": 100, "queue": 200},
@@ -46,7 +47,9 @@ NOW = {
 
 
 def previous(folder: Path) -> Path:
-    """Return the chart as it was before the templates last changed; as it is, if the images under test do not fit that one."""
+    """Return the chart before the last change of its templates; the present chart if the images under test do not fit the old
+    one.
+    """
     chart = str(CHART.relative_to(ROOT))
     known = run("git", "-C", str(ROOT), "log", "-2", "--format=%H", "--", f"{chart}/templates").split()
     if len(known) < 2 or not all(
@@ -66,7 +69,7 @@ def packaged(version: str, folder: Path) -> str:
 
 
 class Traffic:
-    """A call that runs on the only pod, and one that is queued for it; both are under way when something changes."""
+    """A call that runs on the only pod, and one that is queued for it. Both are in flight when the release changes."""
 
     def __init__(self, gateway: str) -> None:
         self.running = Call(gateway + CALL, sleeping(30), seconds=150).start()
@@ -110,14 +113,14 @@ def test_an_upgrade_and_a_rollback_cut_no_call(alone: str, tmp_path: Path) -> No
 
 
 def _call_a_successor_of(release: Release, gateway: str) -> Call:
-    """Call while everything changes, as who comes now would: through a gateway of the new revision."""
+    """Call while everything changes, through a gateway of the new revision, as a new caller would."""
     new = eventually(lambda: [pod for pod in release.ready("gateway") if pod != gateway])
     with release.forwarded(f"pod/{new[0]}") as successor:
         return Call(successor + CALL, sleeping(1), seconds=150).start().done()
 
 
 def test_uninstalling_leaves_nothing_behind(alone: str) -> None:
-    """Not even after calls, deletion costs of pods and recorded series; and without anybody's force."""
+    """The release has had calls, deletion costs of pods and recorded series. The namespace is not forced to end."""
     before = objects.of(alone)
     scaled = objects.knows("servicemonitors.monitoring.coreos.com")
     values = {"monitoring": {"enabled": scaled}, "autoscaling": {"enabled": scaled, "spareReplicas": 1}}

@@ -12,12 +12,12 @@ from tests.e2e.harness import documents, eventually, images, kubectl
 DEFAULT = "storageclass.kubernetes.io/is-default-class"
 SIZE = "20Gi"
 STORED_CALLS = {"calls": {"enabled": True, "persistence": {"size": SIZE}}}
-"""What a release needs to store calls on such a volume."""
+"""The values of a release that stores calls on such a volume."""
 
 
 @contextlib.contextmanager
 def volume(namespace: str, claim: str) -> Iterator[None]:
-    """Have a volume for a claim; a cluster with a default storage class makes one itself."""
+    """Create a volume for a claim; a cluster with a default storage class creates one itself."""
     made = not any(each["metadata"].get("annotations", {}).get(DEFAULT) == "true" for each in documents("storageclasses"))
     name = f"{namespace}-{claim}"
     folder = f"/var/tmp/{name}"

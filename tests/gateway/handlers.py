@@ -8,7 +8,7 @@ from percore.handlers import Tensors
 
 
 class Span:
-    """Computes for ``seconds`` and tells where, and from when to when by the machine's monotonic clock."""
+    """Computes for ``seconds``. Returns the process, and begin and end by the machine's monotonic clock."""
 
     def load(self) -> None:
         self.port = np.array(int(os.environ["PERCORE_PORT"]))

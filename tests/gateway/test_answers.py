@@ -1,4 +1,4 @@
-"""Every kind of answer comes to the client as the worker gave it."""
+"""Every kind of answer reaches the client unchanged."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ LARGE = 64 << 20
 
 
 def send_as_told(exchange: Exchange) -> None:
-    """Answer as the call's body says."""
+    """Send the answer that the call's body names."""
     exchange.reserve()
     match exchange.receive():
         case b"204":
@@ -58,7 +58,7 @@ def test_an_answer_in_chunks_comes_in_chunks(gateway: Gateway) -> None:
 
 
 def test_an_answer_that_only_the_end_of_its_connection_ends_counts_as_cut(gateway: Gateway) -> None:
-    """A worker that is lost would look the same, and a worker of ours never answers so."""
+    """A lost worker would look the same, and percore's own workers never answer in this way."""
     status, headers, body = parsed(everything(gateway.ask(b"until the end", "Connection: close")))
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
     assert not body.endswith(b"0\r\n\r\n")
@@ -100,7 +100,7 @@ def test_a_client_that_wants_to_close_is_closed(gateway: Gateway) -> None:
     assert (status, headers["connection"], body) == (200, "close", b"last")
 
 
-def test_an_answered_call_counts_as_answered_whoever_closes_the_connection() -> None:
+def test_an_answered_call_counts_as_answered_whichever_side_closes() -> None:
     with Worker(serve) as worker, Gateway(worker.endpoint) as gateway:
         for _ in range(20):
             with gateway.ask(b"x", "Connection: close") as connection:

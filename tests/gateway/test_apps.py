@@ -1,4 +1,4 @@
-"""The gateway in front of an app: every request is a call, except those that it answers itself."""
+"""The gateway in front of an app: every request is a call, except requests that the gateway answers itself."""
 
 import itertools
 import threading
@@ -13,7 +13,7 @@ APP = "tests.service.apps:app"
 
 
 def say_what_came(exchange: Exchange) -> None:
-    """Answer with the request line; to HEAD with its size alone."""
+    """Answer with the request line; answer HEAD with the size of that line."""
     exchange.reserve()
     body = exchange.receive()
     line = exchange.head.partition(b"\r\n")[0]

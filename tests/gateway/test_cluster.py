@@ -1,4 +1,4 @@
-"""The real client of Kubernetes, against a small API server that does as it is told."""
+"""The real client of Kubernetes, with a small fake API server."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from kubernetes.client import ApiClient, Configuration
 from percore.gateway import cluster as module
-from percore.gateway.cluster import COST, Cluster, Refused
+from percore.gateway.cluster import COST, ApiError, Cluster
 from percore.gateway.endpoints import Endpoints, Publish
 from percore.gateway.gateway_settings import load
 
@@ -32,7 +32,7 @@ def slice_of(name: str, *pods: str, version: int = 1) -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as its ApiServer says."""
+    """Answers with the data of its ApiServer."""
 
     protocol_version = "HTTP/1.1"
     api: "ApiServer"
@@ -75,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             data = json.dumps(event).encode() + b"\n"
-            for part in (data[:10], data[10:]):  # a line need not come in one piece
+            for part in (data[:10], data[10:]):  # a line may come in several pieces
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
                 self.wfile.flush()
             if event["type"] == "ERROR":
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class ApiServer:
-    """Lists ``slices``; streams what is put into ``events`` to whoever watches, None ends the stream."""
+    """Lists ``slices``, and streams the objects of ``events`` to each watch; None ends the stream."""
 
     def __init__(self) -> None:
         self.slices = [slice_of("s", "a")]
@@ -128,7 +128,7 @@ def follow(cluster: Cluster, publish: Publish) -> None:
 
 
 def listed(cluster: Cluster) -> Endpoints:
-    """Return the endpoints of one list; raise OSError where the API server does not list them."""
+    """Return the endpoints of one list; raise OSError if the API server does not list them."""
     found: list[Endpoints] = []
 
     def publish(endpoints: Endpoints) -> None:
@@ -140,8 +140,8 @@ def listed(cluster: Cluster) -> Endpoints:
     return found[0]
 
 
-class Told:
-    """What a cluster published, as the names of pods."""
+class Published:
+    """The endpoints that a cluster published, as the names of pods."""
 
     def __init__(self) -> None:
         self.all: list[list[str]] = []
@@ -175,8 +175,8 @@ def connected(api: ApiServer) -> Cluster:
 
 
 @pytest.fixture
-def told(api: ApiServer) -> Told:
-    seen = Told()
+def published(api: ApiServer) -> Published:
+    seen = Published()
     follow(connected(api), seen)
     eventually(lambda: seen.all)
     return seen
@@ -189,17 +189,17 @@ def test_only_the_slices_of_the_service_are_asked_for(api: ApiServer) -> None:
     assert query == {"labelSelector": "kubernetes.io/service-name=inference"}
 
 
-def test_each_change_is_told_with_all_that_is_known(api: ApiServer, told: Told) -> None:
+def test_each_change_is_published_with_all_endpoints(api: ApiServer, published: Published) -> None:
     api.changed("ADDED", slice_of("t", "b", "c"))
-    eventually(lambda: told.all[-1] == ["a", "b", "c"])
+    eventually(lambda: published.all[-1] == ["a", "b", "c"])
     api.changed("MODIFIED", slice_of("t", "c"))
-    eventually(lambda: told.all[-1] == ["a", "c"])
+    eventually(lambda: published.all[-1] == ["a", "c"])
     api.changed("DELETED", slice_of("s"))
-    eventually(lambda: told.all[-1] == ["c"])
+    eventually(lambda: published.all[-1] == ["c"])
     assert api.lists == 1
 
 
-def test_a_watch_that_ends_goes_on_from_the_last_version_without_a_list(api: ApiServer, told: Told) -> None:
+def test_a_watch_that_ends_goes_on_from_the_last_version_without_a_list(api: ApiServer, published: Published) -> None:
     api.changed("MODIFIED", slice_of("s", "a", "b", version=7))
     api.changed("BOOKMARK", {"metadata": {"resourceVersion": "9"}})
     api.events.put(None)
@@ -207,51 +207,51 @@ def test_a_watch_that_ends_goes_on_from_the_last_version_without_a_list(api: Api
     assert [watch["resourceVersion"] for watch in api.watches] == ["5", "9"]
     assert {watch["allowWatchBookmarks"] for watch in api.watches} == {"true"}
     api.changed("MODIFIED", slice_of("s", "c", version=10))
-    eventually(lambda: told.all[-1] == ["c"])
+    eventually(lambda: published.all[-1] == ["c"])
     assert api.lists == 1
 
 
-def test_a_version_that_is_too_old_is_listed_anew_at_once(api: ApiServer, told: Told) -> None:
+def test_after_a_version_that_is_too_old_it_lists_again_at_once(api: ApiServer, published: Published) -> None:
     api.slices = [slice_of("t", "d")]
     api.events.put({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}})
-    eventually(lambda: told.all[-1] == ["d"])
+    eventually(lambda: published.all[-1] == ["d"])
     assert api.lists == 2
-    api.failures = [410]  # the same, said before the stream begins
+    api.failures = [410]  # the same error, before the stream begins
     api.slices = [slice_of("t", "e")]
     api.events.put(None)
-    eventually(lambda: told.all[-1] == ["e"])
+    eventually(lambda: published.all[-1] == ["e"])
     assert api.pauses == 0
 
 
-def test_a_watch_that_is_cut_is_taken_up_again(api: ApiServer, told: Told) -> None:
+def test_a_watch_that_is_cut_is_taken_up_again(api: ApiServer, published: Published) -> None:
     api.slices = [slice_of("s", "b")]
     api.events.put(CUT)
-    eventually(lambda: told.all[-1] == ["b"])
+    eventually(lambda: published.all[-1] == ["b"])
     api.changed("MODIFIED", slice_of("s", "c"))
-    eventually(lambda: told.all[-1] == ["c"])
+    eventually(lambda: published.all[-1] == ["c"])
 
 
 def test_a_watch_that_falls_silent_is_given_up(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WATCH_SECONDS", 0)
     monkeypatch.setattr(module, "ANSWER_SECONDS", (1.0, 0.2))
-    told = Told()
-    follow(connected(api), told)
+    published = Published()
+    follow(connected(api), published)
     eventually(lambda: len(api.watches) >= 2)
     api.slices = [slice_of("s", "b")]
-    eventually(lambda: told.all[-1] == ["b"])
+    eventually(lambda: published.all[-1] == ["b"])
 
 
-def test_while_the_api_server_is_away_what_is_known_stays(api: ApiServer, told: Told) -> None:
-    published = len(told.all)
+def test_while_the_api_server_is_away_the_last_endpoints_stay(api: ApiServer, published: Published) -> None:
+    count = len(published.all)
     api.failures = [500, 503, 429, 403] * 5
     api.events.put(CUT)
     eventually(lambda: not api.failures)
-    eventually(lambda: len(told.all) == published + 1)
-    assert told.all[-1] == ["a"]
-    assert [] not in told.all
+    eventually(lambda: len(published.all) == count + 1)
+    assert published.all[-1] == ["a"]
+    assert [] not in published.all
 
 
-def test_what_is_known_ages_until_it_is_confirmed(api: ApiServer) -> None:
+def test_the_age_of_the_endpoints_grows_until_they_are_confirmed(api: ApiServer) -> None:
     cluster = connected(api)
     time.sleep(0.2)
     assert cluster.age() >= 0.2
@@ -259,7 +259,7 @@ def test_what_is_known_ages_until_it_is_confirmed(api: ApiServer) -> None:
     assert cluster.age() < 0.2
 
 
-def test_an_api_server_that_is_not_there_or_talks_nonsense_is_an_os_error(api: ApiServer) -> None:
+def test_an_api_server_that_is_missing_or_malformed_is_an_os_error(api: ApiServer) -> None:
     api.slices = [{"nonsense": True}]
     with pytest.raises(OSError, match="KeyError"):
         listed(connected(api))
@@ -281,16 +281,16 @@ def test_a_deletion_cost_is_a_merge_patch_of_one_annotation(api: ApiServer) -> N
     ]
 
 
-def test_a_pod_that_is_gone_and_a_right_that_is_missing_are_told_apart(api: ApiServer) -> None:
+def test_a_missing_pod_and_a_missing_right_are_different_errors(api: ApiServer) -> None:
     api.patch_status = 404
     with pytest.raises(KeyError):
         connected(api).set_cost("pod-1", 1000)
     api.patch_status = 403
-    with pytest.raises(Refused, match="403"):
+    with pytest.raises(ApiError, match="403"):
         connected(api).set_cost("pod-1", 1000)
 
 
-def test_costs_are_read_from_metadata_alone_and_only_those_of_the_service_s_pods(api: ApiServer) -> None:
+def test_costs_are_read_from_metadata_alone_and_only_from_pods_of_the_service(api: ApiServer) -> None:
     def pod(name: str, cost: str) -> dict[str, Any]:
         return {"metadata": {"name": name, "annotations": {COST: cost}}}
 
@@ -301,7 +301,7 @@ def test_costs_are_read_from_metadata_alone_and_only_those_of_the_service_s_pods
     assert cluster.read_costs() == {"a": 1000}
     assert "PartialObjectMetadataList" in api.accepted
     api.failures = [403]
-    with pytest.raises(Refused, match="403"):
+    with pytest.raises(ApiError, match="403"):
         cluster.read_costs()
 
 

@@ -1,4 +1,4 @@
-"""One connection, several requests, and whatever comes between them: no answer goes to the wrong request, and none is cut."""
+"""One connection with several requests, and other bytes between them: no answer goes to the wrong request, and none is cut."""
 
 import socket
 import threading
@@ -25,7 +25,7 @@ from harness.service import eventually
 
 LIVE = "/v2/health/live"
 BODY_TIMEOUT = 1.0
-"""Seconds; so long a client may also take none of an answer."""
+"""The body timeout in seconds. A client that reads nothing of an answer for this time is cut off, too."""
 LARGE = 40 << 20
 
 
@@ -43,7 +43,7 @@ def gateway(worker: Worker) -> Iterator[Gateway]:
 
 
 def nothing_comes(connection: socket.socket, seconds: float) -> bool:
-    """Whether the connection stays silent, and open or ended, for so long."""
+    """Return whether no byte comes within ``seconds``; the connection may end."""
     connection.settimeout(seconds)
     try:
         return connection.recv(1000) == b""
@@ -80,7 +80,7 @@ def test_an_empty_line_after_a_request_is_no_request(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("more", [b"\x00\x01 garbage", b"GET / HTTP/9.9\r\n\r\n", call(b"pipelined"), b"POST"])
 @pytest.mark.parametrize("later", [False, True])
-def test_what_follows_a_complete_call_costs_it_nothing(more: bytes, later: bool) -> None:
+def test_bytes_after_a_complete_call_do_not_harm_it(more: bytes, later: bool) -> None:
     body = b"x" * 300_000
     release = threading.Event()
     with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.connect() as connection:
@@ -94,7 +94,7 @@ def test_what_follows_a_complete_call_costs_it_nothing(more: bytes, later: bool)
         assert worker.bodies == [body]
 
 
-def test_what_follows_a_request_for_another_protocol_closes_the_connection(gateway: Gateway) -> None:
+def test_bytes_after_a_request_for_another_protocol_close_the_connection(gateway: Gateway) -> None:
     first = f"GET {LIVE} HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n".encode()
     with gateway.send(first + call(b"lost")) as connection:
         status, headers, _ = read_answer(connection)
@@ -137,7 +137,7 @@ def test_a_trailer_of_bounded_size_is_dropped(gateway: Gateway, worker: Worker) 
 
 
 def test_a_second_answer_is_not_bound_by_the_timer_of_the_first() -> None:
-    """The first answer is large and read late; the second is read without a pause, for longer than the timer."""
+    """The first answer is large and is read late. The second is read without a pause, for longer than the timer."""
     with (
         Worker(echo_long) as worker,
         Gateway(worker.endpoint, body_timeout=BODY_TIMEOUT, max_body_bytes=LARGE) as gateway,
@@ -158,7 +158,7 @@ def echo_long(exchange: Exchange) -> None:
 
 
 def slowly(connection: socket.socket, size: int, seconds: float) -> int:
-    """Read an answer of ``size`` bytes evenly over so long; return how much of its body came."""
+    """Read an answer of ``size`` bytes evenly over ``seconds``; return how much of its body came."""
     data, began = bytearray(), time.monotonic()
     while len(data) < size:
         time.sleep(0.01)
@@ -177,7 +177,7 @@ def slowly(connection: socket.socket, size: int, seconds: float) -> int:
 
 
 def test_a_reader_that_is_slow_but_steady_gets_its_whole_answer() -> None:
-    """5 MB in 4 s, where 1 s without progress is the bound."""
+    """5 MB in 4 s; the bound is 1 s without progress."""
     with (
         Worker(echo_long) as worker,
         Gateway(worker.endpoint, body_timeout=BODY_TIMEOUT) as gateway,
@@ -187,7 +187,7 @@ def test_a_reader_that_is_slow_but_steady_gets_its_whole_answer() -> None:
 
 
 def test_a_client_that_reads_nothing_costs_one_answer_and_no_more(gateway: Gateway) -> None:
-    """On the port of metrics, whose answers are long; both ports have the same front."""
+    """Uses the port of metrics, which has long answers. Both ports have the same front."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", gateway.status_port))
@@ -207,8 +207,8 @@ def resident(gateway: Gateway) -> int:
     return int(Path(f"/proc/{gateway.pid}/statm").read_text().split()[1]) * 4096
 
 
-def test_silent_uploads_keep_no_small_call_out() -> None:
-    """Half a head is a connection; a head that announces 32 MB is an upload."""
+def test_silent_uploads_do_not_prevent_small_calls() -> None:
+    """An incomplete head counts as a connection; a head that announces 32 MB counts as an upload."""
     silent = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {32 << 20}\r\n\r\n".encode()
     with Worker() as worker, Gateway(worker.endpoint, gateway_uploads=4) as gateway:
         uploads = [gateway.send(silent) for _ in range(4)]
@@ -242,7 +242,7 @@ def test_an_answer_of_http_1_0_that_is_cut_ends_with_a_reset() -> None:
             connection.recv(1000)
 
 
-def test_connection_cannot_take_the_host_away(gateway: Gateway, worker: Worker) -> None:
+def test_the_header_connection_cannot_remove_the_host(gateway: Gateway, worker: Worker) -> None:
     with gateway.ask(b"{}", "Connection: host, x-mine", "X-Mine: 1") as connection:
         assert read_answer(connection)[0] == 200
     head = worker.runs[-1][0].lower()

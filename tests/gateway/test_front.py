@@ -1,4 +1,4 @@
-"""What clients may send, and how long they may take: a hostile client harms itself alone."""
+"""Bounds of what clients may send and how long they may take: a hostile client harms only itself."""
 
 import concurrent.futures
 import contextlib
@@ -44,7 +44,7 @@ def gateway(worker: Worker) -> Iterator[Gateway]:
 
 
 def refused(connection: socket.socket) -> tuple[int, str]:
-    """Read one answer, after which nothing more comes; return its status and code."""
+    """Read the last answer of a connection; return its status and code."""
     status, headers, body = read_answer(connection)
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
@@ -101,7 +101,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_plain_http_is_refused_and_reaches_no_worker(gateway: Gateway, worker: Worker, sent: str) -> None:
+def test_a_malformed_request_is_rejected_and_reaches_no_worker(gateway: Gateway, worker: Worker, sent: str) -> None:
     connections = worker.connections
     assert refused(gateway.send(sent.encode("latin-1"))) == (400, "bad-request")
     assert worker.connections == connections
@@ -140,7 +140,7 @@ def test_a_body_that_grows_too_large_in_chunks_is_refused(gateway: Gateway) -> N
     assert outcome(gateway.send(chunked(bytes(600_000), bytes(400_000)))) == (200, "")
 
 
-def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(gateway: Gateway) -> None:
+def test_a_client_that_waits_for_100_continue_gets_it(gateway: Gateway) -> None:
     connection = gateway.send(call(b"", "Expect: 100-continue").replace(b"Length: 0", b"Length: 5"))
     assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.sendall(b"hello")
@@ -148,7 +148,7 @@ def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(gateway: Gateway)
         assert read_answer(connection)[2] == b"hello"
 
 
-def test_a_client_that_is_refused_while_it_sends_can_read_why(gateway: Gateway) -> None:
+def test_a_client_that_is_rejected_while_it_sends_can_read_the_reason(gateway: Gateway) -> None:
     """Closing at once would reset the connection, and the answer would be lost."""
     connection = gateway.send(call(b"").replace(b"Length: 0", b"Length: 1000001") + bytes(500_000))
     assert refused(connection) == (413, "body-too-large")
@@ -179,7 +179,7 @@ def test_an_upgrade_is_ignored_and_the_body_reaches_the_worker(
     assert b"http2-settings" not in head.lower()
 
 
-def test_what_clients_call_like_our_own_headers_never_reaches_a_worker(gateway: Gateway, worker: Worker) -> None:
+def test_headers_of_clients_with_our_prefix_never_reach_a_worker(gateway: Gateway, worker: Worker) -> None:
     sent = chunked(b"hello", trailer="Percore-Gateway: evil", headers=["percore-gateway: evil", "PERCORE-Client: evil"])
     assert outcome(gateway.send(sent)) == (200, "")
     assert outcome(gateway.ask(b"hello", "Connection: x-mine", "X-Mine: evil")) == (200, "")
@@ -211,7 +211,7 @@ def test_reads_side_by_side_do_not_delay_probes(gateway: Gateway) -> None:
             assert gateway.operator("/livez").status_code == 200
             slowest = max(slowest, time.monotonic() - began)
     assert sum(counts) >= 200
-    assert slowest < 1.5  # of which most is this process, which all callers share
+    assert slowest < 1.5  # most of this time is spent in this process, which sends all the requests
 
 
 def test_at_the_bound_of_connections_the_one_that_was_idle_longest_is_closed() -> None:
@@ -249,7 +249,7 @@ def test_an_idle_connection_is_closed_after_its_time() -> None:
         assert 0.9 < time.monotonic() - began < 4
 
 
-def test_a_full_spool_turns_calls_away_and_empties_again() -> None:
+def test_a_full_spool_rejects_calls_and_empties_again() -> None:
     with Gateway(gateway_spool_memory_bytes=0, gateway_spool_bytes=100_000) as gateway:
         with gateway.ask(bytes(80_000)):
             eventually(gateway.queued)
@@ -263,7 +263,7 @@ def test_a_full_spool_turns_calls_away_and_empties_again() -> None:
         eventually(lambda: gateway.spooled() == 0, 2)
 
 
-def test_too_many_uploads_turn_the_next_away_and_fill_no_queue() -> None:
+def test_too_many_uploads_reject_the_next_one_and_fill_no_queue() -> None:
     large = b"slow" * 20_000
     with (
         Worker() as worker,
@@ -282,7 +282,7 @@ def test_too_many_uploads_turn_the_next_away_and_fill_no_queue() -> None:
         assert gateway.post().status_code == 200
 
 
-def test_too_many_bytes_of_uploads_turn_the_next_away() -> None:
+def test_too_many_bytes_of_uploads_reject_the_next_one() -> None:
     with Worker() as worker, Gateway(worker.endpoint, gateway_upload_bytes=100_000) as gateway:
         with gateway.send(call(bytes(90_000))[:-1]):
             eventually(lambda: gateway.metric("percore_gateway_uploads") == 1)
@@ -293,7 +293,7 @@ def test_too_many_bytes_of_uploads_turn_the_next_away() -> None:
         assert gateway.post(bytes(200_000)).status_code == 200
 
 
-def test_a_full_queue_turns_the_next_call_away_before_its_body_is_read() -> None:
+def test_a_full_queue_rejects_the_next_call_before_its_body_is_read() -> None:
     with Gateway(queue_length=2) as gateway, gateway.ask(), gateway.ask():
         eventually(lambda: gateway.queued() == 2)
         assert refused(gateway.send(call(bytes(1000))[:-500])) == (429, "queue-full")
@@ -328,7 +328,7 @@ def large(exchange: Exchange) -> None:
     exchange.answer(bytes(LARGE))
 
 
-def test_a_slow_reader_holds_no_worker_and_is_cut_in_the_end() -> None:
+def test_a_slow_reader_holds_no_worker_and_is_cut_after_the_answer_timeout() -> None:
     with Worker(large, serve) as worker, Gateway(worker.endpoint, answer_timeout=4) as gateway:
         slow = gateway.ask(b"slow")
         assert gateway.post(b"next").content == b"next"

@@ -1,4 +1,4 @@
-"""A worker is lost, or misbehaves, in each gap between a reservation and the last byte of an answer."""
+"""A worker is lost or misbehaves at each step between a reservation and the last byte of an answer."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ def resets_before_the_reservation(exchange: Exchange) -> None:
 
 def closes_after_the_reservation(exchange: Exchange) -> None:
     exchange.read_reservation()
-    exchange.connection.send(RESERVED, socket.MSG_MORE)  # its end comes in the same segment
+    exchange.connection.send(RESERVED, socket.MSG_MORE)  # the end of the connection comes in the same segment
     exchange.connection.close()
 
 
@@ -194,7 +194,7 @@ def test_an_answer_that_breaks_off_is_seen_to_be_cut(breaks: Behaviour) -> None:
         eventually(lambda: gateway.metric("percore_gateway_interrupted_answers_total") == 1)
 
 
-def test_a_call_that_ten_workers_do_not_survive_is_given_up() -> None:
+def test_a_call_during_whose_transfer_ten_workers_end_is_answered_502() -> None:
     workers = [Worker(closes_in_the_head) for _ in range(10)]
     with Gateway(*(worker.endpoint for worker in workers)) as gateway:
         assert outcome(gateway.ask(BODY)) == (502, "pod-lost")
@@ -219,19 +219,19 @@ def test_an_answer_before_the_body_was_read_is_passed_on() -> None:
         assert worker.bodies == [b"next"]
 
 
-def hears(told: threading.Event) -> Callable[[Exchange], None]:
+def notes_the_end(ended: threading.Event) -> Callable[[Exchange], None]:
     def behave(exchange: Exchange) -> None:
         exchange.reserve()
         exchange.receive()
         if not exchange.connection.recv(1):
-            told.set()
+            ended.set()
 
     return behave
 
 
 def test_a_caller_that_leaves_while_its_call_runs_closes_the_worker_s_connection() -> None:
-    told = threading.Event()
-    with Worker(hears(told), serve) as worker, Gateway(worker.endpoint) as gateway:
+    ended = threading.Event()
+    with Worker(notes_the_end(ended), serve) as worker, Gateway(worker.endpoint) as gateway:
         with gateway.ask(b"left"):
             eventually(gateway.executing)
         eventually(lambda: gateway.metric("percore_gateway_client_disconnects_total", state="executing") == 1, 2)
@@ -256,14 +256,14 @@ def test_a_pod_that_does_not_answer_keeps_no_call_from_another() -> None:
 
 
 def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_next() -> None:
-    """SIGSTOP: a frozen virtual machine, a suspended container."""
+    """SIGSTOP has the effect of a frozen virtual machine or a suspended container."""
     gateways: list[Gateway] = []
     closed = threading.Event()
 
     def gives_up_once(exchange: Exchange) -> None:
         if closed.is_set():
             return serve(exchange)
-        exchange.read_reservation()  # fails where a busy machine made the gateway give this reservation up
+        exchange.read_reservation()  # fails if the gateway, on a busy machine, has dropped this reservation
         gateways[0].signal(signal.SIGSTOP)
         exchange.connection.sendall(RESERVED)
         exchange.connection.settimeout(0.1)  # as a worker does

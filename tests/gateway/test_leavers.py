@@ -1,4 +1,4 @@
-"""Callers that leave while they are received or queued leave nothing behind."""
+"""Callers that disconnect while their calls are received or queued leave nothing behind."""
 
 import socket
 import threading
@@ -103,7 +103,7 @@ def test_callers_that_leave_while_a_pod_is_busy_never_run(release: threading.Eve
         eventually(lambda: gateway.spooled() == 0, 2)
 
 
-def test_those_who_stay_are_served_in_their_order_while_others_leave(release: threading.Event) -> None:
+def test_remaining_callers_are_served_in_their_order_while_others_leave(release: threading.Event) -> None:
     with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway:
         first = gateway.ask(b"first")
         eventually(gateway.executing)
@@ -117,8 +117,10 @@ def test_those_who_stay_are_served_in_their_order_while_others_leave(release: th
         assert worker.bodies == [b"first", *(b"%d" % number * 10_000 for number in range(0, 60, 3))]
 
 
-def test_a_pod_that_computes_has_one_connection_however_many_callers_come_and_leave() -> None:
-    """Each dead connection would stay in its accept queue until its run ends, and there keep other gateways' out."""
+def test_a_pod_that_computes_gets_one_connection_however_many_callers_come_and_leave() -> None:
+    """Each dead connection would stay in the pod's accept queue until the run ends, and take the place of other gateways'
+    connections.
+    """
     begun, release = threading.Event(), threading.Event()
 
     def behave(exchange: Exchange) -> None:

@@ -16,11 +16,11 @@ from harness.gateway import PREDICT, Exchange, Gateway, Worker, serve
 from harness.service import eventually
 
 LONG = 3.0
-"""Seconds in which a call that may begin begins: a gateway that was restarted takes over after two."""
+"""Within these seconds a call begins if it may. A restarted gateway takes over after two seconds."""
 
 
 class Busy:
-    """A worker that goes on computing when the connection of its run breaks, and then is as any other."""
+    """A worker that goes on computing when the connection of its run breaks. After this run it is like any other worker."""
 
     def __init__(self, *, breaks: bool) -> None:
         self.free = threading.Event()
@@ -44,14 +44,14 @@ class Busy:
 
 @pytest.fixture
 def breaking() -> Iterator[Busy]:
-    """Its network breaks the connection of its run."""
+    """A busy worker whose network breaks the connection of its run."""
     with Busy(breaks=True) as busy:
         yield busy
 
 
 @pytest.fixture
 def silent() -> Iterator[Busy]:
-    """Its run is lost with the gateway."""
+    """A busy worker whose run is lost with the gateway."""
     with Busy(breaks=False) as busy:
         yield busy
 
@@ -147,7 +147,7 @@ def test_a_call_that_waits_for_a_pod_holds_up_no_stop(breaking: Busy, tmp_path: 
             eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
 
 
-def test_a_gateway_that_starts_takes_no_pod_for_gone_before_it_knows_them(silent: Busy, tmp_path: Path) -> None:
+def test_a_gateway_that_starts_counts_no_pod_as_gone_before_it_has_a_list(silent: Busy, tmp_path: Path) -> None:
     with Worker() as other, Gateway(silent.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = store(gateway)
         eventually(lambda: silent.worker.runs)

@@ -1,4 +1,4 @@
-"""Calls run in their order, one at a time in each pod, whichever gateway they came through."""
+"""Calls run in their order, one at a time in each pod, through one gateway or two."""
 
 import itertools
 import threading
@@ -32,8 +32,8 @@ def test_calls_run_by_priority_and_then_in_the_order_of_their_last_bytes() -> No
         assert worker.bodies == [b"first", *(b"%d" % number for number in expected)]
 
 
-def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_number() -> None:
-    """KEDA reads this number without Prometheus, and adds up no series of one gateway."""
+def test_calls_in_flight_are_running_and_queued_calls_as_one_number() -> None:
+    """KEDA without Prometheus reads this number; it cannot add up several series of one gateway."""
     release = threading.Event()
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway:
         assert gateway.metric("percore_in_flight_calls") == 0

@@ -1,4 +1,4 @@
-"""What is read only is answered by the gateway itself and takes no worker."""
+"""The gateway answers reads itself, without a worker."""
 
 import concurrent.futures
 import signal
@@ -21,7 +21,7 @@ READS = (
 )
 
 
-def test_before_any_pod_was_known_reads_are_not_ready_and_the_gateway_is_live() -> None:
+def test_before_the_pods_are_known_reads_are_not_ready_and_the_gateway_is_live() -> None:
     with Gateway() as gateway:
         live = gateway.get("/v2/health/live")
         assert (live.status_code, live.json()) == (200, {"live": True})
@@ -31,7 +31,7 @@ def test_before_any_pod_was_known_reads_are_not_ready_and_the_gateway_is_live() 
             assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_the_gateway_is_ready_once_it_knows_which_pods_there_are_though_there_be_none() -> None:
+def test_the_gateway_is_ready_once_it_has_a_list_of_pods_even_an_empty_one() -> None:
     with Gateway(known=False) as gateway:
         assert gateway.operator("/readyz").status_code == 503
         assert gateway.get("/v2/health/ready").status_code == 503
@@ -40,7 +40,7 @@ def test_the_gateway_is_ready_once_it_knows_which_pods_there_are_though_there_be
         assert gateway.get("/v2/health/ready").json() == {"ready": True}
 
 
-def test_what_is_said_to_operators_is_not_for_callers() -> None:
+def test_paths_for_operators_are_not_served_to_callers() -> None:
     with Gateway() as gateway:
         for path in ("/", "/metrics", "/livez", "/readyz", "/slot", "/catalog"):
             answer = gateway.get(path)
@@ -50,13 +50,13 @@ def test_what_is_said_to_operators_is_not_for_callers() -> None:
 def test_reads_are_answered_while_every_pod_computes_and_after_all_are_gone() -> None:
     with Service(pod=True, handler=FAULTY).ready() as pod, Gateway(endpoint_of(pod)) as gateway:
         eventually(lambda: gateway.get("/v1/models/default").status_code == 200)
-        told = {path: pod.get(path).json() for path in READS}
+        expected = {path: pod.get(path).json() for path in READS}
         calls = [gateway.ask(b'{"inputs": {"sleep": 1.5}}') for _ in range(2)]
         eventually(lambda: gateway.queued() == 1 and gateway.executing() == 1)
         for path in READS:
             began = time.monotonic()
             answer = gateway.get(path)
-            assert (answer.status_code, answer.json()) == (200, told[path])
+            assert (answer.status_code, answer.json()) == (200, expected[path])
             assert time.monotonic() - began < 1
             head = requests.head(gateway.url(path), timeout=5)
             assert (head.status_code, head.content) == (200, b"")
@@ -66,7 +66,7 @@ def test_reads_are_answered_while_every_pod_computes_and_after_all_are_gone() ->
         gateway.know()
         eventually(lambda: gateway.metric("percore_gateway_pods") == 0)
         for path in READS:
-            assert (gateway.get(path).status_code, gateway.get(path).json()) == (200, told[path])
+            assert (gateway.get(path).status_code, gateway.get(path).json()) == (200, expected[path])
 
 
 def test_a_pod_that_is_killed_in_a_run_costs_that_call_alone() -> None:

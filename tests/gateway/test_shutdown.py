@@ -1,4 +1,4 @@
-"""SIGTERM ends the gateway once every call that it took is answered."""
+"""After SIGTERM the gateway answers every call that it has received, and then ends."""
 
 import json
 import signal

@@ -1,4 +1,7 @@
-"""Peers that vanish without a word, as a machine does that loses its power: in a network namespace whose link goes down."""
+"""Peers that vanish without closing their connections, like a machine that loses its power.
+
+The test drops the packets of a network namespace.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def ip(*arguments: str) -> None:
 
 
 class Elsewhere:
-    """A machine of its own: a network namespace, with a link to this one."""
+    """Stands for another machine: a network namespace with a link to this one."""
 
     def __init__(self) -> None:
         self.name = f"percore-{os.getpid()}"
@@ -68,7 +71,7 @@ class Elsewhere:
         return process
 
     def vanish(self) -> None:
-        """Drop every packet from now on, without any answer to them."""
+        """Drop every packet from now on, without an answer."""
         ip("-n", self.name, "link", "set", "eth0", "down")
 
     def remove(self) -> None:

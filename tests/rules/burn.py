@@ -1,4 +1,6 @@
-"""Calls that fail and calls that are queued long, at the defaults: 99.5 % succeed, 95 % are queued no longer than 60 s."""
+"""Alerts on failed calls and on long queue times, with the default objectives: 99.5 % succeed, 95 % are queued no longer than
+60 s.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateways: whether they take calls, know the pods, have room, and tell what they did."""
+"""Alerts on gateways: they do not accept calls, do not know the pods, have no room, or lose lines of the log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gauge(name: str, value: float, **labels: str) -> Mapping[str, str]:
 
 
 def spool(filled: int, place: str) -> Mapping[str, str]:
-    """Bytes in one place of the spool, of a thousand that it may hold."""
+    """Bytes in memory or on disk, of a thousand that the spool may hold."""
     return {
         **gauge("gateway_spool_bytes", filled, place=place),
         **gauge("gateway_spool_limit_bytes", 1000, place=place),
@@ -47,7 +47,7 @@ def pods(unknown: int, queued: int) -> Mapping[str, str]:
 
 
 def left(of_hundred: int) -> Mapping[str, str]:
-    """A hundred calls every half minute; the clients of some disconnect."""
+    """A hundred calls every half minute; some of their clients disconnect."""
     return {
         gateway(CALLS, code="200"): f"0+{100 - of_hundred}x240",
         gateway(CALLS, code="disconnected"): f"0+{of_hundred}x240",
@@ -55,7 +55,7 @@ def left(of_hundred: int) -> Mapping[str, str]:
 
 
 def few_left(count: int) -> Mapping[str, str]:
-    """Ten calls within an hour; the clients of so many disconnect."""
+    """Ten calls within an hour; ``count`` of their clients disconnect."""
     return {
         gateway(CALLS, code="200"): f"0x10 0+1x{10 - count} {10 - count}x220",
         gateway(CALLS, code="disconnected"): f"0x10 0+1x{count} {count}x220",
@@ -91,7 +91,7 @@ CASES = [
     Case(NONE_READY, "one is ready", {**ready(1), **up(1)}, 10, severity="critical"),
     Case(NONE_READY, "one is ready that Prometheus cannot reach", {**ready(1), **up(0)}, 10, severity="critical"),
     Case(NONE_READY, "none is ready", {**ready(0), **up(1)}, 1, REFUSED, "critical"),
-    Case(NONE_READY, "none answers, and nobody knows of deployments", up(0), 1, REFUSED, "critical"),
+    Case(NONE_READY, "none answers, and there is no metric of deployments", up(0), 1, REFUSED, "critical"),
     Case(MISSING, "it is there", {**IN_FLIGHT, **up(1)}, 10, severity="critical"),
     Case(MISSING, "it is missing because no gateway answers", up(0), 10, severity="critical"),
     Case(MISSING, "it is missing because no gateway is there", ready(0), 10, severity="critical"),

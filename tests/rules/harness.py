@@ -15,14 +15,15 @@ from tests.chart.harness import one, render
 
 Rule = dict[str, Any]
 STEP = 30
-"""Seconds between two samples, and between two evaluations; the recordings count on the latter."""
+"""Seconds between two samples, and between two evaluations. The recording rules assume the latter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One alert, on series of one's own: with a ``description`` it fires at ``minute`` and says that, without it is silent.
+    """One alert and the series of the test.
 
-    An alert that fires is silent one evaluation earlier, so ``minute`` is the first one, where its rule has a ``for``.
+    If the case has a ``description``, the alert fires at ``minute`` with this description; otherwise it is silent. If the rule
+    has a ``for``, the alert must be silent one evaluation earlier, so ``minute`` is the first one.
     """
 
     alert: str
@@ -32,13 +33,13 @@ class Case:
     description: str = ""
     severity: str = "warning"
     long: str = ""
-    """The long window, where an alert has one rule for each of several."""
+    """The long window, if the alert has rules for several windows."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Labels beyond those of the rule."""
+    """Labels in addition to those of the rule."""
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Which rule it is about."""
+        """Identifies the rule of this case."""
         return self.alert, self.severity, self.long
 
 
@@ -63,14 +64,14 @@ def rule_of(case: Case) -> Rule:
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Run promtool, and fail with what it says."""
+    """Run promtool; if it fails, fail with its output."""
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def check(case: Case, minute: float, fires: bool, folder: Path) -> None:
-    """Have promtool test one rule, with every recording, and none of the other alerts of its name."""
+    """Let promtool test one rule with all recording rules, without other alerts of the same name."""
     rule = rule_of(case)
     kept = [
         {"name": group["name"], "rules": [each for each in group["rules"] if "record" in each or each is rule]}

@@ -1,4 +1,4 @@
-"""Pods that are not there, that do not become ready, or that restart."""
+"""Alerts on missing pods, on pods that do not become ready, and on restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored calls: whether they can be stored, are computed, and are not lost on the way."""
+"""Alerts on stored calls: they cannot be stored, are not computed, or are lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stored(filled: int) -> Mapping[str, str]:
 
 
 def ended(count: int, end: str) -> Mapping[str, str]:
-    """Runs that ended so, one each half minute."""
+    """Runs with this end, one each half minute."""
     return {gateway("percore_stored_call_runs_total", end=end): f"0x10 0+1x{count} {count}x220"}
 
 

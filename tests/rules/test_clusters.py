@@ -1,4 +1,4 @@
-"""Rules that read several clusters judge each alone, by the label that the chart is given."""
+"""Rules for several clusters treat each cluster separately, by the label in the chart's values."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def rule_of(alert: str, severity: str) -> dict[str, Any]:
 
 
 def check(rule: dict[str, Any], minute: float, series: Mapping[str, str], clusters: list[str], folder: Path) -> None:
-    """Have promtool say that an alert fires for these clusters and for no other."""
+    """Check with promtool that an alert fires for these clusters and for no other."""
     rule = {**rule, "annotations": {"summary": "any"}}
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [rule]}]}))
     expected = [{"exp_labels": {**rule["labels"], "k8s": each}, "exp_annotations": rule["annotations"]} for each in clusters]

@@ -1,4 +1,4 @@
-"""Each alert, by promtool: it is silent just below its threshold and just before its time, and fires just above."""
+"""Each alert, with promtool: it is silent just below its threshold and just before its time, and fires just above and after."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_an_alert_is_silent_before_its_time(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("ours", "theirs"), [("first-percore", "second-percore"), ('"here"', '"there"')])
 @pytest.mark.parametrize("case", [case for case in FIRES if case.alert != gateways.MISSING], ids=title)
-def test_an_alert_is_silent_where_another_release_is_in_trouble(case: Case, ours: str, theirs: str, tmp_path: Path) -> None:
+def test_an_alert_is_silent_if_only_another_release_has_the_fault(case: Case, ours: str, theirs: str, tmp_path: Path) -> None:
     foreign = {name.replace(ours, theirs): values for name, values in case.series.items()}
     check(dataclasses.replace(case, series=foreign), case.minute, False, tmp_path)
 
@@ -53,7 +53,7 @@ def test_promtool_finds_nothing_wrong_with_the_rules(values: tuple[str, ...], tm
     promtool("check", "rules", "--lint-fatal", tmp_path / "rules.yaml")
 
 
-def test_the_recordings_are_evaluated_as_often_as_their_sums_count_on() -> None:
+def test_the_recordings_have_the_interval_that_their_sums_assume() -> None:
     [calls] = [group for group in groups() if group["name"].endswith(".calls")]
     assert calls["interval"] == f"{STEP}s"
     assert all(f"* {STEP})" in rule["expr"] for rule in alerts() if rule["labels"].get("long") == "3d")

@@ -1,4 +1,4 @@
-"""The runbook has a heading for each alert, and no other; what it tells to type and to ask exists."""
+"""The runbook has a heading for each alert and no other. Its commands and queries name things that exist."""
 
 import re
 
@@ -23,13 +23,13 @@ def test_each_alert_has_its_heading_and_each_heading_its_alert() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_heading_says_what_it_means_whom_it_hurts_how_to_look_and_how_to_mend(name: str) -> None:
+def test_each_heading_has_meaning_impact_diagnosis_and_mitigation(name: str) -> None:
     parts = re.findall(r"^\*\*(\w+)\.\*\*", SECTIONS[name], re.MULTILINE)
     assert parts == ["Meaning", "Impact", "Look", "Fix"]
     assert "```" in SECTIONS[name]
 
 
-def test_every_alert_says_how_bad_it_is_and_links_to_its_heading() -> None:
+def test_every_alert_has_a_severity_and_links_to_its_heading() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
@@ -42,7 +42,7 @@ def test_links_within_the_runbook_lead_to_headings() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", RUNBOOK)) <= anchors
 
 
-def test_every_query_of_the_runbook_parses_and_asks_for_what_is_exported() -> None:
+def test_every_query_of_the_runbook_parses_and_reads_exported_series() -> None:
     known = set()
     for metrics in (WorkerMetrics(), GatewayMetrics(), StoreMetrics(CollectorRegistry())):
         known |= set(metrics.registry._names_to_collectors)

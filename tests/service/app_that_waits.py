@@ -1,4 +1,4 @@
-"""An app whose import lasts until a file is there."""
+"""An app whose import waits for a file."""
 
 import os
 import time

@@ -27,7 +27,7 @@ def home() -> str:
 @app.route("/seen", methods=METHODS)
 @app.route("/seen/<path:rest>", methods=METHODS)
 def seen(rest: str = "") -> dict[str, Any]:
-    """Tell what the app sees of its request."""
+    """Answer with the values of the request that the app sees."""
     names = ("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "REMOTE_ADDR", "wsgi.url_scheme", "SERVER_PORT")
     environ = {name: request.environ.get(name) for name in (*names, "CONTENT_LENGTH", "SERVER_NAME")}
     headers = sorted(name.lower() for name, _ in request.headers)
@@ -36,13 +36,13 @@ def seen(rest: str = "") -> dict[str, Any]:
 
 @app.get("/who")
 def who() -> dict[str, Any]:
-    """Tell which process and thread serves, and that the latter imported the app."""
+    """Answer with the process and the thread, and whether this thread imported the app."""
     return {"pid": os.getpid(), "same_thread": threading.get_ident() == THREAD}
 
 
 @app.post("/burn")
 def burn() -> dict[str, Any]:
-    """Keep a core busy for ``seconds``, and tell from when to when."""
+    """Keep a core busy for ``seconds``; answer with begin and end."""
     began = ended = time.monotonic()
     while ended < began + float(request.args["seconds"]):
         ended = time.monotonic()
@@ -113,7 +113,7 @@ def echo() -> bytes:
 
 @app.post("/upload")
 def upload() -> dict[str, Any]:
-    """Tell what a form has: fields, and of each file its name and content."""
+    """Answer with the fields of a form, and the name and content of each file."""
     files = {name: [file.filename, file.read().decode()] for name, file in request.files.items()}
     return {"fields": request.form.to_dict(), "files": files}
 
@@ -157,7 +157,7 @@ def exits() -> str:
 
 
 application = app
-"""What is served if the module is named alone."""
+"""The app that is served if the setting names only the module."""
 
 
 def create_app(name: str = "", size: int = 0) -> Flask:
@@ -165,7 +165,7 @@ def create_app(name: str = "", size: int = 0) -> Flask:
 
 
 def made_with(*given: Any, **given_by_name: Any) -> Callable[..., Any]:
-    """Return an app that knows its arguments."""
+    """Return an app that answers with the arguments of this factory."""
 
     def made(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         return plain(environ, start_response)

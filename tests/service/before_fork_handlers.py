@@ -1,4 +1,7 @@
-"""Imported before the fork: tells in the log which process imports it, and has handlers that tell what a forked worker is."""
+"""A module for the import before the fork.
+
+It logs the process that imports it. Its handlers return the state of a forked worker.
+"""
 
 import logging
 import os
@@ -28,7 +31,7 @@ class Numbers:
 
 
 class Threads:
-    """Answers with the threads of each library of BLAS and OpenMP, and with the cores that this process computes on."""
+    """Answers with the number of threads of each BLAS and OpenMP library, and with the cores of this process."""
 
     def load(self) -> None:
         pass
@@ -43,7 +46,7 @@ class Threads:
 
 
 class TensorFlowThreads:
-    """Answers with how many threads of TensorFlow's pool for the parts of an operation there are."""
+    """Answers with the number of threads in TensorFlow's intra-op pool."""
 
     def load(self) -> None:
         pass

@@ -16,7 +16,7 @@ from percore.handlers import Tensors
 
 
 class SlowToLoad:
-    """Takes longer to load than every other limit of the test."""
+    """Takes longer to load than all other timeouts of the test."""
 
     def load(self) -> None:
         time.sleep(3.5)
@@ -37,7 +37,7 @@ class FailsToLoad:
 
 
 class Span:
-    """Computes for 5 ms and tells from when to when, in seconds of the machine's monotonic clock."""
+    """Computes for 5 ms; returns begin and end, in seconds of the machine's monotonic clock."""
 
     def load(self) -> None:
         pass
@@ -49,7 +49,7 @@ class Span:
         return {"began": np.array(began), "ended": np.array(ended)}
 
 
-class LoadsAsLongAsItMay:
+class FailsWhenForbidden:
     """Fails to load once the file ``forbidden`` is in the state directory."""
 
     def load(self) -> None:
@@ -61,7 +61,7 @@ class LoadsAsLongAsItMay:
 
 
 class StartsProcesses:
-    """Forks one process and starts another, which both outlive the call."""
+    """Forks one process and starts another one. Both outlive the call."""
 
     def load(self) -> None:
         pass
@@ -86,8 +86,8 @@ class LeavesAProcess:
         return inputs
 
 
-class InC:
-    """Computes in C for most of a minute, where no signal handler of Python runs."""
+class ComputesInC:
+    """Computes in C for most of a minute; meanwhile no signal handler of Python runs."""
 
     def load(self) -> None:
         pass
@@ -109,8 +109,8 @@ class LeavesThreads:
         return inputs
 
 
-class SaysItNeverRan:
-    """Raises the error that its input names: one of percore's own, or one that a user derived from one of them."""
+class RaisesErrors:
+    """Raises the error that its input names: one of percore's, or a subclass that a user wrote."""
 
     class Mine(errors.BadInput):
         status = 503
@@ -126,10 +126,10 @@ class SaysItNeverRan:
 
 
 class Journal:
-    """Writes down when which call begins and ends, and whether another run of it computes at the same time.
+    """Writes begin and end of each call to a file, and whether another run of the call computes at the same time.
 
-    Inputs: ``n``, the call's number; ``sleep``, seconds; ``native``, seconds in C that never gives Python's global lock back,
-    so no other thread of the worker gets a turn; ``fill``, bytes to answer with.
+    Inputs: ``n``, the call's number; ``sleep``, seconds; ``native``, seconds in C that never releases Python's global lock, so
+    no other thread of the worker runs; ``fill``, bytes to answer with.
     """
 
     def load(self) -> None:
@@ -142,7 +142,7 @@ class Journal:
             what, of, pid = line.split()[:3]
             if int(of) == number:
                 (begun.add if what == "begin" else begun.discard)(int(pid))
-        # A worker that has ended the call may live on: its answer was lost with the gateway.
+        # The worker may live on after it has ended the call, if its answer was lost with the gateway.
         for other in begun - {os.getpid()}:
             if Path(f"/proc/{other}").exists():
                 self.write(f"overlap {number} {other}")

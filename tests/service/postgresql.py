@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests, of the programs that the machine has."""
+"""A real PostgreSQL server for tests, from the programs that are installed on the machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness.service import eventually, free_port, processes_below
 
 USER, PASSWORD = "percore", "a-pass:word/of@tests"
 QUOTED = "a-pass%3Aword%2Fof%40tests"
-"""The password as a URL has it."""
+"""The password, encoded for a URL."""
 FOLDERS = "lib/postgresql/*/bin"
 
 
 def programs() -> Path | None:
-    """Return the folder of ``postgres`` and ``initdb``, the newest version; None if the machine has none."""
+    """Return the folder of the newest ``postgres`` and ``initdb``; None if they are not installed."""
     # Debian keeps them out of PATH.
     found = [each for each in Path("/usr").glob(FOLDERS) if (each / "postgres").exists() and (each / "initdb").exists()]
     if found:
@@ -32,7 +32,7 @@ def programs() -> Path | None:
 
 
 class PostgreSQL:
-    """One server on a port of this machine. It asks for a password, as those of operators do."""
+    """One server on a port of this machine. It requires a password, like the servers of operators."""
 
     def __init__(self, folder: Path) -> None:
         self._programs = folder
@@ -82,7 +82,7 @@ class PostgreSQL:
         return False
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """End it; by itself as after a power loss, which PostgreSQL calls ``immediate``."""
+        """Stop it. The default mode ``immediate`` has the effect of a power loss."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(60)
@@ -90,7 +90,7 @@ class PostgreSQL:
 
     @contextlib.contextmanager
     def frozen(self) -> Any:
-        """Have all its processes stand still: connections stay, and nothing comes."""
+        """Freeze all its processes: connections stay open, and no bytes come."""
         assert self._process is not None
         pids = [self._process.pid, *processes_below(self._process.pid)]
         for pid in pids:

@@ -1,4 +1,4 @@
-"""Handlers that start processes, by every usual way. Each returns what its processes computed."""
+"""Handlers that start processes in every usual way. Each returns the results of its processes."""
 
 import concurrent.futures
 import multiprocessing
@@ -24,7 +24,7 @@ def square(number: int) -> int:
 
 
 class Processes:
-    """Uses the way that its input names, three times over."""
+    """Starts processes three times, in the way that its input names."""
 
     def load(self) -> None:
         pass
@@ -96,8 +96,8 @@ class Processes:
         return SQUARES
 
 
-class SaysItsThreads:
-    """Returns what numerical libraries read when they are imported."""
+class ReturnsThreadSettings:
+    """Returns the environment variables that numerical libraries read at their import."""
 
     def load(self) -> None:
         self.threads = [int(os.environ[name]) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
@@ -107,7 +107,7 @@ class SaysItsThreads:
 
 
 class WritesToItsInput:
-    """Works in place."""
+    """Changes its input in place."""
 
     def load(self) -> None:
         pass
@@ -118,7 +118,7 @@ class WritesToItsInput:
 
 
 class LoadsInC:
-    """Is inside of C for a long time while it loads, where no signal handler of Python runs."""
+    """Loads for a long time inside of C, where no signal handler of Python runs."""
 
     def load(self) -> None:
         np.linalg.svd(np.random.default_rng(1).normal(size=(3000, 3000)))

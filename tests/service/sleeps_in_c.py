@@ -1,4 +1,4 @@
-"""Is inside of C for an hour when it is imported."""
+"""Its import sleeps inside of C for an hour."""
 
 import ctypes
 import logging

@@ -1,4 +1,4 @@
-"""Starts a thread when it is imported."""
+"""Its import starts a thread."""
 
 import logging
 import threading

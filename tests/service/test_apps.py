@@ -1,4 +1,4 @@
-"""A WSGI app of the user's, on one machine and by the worker of a pod alone: the same calls, the same answers."""
+"""A user's WSGI app, on one machine and in the worker of a pod alone: the same calls get the same answers."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ MODULE = "tests.service.apps"
 """Its `application` is the app."""
 APP = f"{MODULE}:app"
 ALL = len(os.sched_getaffinity(0))
-"""So many cores a call make one worker."""
+"""All cores for one call, so that there is one worker."""
 NOT_OF_THE_APP = {"Date", "Server", "Connection", "X-Request-ID", "Server-Timing", "Transfer-Encoding", "Content-Length"}
 
 
@@ -95,7 +95,7 @@ REQUESTS: dict[str, Callable[[str], requests.Response]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_an_answer_is_what_plain_gunicorn_gives(name: str, service: Service, plain: str) -> None:
+def test_an_answer_is_the_same_as_under_plain_gunicorn(name: str, service: Service, plain: str) -> None:
     expected, found = REQUESTS[name](plain), REQUESTS[name](service.url(""))
     assert (found.status_code, found.reason) == (expected.status_code, expected.reason)
     if "seen" in found.request.path_url:
@@ -110,14 +110,17 @@ def test_an_answer_is_what_plain_gunicorn_gives(name: str, service: Service, pla
 
 
 def _comparable(document: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what has to differ: percore's own port, the id that it gives to each call, and what is of one connection."""
+    """Leave out values that must differ: percore's port, the id of the call, and values of the connection."""
     environ = {key: value for key, value in document["environ"].items() if key != "SERVER_PORT"}
     headers = [name for name in document["headers"] if name not in ("x-request-id", "connection")]
     return {**document, "environ": environ, "headers": headers}
 
 
 def _passed(answer: requests.Response) -> list[tuple[str, str]]:
-    """Return the headers of the app, with each cookie. Flask makes ``Allow`` of a set, whose order each process chooses."""
+    """Return the headers of the app, with each cookie.
+
+    ``Allow`` is sorted, because Flask makes it from a set, whose order differs from process to process.
+    """
     pairs = [
         (name.title(), str(sorted(value.split(", "))) if name == "Allow" else value)
         for name, value in answer.raw.headers.items()
@@ -195,7 +198,7 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-def test_a_get_over_its_run_limit_is_504_and_a_get_whose_client_leaves_ends_its_worker() -> None:
+def test_a_get_over_the_run_timeout_is_504_and_a_get_whose_client_leaves_ends_its_worker() -> None:
     with Service(app=APP, run_timeout=1) as service:
         service.ready(workers=2)
         answer = requests.get(service.url("/sleep/60.0"), timeout=30)
@@ -262,7 +265,7 @@ def test_an_app_that_cannot_be_loaded_ends_the_service_with_one_line(target: str
         assert [line for line in service.log() if line["level"] == "critical" and said in line["message"]]
 
 
-def test_no_probe_says_ready_before_a_worker_has_loaded_the_app(tmp_path: Path) -> None:
+def test_no_probe_is_ready_before_a_worker_has_loaded_the_app(tmp_path: Path) -> None:
     release = tmp_path / "release"
     service = Service(app="tests.service.app_that_waits:app", cores_per_call=ALL)
     service.environ["APP_WAITS_FOR"] = str(release)
@@ -274,7 +277,7 @@ def test_no_probe_says_ready_before_a_worker_has_loaded_the_app(tmp_path: Path) 
         eventually(lambda: requests.get(service.url("/-/ready"), timeout=30).status_code == 200, 60)
 
 
-def test_what_the_app_registered_with_atexit_runs_when_its_worker_ends(tmp_path: Path) -> None:
+def test_functions_that_the_app_registered_with_atexit_run_when_its_worker_ends(tmp_path: Path) -> None:
     with Service(app="tests.service.apps:app", cores_per_call=ALL).ready(workers=1) as service:
         path = tmp_path / "ended"
         assert requests.post(service.url("/at-exit"), params={"path": str(path)}, timeout=30).status_code == 200

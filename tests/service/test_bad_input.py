@@ -93,7 +93,7 @@ def test_bad_input_is_refused(served: Service, path: str, body: Any, words: list
         ("/v1/models/digits:explain", ["no route"]),
     ],
 )
-def test_what_is_not_served_is_404(served: Service, path: str, words: list[str]) -> None:
+def test_a_model_that_is_not_served_is_404(served: Service, path: str, words: list[str]) -> None:
     refused(served.post(path, {"instances": [ROW]}), *words, status=404)
 
 
@@ -118,7 +118,7 @@ def test_a_binary_header_longer_than_the_body_is_refused(served: Service, length
     refused(served.post("/v2/models/keras/infer", data=b"{}", headers=headers), "Inference-Header-Content-Length", length)
 
 
-def test_a_form_type_is_415_where_binary_would_be_read(served: Service) -> None:
+def test_a_form_type_is_415_on_a_route_that_reads_binary(served: Service) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = served.post("/v2/models/keras/infer", data=b"{}", headers=headers)
     refused(answer, "Content-Type", "application/json", status=415)
@@ -136,7 +136,7 @@ def test_a_body_over_the_limit_is_413_before_it_is_sent(served: Service) -> None
     assert json.loads(body)["error"] == "the body must be at most 1000000 bytes, and Content-Length is 1000001"
 
 
-def test_a_body_over_the_limit_is_413_also_where_all_of_it_is_sent(served: Service) -> None:
+def test_a_body_over_the_limit_is_413_even_if_all_of_it_is_sent(served: Service) -> None:
     refused(served.post(DIGITS, data=b"x" * 20_000_000), "1000000", "20000000", status=413)
 
 
@@ -156,7 +156,7 @@ def test_a_truncated_body_is_dropped_without_an_answer_and_is_not_counted(served
 
 
 @pytest.mark.parametrize("sent", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"])
-def test_what_is_not_http_is_400_json(served: Service, sent: bytes) -> None:
+def test_bytes_that_are_not_http_are_400_json(served: Service, sent: bytes) -> None:
     connection = served.connect()
     connection.sendall(sent)
     status, headers, body = answer_of(connection)
@@ -176,7 +176,7 @@ def test_odd_headers_do_no_harm(served: Service, header: str) -> None:
     assert answer_of(connection)[0] in (200, 400)
 
 
-def test_a_header_beyond_all_bounds_is_400(served: Service) -> None:
+def test_a_header_over_the_bound_is_400(served: Service) -> None:
     connection = served.connect()
     connection.sendall(b"POST / HTTP/1.1\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n")
     assert answer_of(connection)[0] == 400

@@ -1,4 +1,4 @@
-"""What is imported before the workers are forked: workers come back without an import, and each is as if it had imported."""
+"""The import before the fork: a replaced worker imports nothing, and works as if it had imported the modules itself."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MODULE = "tests.service.before_fork_handlers"
 IMPORTS = "this process imports the module"
 CORES = len(os.sched_getaffinity(0))
 STEPS = 300
-"""Of the model `burn`: some ten milliseconds."""
+"""Steps of the model `burn` that take about ten milliseconds."""
 KILLS = 60
 
 
 def replaced(service: Service, pid: int, workers: int) -> None:
-    """Kill a worker, and wait until as many as before are free, and it is none of them."""
+    """Kill a worker, and wait until it is replaced and all workers are free."""
     killed = service.metric("percore_worker_restarts_total")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: service.metric("percore_worker_restarts_total") > killed, 60)
@@ -67,14 +67,14 @@ def test_libraries_that_were_imported_before_the_fork_compute_with_the_cores_of_
 
 @pytest.mark.parametrize("before", ["no", MODULE])
 def test_tensorflow_in_a_handler_of_a_pod_computes_with_the_cores_of_one_call(before: str) -> None:
-    """Nothing pins the worker of a pod here, so without a setting there is a thread for each core of the node."""
+    """Here nothing pins the worker of a pod. So without a setting TensorFlow would have a thread for each core of the node."""
     with Service(
         pod=True, handler=f"{MODULE}:TensorFlowThreads", import_before_fork=before, cores_per_call=1
     ).ready() as service:
         assert service.call(x=1).json()["outputs"] <= 1
 
 
-def test_a_number_of_threads_that_the_environment_sets_wins() -> None:
+def test_a_number_of_threads_in_the_environment_is_kept() -> None:
     service = Service(handler=f"{MODULE}:Threads", import_before_fork=MODULE)
     service.environ.update(OPENBLAS_NUM_THREADS="3", OMP_NUM_THREADS="3")
     with service.ready():
@@ -110,7 +110,7 @@ def test_a_module_that_cannot_be_imported_ends_the_service_with_one_clear_line()
         assert line["message"].startswith("cannot start: PERCORE_IMPORT_BEFORE_FORK: there is no module 'nowhere' in ")
 
 
-def test_an_import_over_the_load_limit_ends_the_service_with_one_clear_line_also_inside_of_c() -> None:
+def test_an_import_over_the_load_timeout_ends_the_service_with_one_clear_line_also_inside_of_c() -> None:
     with Service(handler=FAULTY, import_before_fork="tests.service.sleeps_in_c", load_timeout=2) as service:
         assert service.processes[0].wait(30) == 78
         assert len(service.log("cannot start: the modules were not loaded within PERCORE_LOAD_TIMEOUT, 2 s")) == 1
@@ -124,11 +124,11 @@ def test_an_import_inside_of_c_that_lets_no_other_thread_run_is_ended_too() -> N
         assert "sleeps_in_c.py" in service.log_path.read_text()
 
 
-def test_a_service_that_is_told_to_end_while_it_imports_in_c_ends_at_once() -> None:
+def test_sigterm_while_the_service_imports_in_c_ends_it_at_once() -> None:
     with Service(handler=FAULTY, import_before_fork="tests.service.sleeps_in_c") as service:
         eventually(lambda: service.log("inside of C"), 60)
         service.processes[0].send_signal(signal.SIGTERM)
-        assert service.processes[0].wait(60) == 0  # the import would take an hour, and the drain limit is one too
+        assert service.processes[0].wait(60) == 0  # the import would take an hour, and so would the shutdown timeout
         assert not processes_in(service.mark)
         assert not service.log("cannot start")
 

@@ -1,4 +1,4 @@
-"""The client that went away."""
+"""Clients that disconnect."""
 
 import socket
 import time
@@ -17,7 +17,7 @@ def leave(connection: socket.socket, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_within_a_second_the_worker_that_computes_for_nobody_ends_and_is_replaced(how: str) -> None:
+def test_within_a_second_after_a_client_disconnect_the_worker_ends_and_is_replaced(how: str) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         connection = service.ask(burn=60)
         service.until(executing=1)
@@ -65,7 +65,7 @@ def test_a_client_that_closes_once_it_is_answered_costs_no_restart() -> None:
         assert service.metric("percore_gateway_client_disconnects_total") == 0
 
 
-def test_a_call_may_be_finished_for_nobody_where_the_setting_says_so() -> None:
+def test_the_setting_finish_lets_a_call_run_to_its_end_after_a_client_disconnect() -> None:
     with Service(handler=FAULTY, on_client_disconnect="finish").ready(workers=2) as service:
         connection = service.ask(sleep=1)
         service.until(executing=1)
@@ -76,7 +76,7 @@ def test_a_call_may_be_finished_for_nobody_where_the_setting_says_so() -> None:
         assert service.workers == before
 
 
-def test_a_call_is_left_to_finish_where_a_load_would_take_longer_than_it_may_still_run() -> None:
+def test_a_call_is_finished_if_a_load_would_take_longer_than_the_rest_of_its_run_timeout() -> None:
     slow = "tests.service.handlers:SlowToLoad"
     with Service(handler=slow, on_client_disconnect="end-if-worthwhile", run_timeout=2).ready(workers=2) as service:
         before = service.workers

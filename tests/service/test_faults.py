@@ -1,4 +1,4 @@
-"""What dies by ``kill -9``: what the caller sees, what comes back by itself, what the metrics say."""
+"""Processes that die by ``kill -9``: the answer to the caller, the restart, and the metrics."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ from harness.service import FAULTY, ROOT, Service, answer_of, eventually, is_los
 
 
 @pytest.mark.parametrize("sent", [signal.SIGQUIT, signal.SIGINT])
-def test_a_worker_that_is_told_to_end_at_once_loses_its_call_and_makes_no_error_of_it(sent: signal.Signals) -> None:
+def test_a_worker_that_must_end_at_once_loses_its_call_and_logs_no_error(sent: signal.Signals) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         killed, pid = service.ask_and_find_worker(sleep=60)
         os.kill(pid, sent)
@@ -73,7 +73,7 @@ def test_an_arbiter_killed_in_a_call_costs_no_call_and_never_puts_two_on_a_core(
         service.until(queued=10)
         os.kill(arbiter, signal.SIGKILL)
         eventually(lambda: arbiter not in service.pids("worker") and len(service.pids("worker")) == 5)
-        # The successors wait for the cores on which the orphans still compute.
+        # The new workers wait for the cores on which the old workers still compute.
         assert service.metric("percore_workers", state="loading") == 0
         assert [answer_of(connection)[0] for connection in (*running, *queued)] == [200] * 12
         service.ready(workers=2)
@@ -112,18 +112,18 @@ def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code(
 
 
 def test_a_load_that_fails_once_something_was_served_is_tried_again_and_ends_nothing() -> None:
-    with Service(handler="tests.service.handlers:LoadsAsLongAsItMay").ready(workers=2) as service:
+    with Service(handler="tests.service.handlers:FailsWhenForbidden").ready(workers=2) as service:
         forbidden = Path(service.environ["PERCORE_STATE_DIR"]) / "forbidden"
         forbidden.touch()
         os.kill(service.workers[0], signal.SIGKILL)
-        eventually(lambda: len(service.log("cannot start: handler tests.service.handlers:LoadsAsLongAsItMay")) >= 2)
+        eventually(lambda: len(service.log("cannot start: handler tests.service.handlers:FailsWhenForbidden")) >= 2)
         assert service.post("/v1/models/default:predict", {"inputs": {"x": 1}}).status_code == 200
         forbidden.unlink()
         service.ready(workers=2)
         assert service.processes[0].poll() is None
 
 
-def test_what_a_handler_forked_or_started_holds_nothing_and_ends_with_its_worker() -> None:
+def test_processes_of_a_handler_hold_no_connection_and_end_with_its_worker() -> None:
     with Service(handler="tests.service.handlers:StartsProcesses").ready(workers=2) as service:
         before = set(service.workers)
         connection = service.connect()
@@ -145,7 +145,7 @@ def test_a_thread_that_a_handler_left_does_not_hold_up_the_stop() -> None:
         assert service.processes[0].wait(10) == 0
 
 
-def test_nobody_can_take_the_ports_while_the_gateway_is_away_and_a_probe_waits_for_the_next_one() -> None:
+def test_the_ports_stay_taken_while_the_gateway_is_away_and_a_probe_waits_for_the_next_one() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         os.kill(service.gateway, signal.SIGKILL)
         for port in (service.port, service.status_port):
@@ -175,7 +175,7 @@ def test_a_second_service_on_the_same_port_or_folder_is_refused_in_one_line() ->
                 assert line.startswith("percore: cannot start: PERCORE_")
 
 
-def test_a_reader_of_the_log_that_stalls_holds_up_neither_calls_nor_clocks_nor_the_stop() -> None:
+def test_a_reader_of_the_log_that_stalls_holds_up_neither_calls_nor_the_watchdog_nor_the_stop() -> None:
     service = Service(handler=FAULTY, run_timeout=2)
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -194,8 +194,11 @@ def test_a_reader_of_the_log_that_stalls_holds_up_neither_calls_nor_clocks_nor_t
         os.close(read)
 
 
-def test_idle_and_busy_workers_get_nothing_but_calls() -> None:
-    """The gateway of a cluster asks pods what is served; one machine's must not ask workers, who would be held by it."""
+def test_workers_of_one_machine_get_only_calls() -> None:
+    """The gateway of a cluster fetches the catalog from pods.
+
+    That of one machine must not ask its workers, because a request would hold a worker.
+    """
     with Service(handler=FAULTY, log_level="debug").ready(workers=2) as service:
         running = [service.ask(sleep=3) for _ in range(2)]
         service.until(executing=2)
@@ -205,7 +208,7 @@ def test_idle_and_busy_workers_get_nothing_but_calls() -> None:
         assert service.metric("percore_worker_client_disconnects_total") == 0
 
 
-def test_a_run_folder_may_be_given_by_a_relative_path(tmp_path: Path) -> None:
+def test_a_state_dir_may_be_a_relative_path(tmp_path: Path) -> None:
     service = Service(handler=FAULTY, state_dir="run")
     service.cwd = tmp_path
     (tmp_path / "tests").symlink_to(ROOT / "tests")
@@ -214,7 +217,7 @@ def test_a_run_folder_may_be_given_by_a_relative_path(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
-    with Service(handler="tests.service.handlers:InC", on_client_disconnect="finish").ready(workers=2) as service:
+    with Service(handler="tests.service.handlers:ComputesInC", on_client_disconnect="finish").ready(workers=2) as service:
         running = service.ask(x=1)
         service.until(executing=1)
         supervisor = service.processes[0]
@@ -226,7 +229,7 @@ def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
         running.close()
 
 
-def test_at_the_drain_limit_queued_calls_are_told_to_come_again() -> None:
+def test_at_the_shutdown_timeout_queued_calls_are_answered_503() -> None:
     with Service(handler=FAULTY, shutdown_timeout=1).ready(workers=2) as service:
         running = [service.ask(sleep=60) for _ in range(2)]
         service.until(executing=2)
@@ -262,7 +265,7 @@ def test_signals_of_gunicorn_change_neither_the_number_of_workers_nor_the_arbite
         assert not [line for line in service.log() if "trace" in line]
 
 
-def test_what_a_handler_started_ends_with_its_worker_also_without_an_arbiter() -> None:
+def test_processes_of_a_handler_end_with_its_worker_also_without_an_arbiter() -> None:
     with Service(handler="tests.service.handlers:LeavesAProcess").ready(workers=2) as service:
         ours = set(processes_in(service.mark))
         connection = service.ask(x=1)

@@ -166,11 +166,11 @@ def test_a_fetch_goes_on_after_a_cut(tmp_path: Path, site: Site, share: float, r
     assert done.status == 0, done.everything
     assert site.cuts == []
     assert holds_all(tmp_path / "models")
-    if ranged:  # what had come was not fetched again, but for what was on its way
+    if ranged:  # only the parts that were being sent are fetched again
         assert site.sent < 1.3 * len(site.content)
 
 
-def test_a_process_that_was_killed_leaves_what_it_has_to_the_next_one(tmp_path: Path, site: Site) -> None:
+def test_a_killed_process_leaves_its_fetched_parts_to_the_next_one(tmp_path: Path, site: Site) -> None:
     site.rate = 10_000_000
     given = environment(FETCH_CA_FILE=site.ca, FETCH_CONNECTIONS=1)
     first = subprocess.Popen(
@@ -217,9 +217,7 @@ def test_the_right_digest_is_fetched_once(tmp_path: Path, site: Site) -> None:
     assert holds_all(tmp_path / "models")
 
 
-def test_a_slow_server_is_given_up_at_the_load_timeout_and_the_sentence_says_how_far_it_came(
-    tmp_path: Path, site: Site
-) -> None:
+def test_a_fetch_from_a_slow_server_ends_at_the_load_timeout_with_its_progress(tmp_path: Path, site: Site) -> None:
     site.rate = 1_000_000
     began = time.monotonic()
     done = fetch(f"{site.url}/a.tar.gz", tmp_path / "models", FETCH_CA_FILE=site.ca, LOAD_TIMEOUT=7)
@@ -244,20 +242,20 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, site: Site) ->
     assert not (tmp_path / "models").exists()
 
 
-def test_what_is_larger_than_it_may_be_is_refused_before_it_is_fetched(tmp_path: Path, site: Site) -> None:
+def test_files_over_the_bound_are_refused_before_they_are_fetched(tmp_path: Path, site: Site) -> None:
     done = fetch(f"{site.url}/a.tar.gz", tmp_path / "models", FETCH_CA_FILE=site.ca, FETCH_MAX_BYTES=30_000_000)
     assert f"has {len(site.content)} bytes, which is more than PERCORE_FETCH_MAX_BYTES=30000000 allows" in done.error
     assert site.sent < 10
 
 
-def test_an_archive_that_unpacks_to_more_than_it_may_is_refused(tmp_path: Path, site: Site) -> None:
+def test_an_archive_that_unpacks_to_more_than_the_bound_is_refused(tmp_path: Path, site: Site) -> None:
     done = fetch(f"{site.url}/a.tar.gz", tmp_path / "models", FETCH_CA_FILE=site.ca, FETCH_MAX_BYTES=60_000_000)
     assert "archive a.tar.gz: unpacks to more than PERCORE_FETCH_MAX_BYTES=60000000 allows" in done.error
     assert not (tmp_path / "models").exists()
 
 
 def on_a_small_disk(folder: Path, options: str) -> tuple[str, ...]:
-    """Return what a command begins with, so that it finds a small disk at ``folder``."""
+    """Return a prefix for a command. With it the command finds a small disk at ``folder``."""
     folder.mkdir()
     script = f'mount -t tmpfs -o {options} tmpfs "{folder}" && exec "$@"'
     return ("unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh")
@@ -289,7 +287,7 @@ def test_a_folder_that_fetch_did_not_make_is_left_alone(tmp_path: Path, site: Si
     assert (tmp_path / "models/mine").exists()
 
 
-def test_a_fetch_replaces_what_an_earlier_one_put_there(tmp_path: Path, site: Site) -> None:
+def test_a_fetch_replaces_the_files_of_an_earlier_one(tmp_path: Path, site: Site) -> None:
     assert fetch(f"{site.url}/a.tar.gz", tmp_path / "models", FETCH_CA_FILE=site.ca).status == 0
     site.content = archive_of(("2/saved_model.pb", b"other"))
     assert fetch(f"{site.url}/a.tar.gz", tmp_path / "models", FETCH_CA_FILE=site.ca).status == 0

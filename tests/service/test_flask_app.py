@@ -1,4 +1,4 @@
-"""The usual shape, unchanged: a Flask view that calls `model.predict` on a Keras model that is loaded at import."""
+"""The most common app, unchanged: a Flask view calls `model.predict` of a Keras model that is loaded at import."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from harness.service import READY_SECONDS, ROOT, Service, eventually
 
 CALLS = 11
 IMAGES = 1000
-"""Images of one call, so that it computes long enough to meet the others."""
+"""Images of one call. They take so long that calls overlap."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Malformed requests, by the thousand, on every port: no fault of ours, JSON only, nobody waits, nobody dies."""
+"""Thousands of malformed requests on every port: each gets a JSON error at once, and no process dies."""
 
 import concurrent.futures
 import contextlib
@@ -53,7 +53,7 @@ def stored_call(service: Service) -> bytes:
 
 
 def half_stored(service: Service) -> list[tuple[str, str]]:
-    """Return calls in the store that are not received whole, or have not ended."""
+    """Return the stored calls that were not completely received, or that have not ended."""
     [path] = Path(service.environ["XDG_STATE_HOME"]).glob("percore/calls-*/calls.sqlite3")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         query = "SELECT id, state FROM calls WHERE state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')"

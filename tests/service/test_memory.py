@@ -1,4 +1,4 @@
-"""What one call may take of a worker's memory, whatever its JSON holds."""
+"""The memory that one call may take in a worker, for every kind of JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from harness.service import Service
 
 BODY_BYTES = 8 << 20
 MOST_TIMES = 40
-"""As docs/operations/sizing.md and the chart's `memory` say."""
+"""The factor in docs/operations/sizing.md and in the chart's `memory`."""
 SPARE_BYTES = 32 << 20
-"""The answer, and what the first large call leaves in the allocator."""
+"""The answer, and memory that the allocator keeps after the first large call."""
 KINDS = {
     "empty lists": ("[", "[ ],"),
     "lists of one number": ("[", "[1],"),

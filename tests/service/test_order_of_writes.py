@@ -1,4 +1,4 @@
-"""Power loss: what was promised is flushed to the disk before it is promised. The system calls of the gateway are traced."""
+"""Safety against power loss: the gateway flushes data to the disk before it confirms them. The test traces its system calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ CALLS = "openat,pwrite64,write,writev,sendto,sendmsg,fsync,fdatasync"
 
 @contextlib.contextmanager
 def traced(pid: int, path: Path) -> Iterator[None]:
-    """Trace the writes of all threads of a process. A line's place says when its system call began; ``-y`` names the file."""
+    """Trace the writes of all threads of a process.
+
+    The lines have the order in which the system calls began; ``-y`` names the files.
+    """
     command = ["strace", "-f", "-y", "-s", "40000", "-e", f"trace={CALLS}", "-o", str(path), "-p", str(pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -34,7 +37,7 @@ def traced(pid: int, path: Path) -> Iterator[None]:
 
 
 def flushed_between(lines: list[str], what: str) -> bool:
-    """Tell whether the write-ahead log was flushed after ``what`` was written to it, and before a socket got ``what``."""
+    """Return whether the write-ahead log was flushed after ``what`` was written to it and before it was sent to a socket."""
     in_log = [place for place, line in enumerate(lines) if "-wal>" in line and "pwrite64(" in line and what in line]
     sent = [
         place

@@ -24,9 +24,9 @@ PREDICT = "/v1/models/default:predict"
 
 
 @pytest.fixture(scope="module")
-def saying() -> Iterator[Service]:
-    """A pod whose handler raises what it is told to raise."""
-    with Service(pod=True, handler="tests.service.handlers:SaysItNeverRan").ready() as service:
+def raising() -> Iterator[Service]:
+    """A pod whose handler raises the error that its input names."""
+    with Service(pod=True, handler="tests.service.handlers:RaisesErrors").ready() as service:
         yield service
 
 
@@ -35,7 +35,7 @@ def body(**inputs: object) -> bytes:
 
 
 def reserve(service: Service) -> socket.socket:
-    """Connect and ask for the worker, without waiting for its answer."""
+    """Connect and send a reservation, without waiting for the answer."""
     connection = service.connect()
     connection.sendall(OPTIONS)
     return connection
@@ -97,7 +97,7 @@ def test_a_reservation_waits_for_the_load_and_the_status_server_says_so() -> Non
         assert (model["name"], model["version"]) == ("default", 1)
 
 
-def test_reservations_that_come_to_nothing_cost_nothing_and_count_nothing() -> None:
+def test_reservations_without_a_call_do_no_harm_and_are_not_counted() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
         (worker,) = service.workers
         call = service.raw(body(sleep=0))
@@ -259,14 +259,14 @@ def test_a_call_whose_client_left_after_its_last_byte_ends_its_worker_and_the_ne
         eventually(lambda: service.metric("percore_worker_client_disconnects_total", state="executing") == 1)
 
 
-def test_the_slot_is_taken_until_a_call_that_is_finished_for_nobody_returns() -> None:
+def test_the_slot_is_taken_until_a_call_whose_client_left_returns() -> None:
     with Service(pod=True, handler=FAULTY, on_client_disconnect="finish").ready() as service:
         running = service.ask(burn=1.5)
         eventually(lambda: service.get("/slot").json() == {"slot": "taken"})
         running.close()
         eventually(lambda: service.metric("percore_worker_client_disconnects_total", state="executing") == 1)
         with reserve(service) as waiting:
-            # Its word and its deed agree: it is taken until it accepts the next connection.
+            # The slot that it reports is right: it is taken until the worker accepts the next connection.
             while not is_answered(waiting, 0.02):
                 said = service.get("/slot").json()["slot"]
                 assert said == "taken" or is_answered(waiting, 0.1)
@@ -361,28 +361,28 @@ def test_a_crashed_status_server_does_not_take_the_worker_down_nor_the_other_way
     "error",
     ["RunTimeout", "NotReady", "QueueTimeout", "QueueFull", "Overloaded", "PodLost", "NotFound", "BodyTimeout", "CallError"],
 )
-def test_an_error_of_ours_that_a_handler_raises_is_500(saying: Service, error: str) -> None:
-    answer = saying.post(PREDICT, {"inputs": {"error": error}})
+def test_an_error_of_ours_that_a_handler_raises_is_500(raising: Service, error: str) -> None:
+    answer = raising.post(PREDICT, {"inputs": {"error": error}})
     assert (answer.status_code, answer.json()["code"]) == (500, "handler-failed")
     assert "Retry-After" not in answer.headers
 
 
 @pytest.mark.parametrize("error", ["BadInput", "BadRequest", "Mine"])
-def test_bad_input_passes_from_a_handler_and_is_never_more_than_that(saying: Service, error: str) -> None:
-    answer = saying.post(PREDICT, {"inputs": {"error": error}})
+def test_bad_input_of_a_handler_is_400_with_the_usual_code(raising: Service, error: str) -> None:
+    answer = raising.post(PREDICT, {"inputs": {"error": error}})
     assert (answer.status_code, answer.json()) == (400, {"error": "as asked", "code": "bad-input"})
     assert "Retry-After" not in answer.headers
 
 
-def test_the_kernel_probes_the_peer_of_every_connection(saying: Service) -> None:
-    with saying.connect() as connection:
+def test_the_kernel_probes_the_peer_of_every_connection(raising: Service) -> None:
+    with raising.connect() as connection:
         connection.sendall(b"POST / HT")  # so that the worker holds it for a while
-        timers = eventually(lambda: _keepalive_timers(saying.port, connection.getsockname()[1]))
+        timers = eventually(lambda: _keepalive_timers(raising.port, connection.getsockname()[1]))
         assert 0 < timers <= 5
 
 
 def _keepalive_timers(port: int, peer: int) -> float:
-    """Return seconds to the first probe on the worker's side of a connection, or 0 where none is due."""
+    """Return the seconds to the first probe on the worker's side of a connection, or 0 if none is due."""
     for row in (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]):
         if row[1].endswith(f":{port:04X}") and row[2].endswith(f":{peer:04X}"):
             kind, _, jiffies = row[5].partition(":")

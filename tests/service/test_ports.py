@@ -1,4 +1,6 @@
-"""Every port of every process, each with the same faults: our JSON, bounded heads, and nobody who holds a worker unseen."""
+"""The same faults on every port of every process: errors are percore's JSON, heads are bounded, and a connection that holds a
+worker is logged.
+"""
 
 import json
 import ssl
@@ -19,7 +21,7 @@ class Port(NamedTuple):
     service: Service
     number: int
     is_status: bool
-    """Whether it is a status server's."""
+    """Whether it is the port of a status server."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def port(request: pytest.FixtureRequest, pod: Service, machine: Service) -> Port
 
 
 def hello() -> bytes:
-    """Return what a TLS client says first."""
+    """Return the first bytes of a TLS client."""
     sent = ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
         ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="x").do_handshake()
@@ -76,7 +78,7 @@ def hello() -> bytes:
         pytest.param("hello\r\n\r\n", id="no HTTP"),
     ],
 )
-def test_what_is_no_http_is_400_in_our_json_on_every_port(port: Port, sent: str) -> None:
+def test_bytes_that_are_not_http_are_400_in_our_json_on_every_port(port: Port, sent: str) -> None:
     began = time.monotonic()
     with port.service.connect_to(port.number) as connection:
         try:
@@ -131,7 +133,7 @@ def test_a_read_with_a_body_is_answered_and_the_answer_is_not_reset(port: Port) 
         pytest.param(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode(), id="half a body"),
     ],
 )
-def test_who_holds_a_pod_s_worker_without_a_call_is_counted_and_logged(pod: Service, sent: bytes) -> None:
+def test_a_connection_that_holds_a_pod_s_worker_without_a_call_is_counted_and_logged(pod: Service, sent: bytes) -> None:
     counted, logged = pod.metric("percore_calls_total", code="incomplete"), len(pod.runs())
     with pod.connect() as connection:
         connection.sendall(sent)
@@ -148,7 +150,7 @@ def test_who_holds_a_pod_s_worker_without_a_call_is_counted_and_logged(pod: Serv
     assert 1.4 < line["held_seconds"] < 3 + time.monotonic() - began
 
 
-def test_who_holds_a_pod_s_worker_for_a_moment_is_not_counted(pod: Service) -> None:
+def test_a_connection_that_holds_a_pod_s_worker_for_a_moment_is_not_counted(pod: Service) -> None:
     before = pod.metric("percore_calls_total"), len(pod.runs())
     for sent in (b"", b"POST", b"GET /v1/models/default HTTP/1.1\r\nHost: x\r\n\r\n"):
         with pod.connect() as connection:

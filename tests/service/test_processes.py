@@ -1,4 +1,4 @@
-"""What handlers do with processes, and what libraries do with cores."""
+"""Handlers that start processes, and the cores that libraries use."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def test_a_handler_may_start_processes(service: Service, way: str) -> None:
 
 
 def test_libraries_compute_with_the_cores_of_one_call() -> None:
-    with Service(handler=f"{MODULE}:SaysItsThreads") as service:
+    with Service(handler=f"{MODULE}:ReturnsThreadSettings") as service:
         assert service.ready(1).call(x=1).json()["outputs"] == [1, 1, 1]
 
 
@@ -53,7 +53,7 @@ def test_inputs_are_writable_whichever_way_they_came(size: int) -> None:
             assert answer.json()["outputs"][0]["data"][:4] == [0, 2, 4, 6]
 
 
-def test_a_service_that_is_told_to_end_while_it_loads_in_c_ends_at_once() -> None:
+def test_sigterm_while_the_service_loads_in_c_ends_it_at_once() -> None:
     with Service(handler=f"{MODULE}:LoadsInC") as service:
         eventually(lambda: len(service.workers) == 1 or len(service.workers) == 2)
         time.sleep(2)  # now they are inside of C

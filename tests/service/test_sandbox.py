@@ -1,4 +1,4 @@
-"""In a sandbox whose kernel lacks options of sockets and the pinning of processes: served all the same, and said once."""
+"""A sandbox whose kernel has no socket options and cannot pin processes: percore serves, and logs each missing feature once."""
 
 import os
 import subprocess
@@ -49,6 +49,6 @@ def test_a_kernel_without_options_of_sockets_and_without_pinning_serves_and_says
         assert set(said.values()) == {1}
         messages = "\n".join(message for _, message in said)
         assert "TCP_KEEPIDLE" in messages
-        assert ("pins no process" in messages) is not pod
+        assert ("cannot be pinned" in messages) is not pod
         service.processes[-1].terminate()
         assert service.processes[-1].wait(20) == 0

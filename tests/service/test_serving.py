@@ -1,4 +1,4 @@
-"""Real models, called over HTTP as their users call them."""
+"""Real models, called over HTTP as users call them."""
 
 import concurrent.futures
 import json
@@ -41,8 +41,9 @@ def test_versions_and_labels_are_called(served: Service, place: str) -> None:
 
 
 def test_tf1_tf2_and_keras_models_answer_every_call_at_any_concurrency(served: Service) -> None:
-    """The error about graph mode and eager mode cannot come up: a model is called by its concrete function alone, in the
-    process and the thread that loaded it."""
+    """The error about graph mode and eager mode cannot occur: a model is called only by its concrete function, in the process
+    and the thread that loaded it.
+    """
     served.ready(workers=2)
     workers = served.workers
 
@@ -143,7 +144,7 @@ def test_each_worker_has_a_core_of_its_own(served: Service) -> None:
     assert len(set.union(*cores)) == len(cores)
 
 
-def test_the_run_clock_ends_a_call_that_is_inside_tensorflow(repository: Path) -> None:
+def test_the_watchdog_ends_a_call_that_is_inside_tensorflow(repository: Path) -> None:
     with Service(model_repository=repository, run_timeout=1).ready(workers=2) as service:
         answer = service.post("/v1/models/burn:predict", {"inputs": [10**9]})
         assert answer.status_code == 504
@@ -191,7 +192,7 @@ def test_a_users_own_modules_do_not_take_the_place_of_ours_or_of_a_library(tmp_p
         assert answer.json() == {"outputs": [3, 6]}
 
 
-def test_an_option_wins_over_its_environment_variable() -> None:
+def test_an_option_overrides_its_environment_variable() -> None:
     service = Service(handler="nothing:Nothing", host="192.0.2.1", port=1, status_port=1)
     ports = ("--host", "127.0.0.1", "--port", str(service.port), "--status-port", str(service.status_port))
     service.commands = [["serve", "--handler", FAULTY, *ports]]
@@ -199,7 +200,7 @@ def test_an_option_wins_over_its_environment_variable() -> None:
         assert service.call(sleep=0).status_code == 200
 
 
-def test_a_model_with_a_class_of_ones_own_is_served_by_the_module_that_registers_it(tmp_path: Path) -> None:
+def test_a_model_with_a_custom_class_is_served_if_a_module_registers_the_class(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import keras\n\n\n"
         "@keras.saving.register_keras_serializable('mine')\n"

@@ -1,4 +1,7 @@
-"""The folder for sockets and locks: what a cleaner removes comes back, and one that cannot be used is one line and an end."""
+"""The state directory: percore creates files again that a cleaner removes.
+
+If the folder cannot be used, the service logs one line and ends.
+"""
 
 import contextlib
 import json
@@ -28,7 +31,7 @@ def cores_of(service: Service) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
-def test_what_a_cleaner_removes_comes_back_and_no_call_is_lost(whole_folder: bool) -> None:
+def test_files_that_a_cleaner_removes_are_created_again_and_no_call_is_lost(whole_folder: bool) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         folder = folder_of(service)
         before, workers = names(folder) - {"supervisor.lock"}, service.workers
@@ -78,7 +81,7 @@ def test_a_service_that_stops_without_its_sockets_stops_as_always() -> None:
 
 @contextlib.contextmanager
 def without_inodes(folder: Path, inodes: int) -> Iterator[None]:
-    """Mount a file system with so many inodes, its root's among them."""
+    """Mount a file system with ``inodes`` inodes; its root takes one of them."""
     mount = ["mount", "-t", "tmpfs", "-o", f"mode=0700,nr_inodes={inodes}", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("this system mounts nothing for tests")
@@ -89,7 +92,7 @@ def without_inodes(folder: Path, inodes: int) -> Iterator[None]:
 
 
 def ends_with_one_line(folder: Path, *command: str) -> str:
-    """Start a process of the service; return what it says, a line a process, after it has ended because of that."""
+    """Start a process of the service and wait for its end; return its output, which must be one line for each process."""
     with Service(handler=FAULTY, state_dir=folder) as service:
         for process in service.processes:
             process.kill()
@@ -123,7 +126,7 @@ def test_a_folder_that_is_not_ours_is_one_line_and_an_end(tmp_path: Path, comman
     assert "is a symbolic link" in ends_with_one_line(folder, *COMMANDS[command])
     folder.unlink()
     folder.write_text("a file")
-    assert "cannot be made a folder" in ends_with_one_line(folder, *COMMANDS[command])
+    assert "the folder cannot be created" in ends_with_one_line(folder, *COMMANDS[command])
     folder.unlink()
     if os.geteuid() == 0:
         folder.mkdir()

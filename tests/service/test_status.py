@@ -36,11 +36,11 @@ def test_every_read_only_route_answers_while_every_worker_computes() -> None:
             connection.close()
 
 
-def test_all_that_is_not_a_worker_takes_less_than_100_mb() -> None:
+def test_all_processes_but_the_workers_take_less_than_100_mb() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         service.get("/metrics")
         processes = [service.processes[0].pid, service.arbiter, service.gateway]
-        # What the arbiter has imported for its workers is theirs too: shared pages count in parts.
+        # The arbiter and its workers share the pages of imported modules, so each counts a part of them.
         found = [
             re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE) for pid in processes
         ]
@@ -50,7 +50,7 @@ def test_all_that_is_not_a_worker_takes_less_than_100_mb() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/models/nobody", "/v1/models/default/versions/9", "/v2/models/nobody", "/nowhere"])
-def test_what_is_not_there_is_404_json(path: str) -> None:
+def test_an_unknown_path_is_404_json(path: str) -> None:
     with Service(handler=FAULTY).ready() as service:
         answer = service.get(path)
         assert answer.status_code == 404

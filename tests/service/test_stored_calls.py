@@ -1,4 +1,4 @@
-"""Stored calls: a call that is receipted ends once, with one result, whatever dies."""
+"""Stored calls: a call with a receipt ends once, with one result, whichever process dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JOURNAL = "tests.service.handlers:Journal"
 
 
 class Stored(StoredClient):
-    """A service as a caller of stored calls sees it, across its restarts."""
+    """A service and a client of its stored calls, across restarts."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -79,7 +79,7 @@ def test_the_answer_itself_comes_if_it_is_there_in_time(stored: Stored) -> None:
     assert stored.ended(late.headers["Location"])["state"] == "succeeded"
 
 
-def test_without_prefer_nothing_is_stored(stored: Stored) -> None:
+def test_without_the_header_prefer_nothing_is_stored(stored: Stored) -> None:
     before = stored.ids()
     assert stored.service.call(sleep=0).status_code == 200
     assert stored.service.post(PREDICT, {"inputs": {"sleep": 0}}, headers={"Prefer": "return=minimal"}).status_code == 200
@@ -231,7 +231,7 @@ class Journalled(Stored):
         assert not [line for line in self.lines() if line[0] == "overlap"]
 
     def ended_run(self, path: str) -> str:
-        """Return how the first run of a call ended; empty if it has not, or if the gateway is gone."""
+        """Return how the first run of a call ended; empty if it has not ended, or if the gateway does not answer."""
         with contextlib.suppress(requests.ConnectionError, AssertionError):
             return self.status(path)["runs"][0]["end"] or ""
         return ""
@@ -297,7 +297,7 @@ def test_a_run_ends_with_its_connection_whatever_the_setting_says() -> None:
         stored.cancel(path)
 
 
-def test_what_is_queued_outlives_a_stop_and_a_start() -> None:
+def test_queued_calls_outlive_a_stop_and_a_start() -> None:
     stored = journalled()
     with stored.service.ready(2) as service:
         paths = [stored.store(n=number, sleep=5.0 if number < 2 else 0.5) for number in range(8)]
@@ -316,7 +316,7 @@ def test_what_is_queued_outlives_a_stop_and_a_start() -> None:
         assert sorted(int(line[1]) for line in stored.lines() if line[0] == "begin") == list(range(8))
 
 
-def test_who_waits_for_a_call_does_not_hold_up_a_stop() -> None:
+def test_a_client_that_waits_for_a_stored_call_does_not_hold_up_a_stop() -> None:
     stored = journalled()
     with stored.service.ready(2) as service, concurrent.futures.ThreadPoolExecutor(3) as pool:
         paths = [stored.store(n=number, sleep=4.0) for number in range(3)]

@@ -1,4 +1,4 @@
-"""The examples of docs/stored-calls.md, run as they are against a service that computes."""
+"""The examples of docs/stored-calls.md, run unchanged with a real service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored calls under faults: full disks, folders that are gone, hostile bodies, and headers of apps that meet those of ours."""
+"""Stored calls under faults: full disks, missing folders, hostile bodies, and headers of apps with the names of ours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.service.test_stored_calls import Stored, journalled
 from tests.stored_client import ASYNC, PREDICT
 
 FEW_BYTES = 40_000
-"""No file of the gateway may be longer: the database's log is longer already, so each write fails as on a full disk."""
+"""The largest size of the gateway's files. The database's log is already longer, so each write fails as on a full disk."""
 
 
 def fill_disk(pid: int) -> None:
@@ -84,7 +84,7 @@ def test_a_body_in_chunks_of_one_byte_does_not_hold_up_the_event_loop() -> None:
         head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nPrefer: respond-async\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head.encode() + b"1\r\nx\r\n" * 500_000 + b"0\r\n\r\n")
         assert answer_of(connection)[0] == 202
-        # Seconds: to copy what has come with each chunk took over ten.
+        # In seconds. A version that copied the received bytes at each chunk took over ten.
         assert service.metric("percore_gateway_loop_lag_seconds") < 5
 
 
@@ -107,7 +107,7 @@ def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
         connections = [service.connect() for _ in range(40)]
         for connection in connections:
             connection.sendall(request[:-1])
-        time.sleep(0.3)  # each has passed the first look
+        time.sleep(0.3)  # each has passed the first check
         for connection in connections:
             connection.sendall(request[-1:])
         assert sorted(answer_of(connection)[0] for connection in connections) == [202] * 4 + [429] * 36
@@ -237,7 +237,7 @@ def new_call() -> NewCall:
 
 
 def test_a_call_that_was_stored_in_spite_of_an_error_keeps_its_body(database: Database) -> None:
-    """If the answer to the commit is lost, the call is queued, and the gateway drops what it takes for half a call."""
+    """If the answer to the commit is lost, the call is queued, although the gateway assumes an incomplete call and drops it."""
 
     async def store(*, accepted: bool) -> tuple[bytes | None, bool]:
         sequence = await database.write(lambda to: records.insert(to, new_call(), "g", 0.0))
@@ -252,7 +252,7 @@ def test_a_call_that_was_stored_in_spite_of_an_error_keeps_its_body(database: Da
     assert asyncio.run(store(accepted=True)) == (b"abc", True)
 
 
-def test_operators_who_list_calls_do_not_hold_up_a_write(database: Database) -> None:
+def test_a_list_of_calls_does_not_hold_up_a_write(database: Database) -> None:
     def slow(_connection: sa.Connection) -> None:
         time.sleep(0.5)
 

@@ -1,4 +1,4 @@
-"""Stored calls in PostgreSQL: several gateways share them, and whatever ends or stands still, each call ends once."""
+"""Stored calls in PostgreSQL: several gateways share them. Each call ends once, even if processes end or freeze."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.gateway import Gateway, endpoint_of
 from harness.service import FAULTY, Service, eventually
 from tests.service.postgresql import PASSWORD, QUOTED, USER, PostgreSQL, programs
 
-# What is true of one gateway with SQLite is true of one with PostgreSQL.
+# The tests of one gateway with SQLite, run with PostgreSQL.
 from tests.service.test_stored_calls import (  # noqa: F401
     JOURNAL,
     Stored,
@@ -33,7 +33,7 @@ from tests.service.test_stored_calls import (  # noqa: F401
     test_the_answer_itself_comes_if_it_is_there_in_time,
     test_the_operators_list,
     test_unknown_erased_and_malformed_ids,
-    test_without_prefer_nothing_is_stored,
+    test_without_the_header_prefer_nothing_is_stored,
 )
 from tests.stored_client import StoredClient
 
@@ -45,7 +45,7 @@ NUMBER = itertools.count()
 LEASE, OWN_LEASE = 12.0, 6.0
 SHRUNK = f"RENEW_SECONDS=1 LEASE_SECONDS={LEASE} OWN_LEASE_SECONDS={OWN_LEASE}"
 SLOW = 60.0
-"""Seconds that something may take on a busy machine that takes one otherwise."""
+"""Seconds that a step may take on a busy machine; usually it takes one."""
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ class Front(Gateway, StoredClient):
         check_secret(text)
 
     def opened(self) -> Front:
-        """Wait until it stores calls."""
+        """Wait until it can store calls."""
         eventually(lambda: self.metric("percore_store_up") == 1, SLOW)
         return self
 
@@ -159,7 +159,7 @@ def is_quick(gateway: Gateway) -> None:
 
 
 def test_two_gateways_are_one_service(database: str, tmp_path: Path) -> None:
-    """Whatever is asked about a call can be asked of the gateway that does not run it."""
+    """Each gateway answers all requests about a call, also if another gateway runs it."""
     pods = Pods(tmp_path, 2)
     with pods as both, Front(database, *both) as first, Front(database, *both) as second:
         first.opened(), second.opened()
@@ -237,7 +237,7 @@ def test_a_gateway_that_is_restarted_in_its_place_need_not_wait_for_the_lease(da
 
 
 def test_a_gateway_that_stops_serves_its_runs_while_the_next_one_has_its_place(database: str, tmp_path: Path) -> None:
-    """The next one has the same host and port. It takes what is queued, and not what runs."""
+    """The next one has the same host and port. It takes over the queued calls, and not the running ones."""
     pods = Pods(tmp_path, 2)
     with pods as (one, two), Front(database, one, lease="") as old:
         old.opened()
@@ -265,7 +265,7 @@ def test_a_gateway_that_stood_still_beyond_its_lease_writes_no_result(database: 
         eventually(lambda: pods.begun(1) == 1, SLOW)
         first.signal(signal.SIGSTOP)
         eventually(lambda: pods.begun(1) == 2, LEASE + SLOW)
-        # The first run has its answer ready now, or soon; the second one still computes.
+        # The first run ends about now, and the second one still computes.
         eventually(lambda: pods.ended(1) >= 1, SLOW)
         first.signal(signal.SIGCONT)
         found = second.ended(path)
@@ -283,7 +283,10 @@ def test_a_gateway_that_stood_still_beyond_its_lease_writes_no_result(database: 
 def test_a_run_that_goes_on_without_its_gateway_never_overlaps_with_the_next_one(
     database: str, tmp_path: Path, lost: signal.Signals, computes: dict[str, Any]
 ) -> None:
-    """The worker does not see that its gateway was killed, or the gateway is frozen. The next run waits until it is free."""
+    """The worker does not notice that its gateway was killed, or the gateway is frozen.
+
+    The next run waits until the worker is free.
+    """
     pods = Pods(tmp_path, 2)
     with pods as both, Front(database, *both) as first, Front(database, *both) as second:
         first.opened(), second.opened()
@@ -389,7 +392,7 @@ def test_a_database_that_stands_still_holds_up_no_other_call_and_ends_the_lease(
         assert gateway.ended(path)["state"] == "cancelled"
 
 
-# --- what is said
+# --- messages
 
 
 @pytest.mark.parametrize(

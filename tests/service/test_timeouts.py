@@ -11,7 +11,7 @@ import requests
 from harness.service import FAULTY, Service, answer_of, eventually, is_lost, processes_in
 
 
-def test_a_call_over_the_run_limit_is_answered_504_and_its_worker_is_replaced() -> None:
+def test_a_call_over_the_run_timeout_is_answered_504_and_its_worker_is_replaced() -> None:
     with Service(handler=FAULTY, run_timeout=1).ready() as service:
         before = set(service.workers)
         answer = service.call(sleep=30)
@@ -28,11 +28,11 @@ def test_a_call_over_the_run_limit_is_answered_504_and_its_worker_is_replaced() 
         eventually(lambda: service.metric("percore_calls_total", code="504") == 1)
 
 
-def test_a_client_that_trickles_holds_no_worker_and_gets_408_after_the_body_limit() -> None:
+def test_a_client_that_sends_slowly_holds_no_worker_and_gets_408_after_the_body_timeout() -> None:
     # With all cores for one call there is one worker.
     with Service(handler=FAULTY, body_timeout=2, cores_per_call=len(os.sched_getaffinity(0))).ready() as service:
         head, connection = service.connect(), service.connect()
-        head.sendall(b"POST / HT")  # a head has ten seconds: tests.gateway waits for them
+        head.sendall(b"POST / HT")  # a head has ten seconds; tests.gateway tests that
         connection.sendall(b"POST /v1/models/default:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         stop = threading.Event()
 
@@ -58,7 +58,7 @@ def test_a_client_that_trickles_holds_no_worker_and_gets_408_after_the_body_limi
         head.close()
 
 
-def test_clients_that_connect_and_say_nothing_hold_no_worker() -> None:
+def test_clients_that_connect_and_send_nothing_hold_no_worker() -> None:
     with Service(handler=FAULTY).ready() as service:
         silent = [service.connect() for _ in range(20)]
         began = time.monotonic()
@@ -76,7 +76,7 @@ def test_a_call_that_was_queued_too_long_gets_503_and_never_runs() -> None:
         assert late.status_code == 503
         assert late.json()["code"] == "queue-timeout"
         assert late.headers["Retry-After"]
-        service.until(executing=2)  # it is told when its time is over, not when a worker is free
+        service.until(executing=2)  # it is answered when its time is over, not when a worker is free
         assert [answer_of(connection)[0] for connection in running] == [200, 200]
         assert service.metric("percore_worker_restarts_total") == 0
 
@@ -94,7 +94,7 @@ def test_queue_time_and_run_time_are_measured_apart() -> None:
         eventually(lambda: service.metric("percore_call_queue_seconds_count") == 3)
 
 
-def test_a_load_over_the_load_limit_ends_the_service_with_one_clear_line() -> None:
+def test_a_load_over_the_load_timeout_ends_the_service_with_one_clear_line() -> None:
     with Service(handler="tests.service.handlers:SlowToLoad", load_timeout=1) as service:
         assert service.processes[0].wait(20) == 78
         assert len(service.log("cannot start: the models were not loaded within PERCORE_LOAD_TIMEOUT, 1 s")) >= 1
@@ -141,7 +141,7 @@ def test_on_sigterm_running_and_queued_calls_are_served_new_ones_are_refused_and
         assert not processes_in(service.mark)
 
 
-def test_on_sigterm_a_call_over_the_drain_limit_is_killed() -> None:
+def test_on_sigterm_a_call_over_the_shutdown_timeout_is_killed() -> None:
     with Service(handler=FAULTY, shutdown_timeout=1).ready(workers=2) as service:
         running = service.ask(sleep=60)
         service.until(executing=1)
@@ -150,7 +150,7 @@ def test_on_sigterm_a_call_over_the_drain_limit_is_killed() -> None:
         assert is_lost(running)
 
 
-def test_an_answered_call_is_watched_no_more() -> None:
+def test_an_answered_call_is_no_longer_watched() -> None:
     with Service(handler=FAULTY, run_timeout=1).ready(workers=2) as service:
         before = service.workers
         for _ in range(4):
@@ -160,12 +160,12 @@ def test_an_answered_call_is_watched_no_more() -> None:
         assert service.metric("percore_worker_restarts_total") == 0
 
 
-def test_the_backstop_behind_the_watchdog_answers_504_too() -> None:
+def test_if_the_watchdog_fails_the_arbiter_s_signal_makes_the_worker_answer_504() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         running = service.ask(burn=60)
         service.until(executing=1)
         for pid in service.workers:
-            os.kill(pid, signal.SIGABRT)  # as the arbiter does to a worker that has not been heard of for too long
+            os.kill(pid, signal.SIGABRT)  # as the arbiter does if a worker has sent no heartbeat for too long
         assert answer_of(running)[0] == 504
         service.ready(workers=2)
 

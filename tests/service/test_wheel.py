@@ -15,7 +15,8 @@ HOSTILE = (
     *("json", "queue", "http", "logging", "asyncio", "socket"),
     *("click", "flask", "gunicorn", "numpy", "orjson", "prometheus_client", "uvloop"),
 )
-"""Modules of percore, of Python and of libraries: whichever is looked up in the folder of the user ends its process."""
+"""Names of modules of percore, of Python and of libraries. The folder of the user has such modules; a process that imports one
+of them ends."""
 PACKAGES = ("percore", "service", "tensorflow")
 """The same as folders."""
 
@@ -72,7 +73,7 @@ def test_the_wheel_serves_in_a_folder_whose_modules_have_the_names_of_other_modu
         assert not service.log("the ")
 
 
-def test_the_wheel_is_what_runs(program: Path, folder: Path) -> None:
+def test_the_code_of_the_wheel_runs(program: Path, folder: Path) -> None:
     code = "import percore; print(percore.__file__)"
     found = subprocess.run(
         [program.with_name("python"), "-P", "-c", code],

@@ -1,4 +1,4 @@
-"""The demo's Flask app as it is, and around it what tells where and when each call ran."""
+"""The demo's Flask app, unchanged, in a wrapper that adds the process and the times of each call."""
 
 import os
 import time

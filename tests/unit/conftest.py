@@ -1,4 +1,4 @@
-"""What several files of unit tests share."""
+"""Fixtures that several files of unit tests share."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture(scope="session")
 def one_thread() -> None:
-    """Set TensorFlow to one thread, before it computes anything: afterwards it cannot be set."""
+    """Set TensorFlow to one thread before its first computation; later this is not possible."""
     from percore.handlers import tensorflow  # noqa: PLC0415 - it takes seconds, and most tests do without
 
     tensorflow.configure(1)

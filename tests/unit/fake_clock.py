@@ -1,4 +1,4 @@
-"""A real event loop whose time the test owns: timers run in their order and at their time, and nobody sleeps."""
+"""A real event loop with a fake clock: timers run in their order and at their time, without real waiting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Does not wait: if no socket has news, the clock jumps to the next timer."""
+    """Does not wait. If no socket is ready, the clock jumps to the next timer."""
 
     now = 0.0
 
@@ -32,7 +32,7 @@ class FakeClockLoop(asyncio.SelectorEventLoop):
         return self._clock.now
 
     def stand_still(self, seconds: float) -> None:
-        """Let time pass as a callback does that computes for so long."""
+        """Move the clock on, as if a callback computed for ``seconds``."""
         self._clock.now += seconds
 
 

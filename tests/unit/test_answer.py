@@ -36,7 +36,7 @@ def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
     assert time.monotonic() - began < 2.0
 
 
-def test_an_answer_is_not_lost_where_a_part_of_the_request_was_never_read() -> None:
+def test_an_answer_is_not_lost_if_a_part_of_the_request_was_never_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         served = listener.accept()[0]
@@ -47,7 +47,7 @@ def test_an_answer_is_not_lost_where_a_part_of_the_request_was_never_read() -> N
         assert read_all(client).startswith(b"HTTP/1.1 404 ")
 
 
-def test_an_answer_is_not_lost_where_bytes_follow_the_request() -> None:
+def test_an_answer_is_not_lost_if_bytes_follow_the_request() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         served = listener.accept()[0]

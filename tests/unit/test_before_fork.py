@@ -42,7 +42,7 @@ def test_a_name_that_is_no_module_is_an_error() -> None:
         settings.load({KEY: "no,"})
 
 
-def test_what_is_imported_for_a_handler_imports_neither_numpy_nor_tensorflow() -> None:
+def test_the_modules_for_a_handler_import_neither_numpy_nor_tensorflow() -> None:
     names = ", ".join(before_fork.FOR_HANDLERS)
     code = f"import sys, {names}; print([name for name in ('numpy', 'keras') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
@@ -54,9 +54,7 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         before_fork.import_modules(("percore.nowhere",), 60)
 
 
-def test_libraries_are_told_to_have_one_thread_only_while_they_are_imported(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_libraries_have_one_thread_only_during_their_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -107,5 +105,5 @@ def test_a_process_that_goes_on_is_named_and_ended(monkeypatch: pytest.MonkeyPat
 def test_threads_that_cannot_be_listed_are_no_reason_to_fork(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(before_fork, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(before_fork, "TASKS", tmp_path / "none")
-    (told,) = before_fork.import_modules(("json",), 60)
-    assert told.endswith("none cannot be read: No such file or directory")
+    (reason,) = before_fork.import_modules(("json",), 60)
+    assert reason.endswith("none cannot be read: No such file or directory")

@@ -58,7 +58,7 @@ def test_failed_calls_count_in_no_mean_and_leave_no_makespan() -> None:
     assert (found.failed, found.failures) == (3, "2 x socket hang up, 1 x status 500")
 
 
-def test_where_every_call_failed_there_is_nothing_to_compare() -> None:
+def test_if_every_call_failed_there_is_no_mean_and_no_makespan() -> None:
     found = summarise([Call(0.0, 1.0, failure="socket hang up")], alone=3.0, best=3.0)
     assert (found.run_mean, found.first, found.makespan, found.failed) == (None, None, None, 1)
 
@@ -87,20 +87,20 @@ def test_gunicorn_is_asked_for_threads_connections_or_neither() -> None:
 
 
 def test_a_set_up_that_equals_another_here_is_skipped_and_says_so() -> None:
-    settled = setups.settle([Setup("11 sync workers", "sync", 11), Setup("1 x cores: 11 sync workers", "sync", 11)])
-    assert [setup.skipped for setup in settled] == ["", "here the same as 11 sync workers"]
+    marked = setups.mark_skipped([Setup("11 sync workers", "sync", 11), Setup("1 x cores: 11 sync workers", "sync", 11)])
+    assert [setup.skipped for setup in marked] == ["", "here the same as 11 sync workers"]
 
 
 def test_the_two_tries_of_a_set_up_are_not_the_same() -> None:
-    settled = setups.settle(setups.both_ways(setups.common(2)))
-    assert len(settled) == 16
-    assert not any(setup.skipped for setup in settled)
-    assert len({setup.slug for setup in settled}) == 16
+    marked = setups.mark_skipped(setups.with_both_thread_counts(setups.common(2)))
+    assert len(marked) == 16
+    assert not any(setup.skipped for setup in marked)
+    assert len({setup.slug for setup in marked}) == 16
 
 
 def test_a_set_up_that_would_swap_is_skipped() -> None:
-    settled = setups.settle(setups.common(2), free_megabytes=6000)
-    assert [setup.name for setup in settled if setup.skipped] == ["gevent 16 x 16"]
+    marked = setups.mark_skipped(setups.common(2), free_megabytes=6000)
+    assert [setup.name for setup in marked if setup.skipped] == ["gevent 16 x 16"]
 
 
 # --- calibration and the client
@@ -137,7 +137,7 @@ def test_run_is_read_from_server_timing() -> None:
     assert bursts.run_seconds("run;dur=0.500") == 0.0005
 
 
-def test_times_are_told_from_the_first_call_sent() -> None:
+def test_times_count_from_the_first_call_sent() -> None:
     timed = [client.Timed(100.5, 104.0, None, ""), client.Timed(100.0, 101.0, None, "socket hang up")]
     answered, failed = bursts.relative(timed, lambda _: (101.0, 2.5, 1))
     assert answered == Call(0.5, 4.0, 1.0, 2.5, 1)
@@ -186,7 +186,7 @@ def test_an_axis_has_round_ticks_and_at_most_ten() -> None:
     assert tick_step(60_000) == 6000
 
 
-def test_trouble_is_what_slows_calls_most_with_tensorflow_as_it_comes() -> None:
+def test_the_worst_set_up_slows_calls_most_with_the_default_threads() -> None:
     worst = Burst(Setup("11 sync workers", "sync", 11), all_at_once(11, 18.0))
     others = [
         Burst(setups.percore(2), one_after_another(11)),
@@ -194,8 +194,8 @@ def test_trouble_is_what_slows_calls_most_with_tensorflow_as_it_comes() -> None:
         Burst(Setup("1 worker x 10 threads", "gthread", 1, 10, one_thread=True), all_at_once(11, 27.0)),
         Burst(Setup("gevent 16 x 16", "gevent", 16, 16), error="3 of 16 workers answered"),
     ]
-    assert pictures.trouble([*others, worst], 3.0, 18.0) is worst
-    assert pictures.trouble(others[:1], 3.0, 18.0) is None
+    assert pictures.worst_setup([*others, worst], 3.0, 18.0) is worst
+    assert pictures.worst_setup(others[:1], 3.0, 18.0) is None
 
 
 # --- the report
@@ -235,7 +235,7 @@ def whole() -> results.Results:
     )
 
 
-def test_what_was_written_is_read_again(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_results_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("bench") / "results.json"
     whole().write(path)
     assert results.read(path) == whole()
@@ -265,7 +265,7 @@ def test_every_table_is_in_the_report_with_as_many_cells_in_each_row() -> None:
     assert "| **together** | 42 MB | 25 MB |" in text
 
 
-def test_what_was_not_measured_is_not_reported() -> None:
+def test_missing_measurements_are_not_reported() -> None:
     text = report.document(results.Results("a machine", 2, 1.0))
     assert "##" not in text
     assert pictures.all_of(results.Results("a machine", 2, 1.0)) == {}

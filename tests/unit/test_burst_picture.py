@@ -50,7 +50,7 @@ def test_each_call_has_a_bar_that_waits_and_one_that_runs_beside_the_name_of_its
     assert [each for each in texts(svg) if each in ("aaaaa", "bbbbb")] == ["aaaaa", "bbbbb"]
 
 
-def test_the_lines_step_where_the_count_changes_and_not_before() -> None:
+def test_the_lines_step_when_the_count_changes_and_not_before() -> None:
     """One pod is half the height of two; the last count holds to the end."""
     width = picture.WIDTH - 2 * MARGIN - picture.GUTTER
     across, half = width / (13.6 * 1.02), picture.HEAD + picture.STEPS_HEIGHT / 2
@@ -59,7 +59,7 @@ def test_the_lines_step_where_the_count_changes_and_not_before() -> None:
         assert path(drawn(), stroke) == f"M{places[0]:g} {half:g}H{places[1]:g}V{picture.HEAD}H{places[2]:g}"
 
 
-def test_the_words_above_say_what_was_measured() -> None:
+def test_the_words_above_describe_the_measurement() -> None:
     found = texts(drawn())
     assert "2 calls at once on 1 ready pod" in found
     said = "2 pods wanted after 2.0 s, 2 ready after 3.0 s; each call ran 10.0 s; last answer after 13.6 s"
@@ -82,6 +82,6 @@ def test_nothing_is_drawn_beyond_the_picture_and_nothing_is_fetched_or_run() -> 
     assert "href" not in picture.drawn(measured())
 
 
-def test_a_burst_in_which_nobody_was_served_is_drawn_too() -> None:
+def test_a_burst_without_an_answer_is_drawn_too() -> None:
     svg = drawn(runs=[], ready=[], wanted=[[0.0, 1]])
     assert "2 calls at once on 1 ready pod" in texts(svg)

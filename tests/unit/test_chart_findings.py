@@ -1,4 +1,4 @@
-"""What scanners find in the chart is corrected, or has a reason: neither more is found, nor is more excused."""
+"""Each finding of the scanners is corrected or listed with a reason, and the list has no other entries."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def test_every_entry_of_the_chart_s_file_is_of_an_object_that_the_chart_has() ->
         assert f"kind: {kind}\nmetadata:\n  name: {of}\n" in rendered
 
 
-def test_what_the_scanners_say_is_read(tmp_path: Path) -> None:
+def test_the_output_of_the_scanners_is_read(tmp_path: Path) -> None:
     failed = {"check_id": "CKV_1", "resource": "Deployment.percore.percore-gateway"}
     score = {
         "object_name": "Pod/v1/percore/percore-test",
@@ -50,5 +50,5 @@ def test_a_scanner_that_fails_is_not_one_that_finds_nothing(tmp_path: Path) -> N
 
 
 def says(answer: object) -> list[str]:
-    """Return a command that prints this and fails, as scanners do that find something."""
+    """Return a command that prints this and fails, as a scanner does if it finds something."""
     return [sys.executable, "-c", f"import sys; print({json.dumps(answer)!r}); sys.exit(1)"]

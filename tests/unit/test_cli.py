@@ -1,4 +1,4 @@
-"""What `percore serve` is told by its arguments."""
+"""The arguments of `percore serve`."""
 
 import os
 
@@ -12,10 +12,10 @@ SERVED = ("PERCORE_APP", "PERCORE_HANDLER", "PERCORE_MODEL_REPOSITORY")
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[settings.Settings]:
-    """Return what would have been served; nothing is started."""
+    """Return a function that runs the command and returns the settings. It starts no service."""
     found: list[settings.Settings] = []
     for key in SERVED:
-        monkeypatch.setenv(key, "to be removed")  # so that it is restored
+        monkeypatch.setenv(key, "to be removed")  # so that the environment is restored
         monkeypatch.delenv(key)
 
     def run(read: settings.Settings) -> int:
@@ -39,7 +39,7 @@ def test_an_app_is_given_as_to_gunicorn(served: list[settings.Settings]) -> None
         (["--models", "m"], "PERCORE_MODEL_REPOSITORY"),
     ],
 )
-def test_what_is_given_wins_over_what_the_environment_serves(
+def test_an_argument_overrides_the_environment(
     arguments: list[str], key: str, served: list[settings.Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environ = {"PERCORE_APP": "other:app", "PERCORE_HANDLER": "other:Other", "PERCORE_MODEL_REPOSITORY": "other"}
@@ -51,7 +51,7 @@ def test_what_is_given_wins_over_what_the_environment_serves(
 
 
 @pytest.mark.parametrize("arguments", [["myapp:app", "--handler", "a:B"], ["--models", "m", "--handler", "a:B"]])
-def test_two_at_once_are_refused(arguments: list[str], served: list[settings.Settings]) -> None:
+def test_two_kinds_of_models_at_once_are_refused(arguments: list[str], served: list[settings.Settings]) -> None:
     done = CliRunner().invoke(cli, ["serve", *arguments])
     assert done.exit_code == 2
     assert "MODULE:APP, --models and --handler: give one of them" in done.output

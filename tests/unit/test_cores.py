@@ -24,7 +24,7 @@ def test_a_version_1_quota_is_read(tmp_path: Path) -> None:
     assert cores.cpu_quota(tmp_path / "cgroup", tmp_path / "mount") == 4
 
 
-def test_the_tightest_of_a_cgroup_and_those_above_it_holds(tmp_path: Path) -> None:
+def test_the_smallest_quota_of_a_cgroup_and_its_parents_counts(tmp_path: Path) -> None:
     write(tmp_path / "mount/a", cpu__max="200000 100000")
     write(tmp_path / "mount/a/b", cpu__max="max 100000")
     (tmp_path / "cgroup").write_text("0::/a/b\n")
@@ -52,13 +52,13 @@ def test_no_cgroup_at_all_is_no_bound(tmp_path: Path) -> None:
     ("affinity", "quota", "expected"),
     [((0, 1, 2, 3), math.inf, (0, 1, 2, 3)), ((4, 6), 8, (4, 6)), ((0, 1, 2, 3), 2.5, (0, 1)), ((3,), 0.2, (3,))],
 )
-def test_cores_are_those_of_the_cpuset_up_to_the_whole_cpus_of_the_quota(
+def test_cores_come_from_the_cpuset_up_to_the_whole_cpus_of_the_quota(
     affinity: tuple[int, ...], quota: float, expected: tuple[int, ...]
 ) -> None:
     assert cores.usable_cores(affinity, quota) == expected
 
 
-def test_cores_are_dealt_out_in_whole_groups() -> None:
+def test_cores_are_divided_into_whole_groups() -> None:
     assert cores.core_groups((0, 1, 2, 3, 4), 2) == ((0, 1), (2, 3))
 
 

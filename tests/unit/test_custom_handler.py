@@ -15,7 +15,7 @@ SIGNATURE = Signature((TensorSpec("x", "float32", (None,)),), (TensorSpec("y", "
 
 
 class Answers:
-    """Answers with whatever the test wants."""
+    """Answers with the value that the test sets."""
 
     answer: Any = None
 
@@ -73,7 +73,7 @@ def test_a_handler_is_version_one_of_its_name_and_takes_any_input_unless_it_decl
 
 
 @pytest.mark.parametrize("name", ["Declared", "DeclaredInLoad"])
-def test_a_signature_is_read_from_the_class_or_from_what_load_sets(name: str) -> None:
+def test_a_signature_may_be_set_by_the_class_or_by_load(name: str) -> None:
     assert custom.load(f"{HERE}:{name}", "mine").info.signatures == {DEFAULT_SIGNATURE: SIGNATURE}
 
 
@@ -105,7 +105,7 @@ def test_a_handler_that_cannot_be_loaded_stops_the_start_with_one_sentence(targe
         ("def broken(", "importing module 'user_module' raised SyntaxError: '(' was never closed"),
     ],
 )
-def test_a_module_in_the_current_folder_is_found_and_what_fails_inside_it_is_named(
+def test_a_module_in_the_current_folder_is_found_and_its_error_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, sentence: str
 ) -> None:
     (tmp_path / "user_module.py").write_text(code)
@@ -135,11 +135,11 @@ def test_an_array_is_answered_without_a_copy() -> None:
         ([1, 2], "predict must return a mapping of names to arrays; it returned list"),
         ({1: 2}, "predict must name its outputs by str; it used 1"),
         ({"x": [1, [2]]}, "predict returned 'x' as list, which numpy cannot convert"),
-        ({"x": None}, "predict returned 'x' with a NoneType among its strings"),
+        ({"x": None}, "predict returned 'x' as strings, but one element is a NoneType"),
         ({"x": 1j}, "predict returned 'x' with dtype complex128"),
     ],
 )
-def test_an_answer_that_cannot_be_sent_is_a_type_error_that_says_what_it_was(answer: Any, sentence: str) -> None:
+def test_an_answer_that_cannot_be_sent_is_a_type_error_that_names_its_kind(answer: Any, sentence: str) -> None:
     with pytest.raises(TypeError) as error:
         answering(answer)
     assert str(error.value).startswith(sentence)

@@ -44,9 +44,9 @@ KUBERNETES = {
     "kube_pod_status_ready_time",
     "kube_pod_(init_)?container_status_restarts_total",
 }
-"""What kube-prometheus-stack keeps of kube-state-metrics and cAdvisor; it drops others."""
+"""The series of kube-state-metrics and cAdvisor that kube-prometheus-stack keeps."""
 PROMETHEUS = {"up"}
-"""What Prometheus itself writes for each target."""
+"""The series that Prometheus itself writes for each target."""
 CHOSEN = {"namespace": "here", "full": "first-percore", "__range": "1h"}
 
 
@@ -63,14 +63,14 @@ def ours() -> dict[str, set[str]]:
     return found
 
 
-def test_it_is_what_the_types_of_grafana_say() -> None:
+def test_the_dashboard_fits_the_types_of_grafana() -> None:
     decoded = Dashboard.from_json(json.loads(dashboard.page()))
     assert json.loads(json.dumps(decoded, cls=JSONEncoder)) == SHIPPED
     assert SHIPPED["uid"] == "percore"
     assert "id" not in SHIPPED
 
 
-def test_its_rows_are_in_the_order_in_which_one_asks() -> None:
+def test_the_rows_of_the_dashboard_have_the_order_of_a_diagnosis() -> None:
     rows = [each["title"] for each in SHIPPED["panels"] if each["type"] == "row"]
     assert rows == ["Headline", "Calls", "Queue time and run time", "Autoscaling", "Pods", "Gateway", "Stored calls"]
 
@@ -126,7 +126,7 @@ def test_with_several_clusters_the_reader_chooses_one_and_every_query_reads_it_a
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_every_panel_has_a_unit_says_what_to_do_and_names_its_lines(panel: dict[str, Any]) -> None:
+def test_every_panel_has_a_unit_a_description_with_advice_and_names_for_its_lines(panel: dict[str, Any]) -> None:
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert len(panel["description"]) > 60
     assert panel["description"].endswith(".")

@@ -1,4 +1,4 @@
-"""What the documentation says of files, headings and values is so. No network: links to elsewhere are not followed."""
+"""Files, headings and values that the documentation names exist. No network: links to other sites are not followed."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def test_every_value_that_a_page_sets_is_one_of_the_chart_s(path: Path) -> None:
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_diagram_s_groups_have_a_name_and_their_words_in_brackets(path: Path) -> None:
-    """Mermaid draws nothing at all where words with blanks or commas stand in the name's place."""
+    """Mermaid draws nothing if a name has blanks or commas."""
     diagrams = "".join(found[3] for found in FENCE.findall(path.read_text()) if found[2] == "mermaid")
     groups = re.findall(r"^ *subgraph (.*)$", diagrams, re.MULTILINE)
     assert [group for group in groups if not re.fullmatch(r"\w+(\[[^\]]+\])?", group)] == []

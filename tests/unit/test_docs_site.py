@@ -1,4 +1,7 @@
-"""The site of the documentation has every page, and its links lead where they do on GitHub. `make lint` builds it, strictly."""
+"""The documentation site has every page, and its links lead to the same places as on GitHub.
+
+`make lint` builds it in strict mode.
+"""
 
 import re
 
@@ -11,7 +14,7 @@ AT = f"v{docs_site.version()}"
 
 
 def link(name: str, target: str) -> str:
-    """Return where a link of a page leads on the site."""
+    """Return the target of a page's link on the site."""
     found = re.fullmatch(r"\[text\]\((.*)\)", docs_site.rewritten(f"[text]({target})", name, REPOSITORY))
     assert found
     return found[1]
@@ -39,7 +42,7 @@ def test_a_link_leads_to_a_page_of_the_site_or_to_the_repository_at_this_version
     assert link(name, target) == found
 
 
-def test_what_looks_like_a_link_in_code_is_left_alone() -> None:
+def test_text_in_code_that_looks_like_a_link_is_left_alone() -> None:
     text = "`[a](../LICENSE)`\n\n```sh\n[a](../LICENSE)\n```\n"
     assert docs_site.rewritten(text, "apps.md", REPOSITORY) == text
 

@@ -1,4 +1,4 @@
-"""What a model does besides computing: nothing of that happens while it is loaded, unless its author asks for it."""
+"""Side effects of a model: none happens during the load, unless the author asks for it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_warm_up_changes_nothing_in_the_model_or_on_the_machine(
     for name, operation in (("train", "AssignVariableOp"), ("remember", "LookupTableInsertV2"), ("write", "WriteFile")):
         [line] = [text for text in caplog.messages if f"signature {name!r} may change" in text]
         assert f"({operation})" in line
-        assert "stays in one worker, and is lost with it" in line
+        assert "stay in one worker, and are lost when the worker ends" in line
     assert not touched.exists()
     assert [ask(model, name) for name in ("weight", "count", "fixed", "remembered")] == [5, 0, 1, 0]
     assert ask(model, "in_a_loop") == 3
@@ -126,7 +126,7 @@ def test_a_signature_that_needs_a_python_function_is_left_out_and_a_model_of_suc
         load(save(tmp_path / "all", module, python=python))
 
 
-def test_what_tensorflow_raises_is_the_callers_fault_only_where_his_tensors_are_at_fault(tmp_path: Path) -> None:
+def test_an_error_of_tensorflow_is_the_callers_fault_only_if_the_tensors_are_wrong(tmp_path: Path) -> None:
     text = tf.TensorSpec([], tf.string, "x")
 
     def function(body: Any, spec: Any = text) -> Any:

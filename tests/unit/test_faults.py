@@ -41,7 +41,7 @@ def test_burn_computes_and_sleep_does_not() -> None:
     assert time.process_time() - computed > 0.02
 
 
-def test_fail_raises_what_becomes_500_and_bad_what_becomes_400() -> None:
+def test_the_fault_fail_becomes_500_and_the_fault_bad_becomes_400() -> None:
     with pytest.raises(RuntimeError, match="boom"):
         ask(fail=np.array(b"boom", object))
     with pytest.raises(BadInput, match="nonsense"):

@@ -1,4 +1,4 @@
-"""What `percore fetch` decides without a server: URIs, archives, layouts, digests, and what errors say."""
+"""The parts of `percore fetch` that need no server: URIs, archives, layouts, digests, and the text of errors."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_bomb_is_refused_before_it_is_written(tmp_path: Path, pack: Any) -> No
     assert contents(tmp_path / "out") == {}
 
 
-def test_a_zip_archive_whose_entry_is_longer_than_it_says_is_refused(tmp_path: Path) -> None:
+def test_a_zip_archive_with_an_entry_longer_than_its_size_is_refused(tmp_path: Path) -> None:
     packed = zipped(tmp_path / "a.zip", ("zeros", bytes(1_000_000)))
     lying = packed.read_bytes().replace((1_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     packed.write_bytes(lying)
@@ -217,7 +217,7 @@ def test_half_an_archive_is_refused(tmp_path: Path) -> None:
         ([f"wrapper/a/1/{MODEL}", "README.md"], [f"a/1/{MODEL}"]),
     ],
 )
-def test_models_are_found_in_what_was_fetched(tmp_path: Path, files: list[str], wanted: list[str]) -> None:
+def test_models_are_found_in_fetched_files(tmp_path: Path, files: list[str], wanted: list[str]) -> None:
     for name in files:
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).touch()
@@ -225,7 +225,7 @@ def test_models_are_found_in_what_was_fetched(tmp_path: Path, files: list[str], 
     assert sorted(contents(tmp_path / "models")) == sorted(wanted)
 
 
-def test_what_holds_no_model_is_refused_with_the_layout(tmp_path: Path) -> None:
+def test_files_without_a_model_are_refused_with_the_layout(tmp_path: Path) -> None:
     (tmp_path / "tree/notes").mkdir(parents=True)
     with pytest.raises(LoadError, match=r"holds no models; expected NAME/VERSION/saved_model\.pb"):
         layout.arrange(tmp_path / "tree", tmp_path / "models", "name", 1)
@@ -234,7 +234,7 @@ def test_what_holds_no_model_is_refused_with_the_layout(tmp_path: Path) -> None:
 # --- digests and notes ---
 
 
-def test_the_digest_of_a_folder_is_what_sha256sum_makes_of_it(tmp_path: Path) -> None:
+def test_the_digest_of_a_folder_is_that_of_sha256sum(tmp_path: Path) -> None:
     names = ("b", "a/1", "a-1", "ä", "A")
     hashes = {}
     for name in names:
@@ -279,7 +279,7 @@ def test_the_note_beside_the_models_is_read_back(tmp_path: Path) -> None:
         (FileNotFoundError("Object at location SECRET not found"), "it is not there"),
     ],
 )
-def test_an_error_becomes_a_sentence_without_what_may_be_secret(error: Exception, words: str) -> None:
+def test_an_error_becomes_a_sentence_without_secrets(error: Exception, words: str) -> None:
     assert words in object_store.reason(error)
     assert "SECRET" not in object_store.reason(error)
 

@@ -1,4 +1,4 @@
-"""Which connection makes room at the bound."""
+"""Which connection the front closes at the bound."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def joined(to: Front, *, begun: bool = False) -> Any:
     return connection
 
 
-def test_the_one_that_is_idle_longest_makes_room_before_one_that_sends_its_head() -> None:
+def test_the_connection_idle_longest_is_closed_before_one_that_sends_its_head() -> None:
     limited = front(3)
     sending, idle, later = joined(limited, begun=True), joined(limited), joined(limited)
     assert [each.aborted for each in (sending, idle, later)] == [False, True, False]
 
 
-def test_half_a_head_on_every_connection_keeps_none_out() -> None:
-    """A probe on the status port must not wait until one of a thousand such heads has timed out."""
+def test_incomplete_heads_on_all_connections_do_not_prevent_a_new_connection() -> None:
+    """Otherwise a probe on the status port would wait until one of a thousand such heads has timed out."""
     limited = front(3)
     first, second, probe = joined(limited, begun=True), joined(limited, begun=True), joined(limited)
     assert [each.aborted for each in (first, second, probe)] == [True, False, False]
 
 
-def test_a_connection_whose_head_is_complete_never_makes_room() -> None:
+def test_a_connection_whose_head_is_complete_is_never_closed_for_another() -> None:
     limited = front(3)
     busy = [joined(limited, begun=True), joined(limited, begun=True)]
     for each in busy:

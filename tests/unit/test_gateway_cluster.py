@@ -1,6 +1,6 @@
-"""What the gateway makes of documents of the API server that are not as documented, and of two threads at once.
+"""Malformed documents of the API server, and two threads at once.
 
-The answers are a fake's; `tests/gateway/test_cluster.py` has the real client against a real server.
+A fake gives the answers; `tests/gateway/test_cluster.py` has the real client with a real server.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ STRANGE_ENDPOINTS: list[Any] = [
 ]
 
 
-class Enough(Exception):
-    """Ends what goes on for ever."""
+class Stop(Exception):
+    """Ends a loop that would go on for ever."""
 
 
 class Answer:
@@ -78,7 +78,7 @@ class Answer:
 
 
 class Api:
-    """Answers lists and watches with what a test has put there; without any more of them the test ends."""
+    """Answers lists and watches with the answers that a test has set. When they are used up, the test ends."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -89,7 +89,7 @@ class Api:
 
     def call_api(self, path: str, query: dict[str, str], **_: Any) -> Answer:
         if not self.answers:
-            raise Enough
+            raise Stop
         self.asked.append((path, query))
         return self.answers.pop(0)
 
@@ -114,32 +114,32 @@ def changed(slice_: Any) -> dict[str, Any]:
 
 
 def published(api: Api) -> list[list[str]]:
-    """Follow until the API server has nothing more to say; return the names of pods, each time they were published."""
+    """Follow until the fake has no more answers; return the names of pods, once for each time they were published."""
     names: list[list[str]] = []
 
     def publish(endpoints: Endpoints) -> None:
         names.append(sorted(each.pod for each in endpoints))
 
-    with pytest.raises(Enough):
+    with pytest.raises(Stop):
         cluster_of(api).follow(publish)
     return names
 
 
 @pytest.mark.parametrize("document", STRANGE_LISTS, ids=repr)
-def test_a_strange_list_is_asked_for_again_and_no_pod_vanishes(document: Any) -> None:
+def test_after_a_malformed_list_it_lists_again_and_no_pod_is_lost(document: Any) -> None:
     broken = Answer(None)  # ends the watch, so that there is a list again
     api = Api(listed(slice_of("s", "a")), broken, Answer(document), listed(slice_of("s", "a", "b")))
     assert published(api) == [["a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize("event", STRANGE_EVENTS, ids=repr)
-def test_after_a_strange_event_there_is_a_list_again_and_no_pod_vanishes(event: Any) -> None:
+def test_after_a_malformed_event_it_lists_again_and_no_pod_is_lost(event: Any) -> None:
     api = Api(listed(slice_of("s", "a")), Answer(event), listed(slice_of("s", "a", "b")))
     assert published(api) == [["a"], ["a", "b"]]
 
 
 @pytest.mark.parametrize("endpoints", STRANGE_ENDPOINTS, ids=repr)
-def test_of_a_strange_slice_in_a_list_the_last_version_stays_and_the_others_are_taken(endpoints: Any) -> None:
+def test_a_malformed_slice_in_a_list_keeps_its_last_version_and_the_others_are_read(endpoints: Any) -> None:
     strange = slice_of("s", endpoints=endpoints)
     end = Answer(None)
     api = Api(listed(slice_of("s", "a"), slice_of("t", "b")), end, listed(strange, slice_of("t", "c")))
@@ -147,7 +147,7 @@ def test_of_a_strange_slice_in_a_list_the_last_version_stays_and_the_others_are_
 
 
 @pytest.mark.parametrize("endpoints", STRANGE_ENDPOINTS, ids=repr)
-def test_of_a_strange_slice_in_a_watch_the_last_version_stays_and_after_the_watch_there_is_a_list(endpoints: Any) -> None:
+def test_a_malformed_slice_in_a_watch_keeps_its_last_version_and_a_list_follows(endpoints: Any) -> None:
     strange = slice_of("s", endpoints=endpoints)
     watch = Answer(changed(strange), changed(slice_of("t", "c")))
     api = Api(listed(slice_of("s", "a"), slice_of("t", "b")), watch, listed(slice_of("s", "d")))
@@ -155,7 +155,7 @@ def test_of_a_strange_slice_in_a_watch_the_last_version_stays_and_after_the_watc
     assert [query.get("timeoutSeconds") for _, query in api.asked] == [None, str(WATCH_SECONDS), None]
 
 
-def test_strange_documents_are_warned_of_once_a_minute(
+def test_malformed_documents_are_warned_of_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -166,7 +166,7 @@ def test_strange_documents_are_warned_of_once_a_minute(
     def follow_strange(times: int) -> int:
         api.answers = [Answer(STRANGE_LISTS[5])] * times
         caplog.clear()
-        with caplog.at_level(logging.WARNING), pytest.raises(Enough):
+        with caplog.at_level(logging.WARNING), pytest.raises(Stop):
             cluster.follow(lambda _: None)
         return len(caplog.records)
 
@@ -181,9 +181,9 @@ def test_strange_documents_are_warned_of_once_a_minute(
 
 def list_once(cluster: Cluster) -> None:
     def publish(_: Endpoints) -> None:
-        raise Enough
+        raise Stop
 
-    with pytest.raises(Enough):
+    with pytest.raises(Stop):
         cluster.follow(publish)
 
 
@@ -194,12 +194,12 @@ def pod(name: str, cost: Any = "1000") -> dict[str, Any]:
 @pytest.mark.parametrize(
     "document", [*STRANGE_LISTS[:-2], {"items": [{"metadata": {"name": "a", "annotations": [1]}}]}], ids=repr
 )
-def test_strange_costs_are_an_os_error(document: Any) -> None:
+def test_malformed_costs_are_an_os_error(document: Any) -> None:
     with pytest.raises(OSError, match="Error: "):
         cluster_of(Api(Answer(document))).read_costs()
 
 
-def test_a_cost_that_is_no_whole_number_is_passed_over() -> None:
+def test_a_cost_that_is_not_a_whole_number_is_ignored() -> None:
     api = Api(
         listed(slice_of("s", *"abcdefg")), Answer({"items": [pod("a", "--5"), pod("b", "²"), pod("c", "-5"), pod("d", "")]})
     )
@@ -240,10 +240,10 @@ def test_costs_are_read_by_one_thread_while_another_takes_in_changes() -> None:
 
     def publish(_: Endpoints) -> None:
         if stop.is_set():
-            raise Enough
+            raise Stop
 
     def follow() -> None:
-        with pytest.raises(Enough):
+        with pytest.raises(Stop):
             cluster.follow(publish)
 
     list_once(cluster)

@@ -22,7 +22,7 @@ class ApiServer:
         self.away = False
         self.clock: Gateway | None = None
         self.seconds = 0.0
-        """How long each write takes, on the clock of this gateway."""
+        """How long each write takes. The clock of this gateway moves on by it."""
 
     def set_cost(self, pod: str, cost: int) -> None:
         if self.clock is not None:

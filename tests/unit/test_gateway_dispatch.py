@@ -1,4 +1,4 @@
-"""The dispatcher: which pods are tried for the calls that are queued, when, and what becomes of their reservations."""
+"""The dispatcher: which pods it tries for queued calls, when, and how their reservations end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.gateway import RESERVED
 from tests.unit.fake_clock import FakeClockLoop, on_fake_clock
 
 LONG = 1.0
-"""Seconds after which nothing more happens by itself."""
+"""Seconds after which all timers of the dispatcher are over."""
 
 
 class Bench:
@@ -38,14 +38,14 @@ class Bench:
         self.queue: CallQueue[Call] = CallQueue()
         self.dispatcher = Dispatcher(self.queue, self.spool, "here", run_seconds=100.0, answer_seconds=10.0)
         self.tried: list[tuple[float, int]] = []
-        """When which pod was tried."""
+        """The time of each attempt, and the pod."""
         self.ends: dict[int, socket.socket] = {}
         """The worker's end of the last connection to each pod."""
         self.refusing: set[int] = set()
         self._number = 0
 
     async def connect(self, host: str, port: int) -> WorkerConnection:
-        """Do what ``upstream.connect`` does, but over a pair of sockets."""
+        """Connect as ``upstream.connect`` does, but over a pair of sockets."""
         self.tried.append((self.loop.time(), port))
         if port in self.refusing:
             raise ConnectionRefusedError
@@ -106,7 +106,7 @@ class Bench:
         await asyncio.sleep(LONG)
 
     def received(self, port: int) -> bytes:
-        """Return what a worker has got; it ends in ``<end>`` if the dispatcher has closed the connection."""
+        """Return the bytes that a worker has got, with ``<end>`` at the end if the dispatcher has closed the connection."""
         found = b""
         try:
             while data := self.ends[port].recv(65536):
@@ -116,15 +116,15 @@ class Bench:
         return found + b"<end>"
 
     def tried_since(self, moment: float) -> list[tuple[float, int]]:
-        """Return when which pod was tried from a moment on: seconds after it, and the port."""
+        """Return the attempts since a moment: seconds after it, and the port of the pod."""
         return [(round(when - moment, 4), port) for when, port in self.tried if when >= moment]
 
     def sizes(self, moment: float = 0.0) -> dict[float, int]:
-        """Return how many pods were tried at which time after a moment."""
+        """Return the times of attempts after a moment, each with the number of pods."""
         return Counter(when for when, _ in self.tried_since(moment))
 
     def assert_none_unanswered(self) -> None:
-        """Check that no reservation counts as unanswered: one too many would keep a pod from every later call."""
+        """Check that no reservation counts as unanswered. If one did, one pod fewer would be tried for each later call."""
         assert self.dispatcher._waiting == 0
         assert not [pod for pod in self.dispatcher.pods.values() if pod.waits]
 
@@ -135,7 +135,7 @@ OnBench = Callable[[Work], None]
 
 @pytest.fixture
 def on_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnBench:
-    """Return what runs a test on a bench."""
+    """Return a function that runs a test on a bench."""
 
     def run(work: Work) -> None:
         async def on_loop(loop: FakeClockLoop) -> None:
@@ -239,7 +239,7 @@ async def tried_by_all(bench: Bench) -> Call:
 
 
 def test_when_the_last_call_leaves_reservations_stay_and_count_no_more(on_bench: OnBench) -> None:
-    """A pod that computes for minutes would otherwise get a dead connection for each call that leaves."""
+    """Otherwise a pod that computes for minutes would get a dead connection for each call that leaves."""
 
     async def work(bench: Bench) -> None:
         bench.know(5)
@@ -308,7 +308,7 @@ def test_a_call_that_leaves_others_in_the_queue_ends_no_reservation(on_bench: On
         bench.leave(first)
         await asyncio.sleep(LONG)
         assert not [port for port in bench.ends if bench.received(port).endswith(b"<end>")]
-        assert len(bench.tried) == 5, "none was begun anew"
+        assert len(bench.tried) == 5, "no new reservation was begun"
 
     on_bench(work)
 
@@ -461,7 +461,7 @@ def test_a_worker_that_does_not_say_that_it_is_free_counts_as_a_failure(on_bench
     on_bench(work)
 
 
-def test_an_error_that_nobody_foresaw_is_logged_and_costs_no_pod(
+def test_an_unexpected_error_is_logged_and_its_pod_is_tried_again(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(bench: Bench) -> None:
@@ -485,7 +485,7 @@ def test_an_error_that_nobody_foresaw_is_logged_and_costs_no_pod(
 
 
 async def reserved_by(bench: Bench) -> tuple[Pod, Call]:
-    """Return a pod that has said that it is free, and the call that it will get in the loop's next steps."""
+    """Return a pod that has answered its reservation, and the call that it will get in the next steps of the loop."""
     (pod,) = bench.know(1)
     call = await tried_by_all(bench)
     return pod, call

@@ -1,4 +1,4 @@
-"""Which pods there are: lists, files, and Kubernetes' EndpointSlices."""
+"""The sources of endpoints: lists, files, and Kubernetes' EndpointSlices."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from percore.gateway.slices import endpoints_of
 from percore.gateway.slices import parse as parse_slice
 
 
-class Enough(Exception):
-    """Ends what goes on for ever."""
+class Stop(Exception):
+    """Ends a loop that would go on for ever."""
 
 
-def test_a_fixed_list_is_told_once() -> None:
-    told: list[Endpoints] = []
-    Fixed(parse("10.0.0.1:1/2")).follow(told.append)
-    assert told == [(Endpoint("10.0.0.1", 1, 2),)]
+def test_a_fixed_list_is_published_once() -> None:
+    published: list[Endpoints] = []
+    Fixed(parse("10.0.0.1:1/2")).follow(published.append)
+    assert published == [(Endpoint("10.0.0.1", 1, 2),)]
 
 
-def test_a_file_is_read_again_when_it_changes_and_what_is_wrong_with_it_changes_nothing(tmp_path: Path) -> None:
+def test_a_file_is_read_again_when_it_changes_and_a_wrong_file_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "endpoints"
     contents: list[str | None] = [
         None,
@@ -30,20 +30,20 @@ def test_a_file_is_read_again_when_it_changes_and_what_is_wrong_with_it_changes_
         "10.0.0.1:1/2=not-ready\n10.0.0.2:1/2",
         "",
     ]
-    told: list[Endpoints] = []
+    published: list[Endpoints] = []
 
     def sleep(_seconds: float) -> None:
         if not contents:
-            raise Enough
+            raise Stop
         content = contents.pop(0)
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_text(content)
 
-    with pytest.raises(Enough):
-        Listed(path, sleep).follow(told.append)
+    with pytest.raises(Stop):
+        Listed(path, sleep).follow(published.append)
     one, two = Endpoint("10.0.0.1", 1, 2), Endpoint("10.0.0.2", 1, 2)
-    assert told == [(one,), (Endpoint("10.0.0.1", 1, 2, State.NOT_READY), two), ()]
+    assert published == [(one,), (Endpoint("10.0.0.1", 1, 2, State.NOT_READY), two), ()]
 
 
 def slice_of(*endpoints: dict[str, Any], family: str = "IPv4") -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_the_endpoints_of_every_slice_count() -> None:
         ({}, State.READY),
     ],
 )
-def test_conditions_say_what_may_be_done_with_an_endpoint(conditions: dict[str, bool], state: State) -> None:
+def test_conditions_decide_the_state_of_an_endpoint(conditions: dict[str, bool], state: State) -> None:
     assert [each.state for each in seen(slice_of(entry("10.0.0.1", "a", **conditions)))] == [state]
 
 
@@ -100,7 +100,7 @@ def test_endpoints_that_are_no_pods_count_by_their_address() -> None:
     assert [each.address for each in seen(slice_of(entry("10.0.0.1"), entry("10.0.0.2")))] == ["10.0.0.1", "10.0.0.2"]
 
 
-def test_names_instead_of_addresses_are_passed_over() -> None:
+def test_names_instead_of_addresses_are_ignored() -> None:
     assert seen(slice_of(entry("example.org", "a"), family="FQDN")) == ()
 
 

@@ -1,4 +1,4 @@
-"""How late the event loop is: what a reader sees during a delay, after it, and a minute later."""
+"""The lag of the event loop, read during a delay, after it, and a minute later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.fake_clock import FakeClockLoop, on_fake_clock
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeClockLoop], LoopLag]:
-    """Return what starts a LoopLag whose both clocks are the loop's."""
+    """Return a function that starts a LoopLag on the fake clock of the loop."""
 
     def start(loop: FakeClockLoop) -> LoopLag:
         monkeypatch.setattr(lag, "time", SimpleNamespace(monotonic=loop.time))
@@ -53,7 +53,7 @@ def test_a_loop_that_stands_still_counts_as_late_now(started: Start) -> None:
     on_fake_clock(work)
 
 
-def test_the_longest_of_several_delays_is_told(started: Start) -> None:
+def test_the_longest_of_several_delays_is_returned(started: Start) -> None:
     async def work(loop: FakeClockLoop) -> None:
         measured = started(loop)
         for seconds in (0.5, 3.0, 1.0):
@@ -94,7 +94,7 @@ def test_a_callback_that_blocks_a_real_loop_is_seen_from_a_thread_and_afterwards
         loop.call_at(loop.time(), overtaken.set_result, None)
         await overtaken
         assert measured.longest() > 0.15
-        assert time.monotonic() - measured.ticked < 0.15, "what is told is a delay of the past"
+        assert time.monotonic() - measured.ticked < 0.15, "the value must be a delay of the past"
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(work())

@@ -24,7 +24,7 @@ def test_a_usual_code_is_a_label_of_its_own_and_any_other_is_labelled_by_its_cla
 
 
 @pytest.mark.parametrize("code", ["600", "999", "100", "", "2", "20", "2000", "²00", "other"])
-def test_what_is_no_final_status_of_http_counts_as_an_error_of_the_server(code: str) -> None:
+def test_a_code_that_is_not_a_final_status_counts_as_an_error_of_the_server(code: str) -> None:
     assert label_of(code) == "5xx"
 
 

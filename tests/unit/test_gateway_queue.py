@@ -1,4 +1,4 @@
-"""The queue: exact order, whatever leaves or comes back."""
+"""The queue: its order is exact, even if calls leave it or come back."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_as_many_calls_are_ahead_as_run_before_one_that_arrives_now() -> None:
     calls = [Waiting(number, priority) for number, priority in enumerate((0, 9, 5, 5, 0, 7, 5))]
     for call in calls:
         queue.push(call)
-    # Calls of one's own priority are ahead, lower ones are not; a priority that nobody has counts as well.
+    # Calls of the same priority are ahead, and calls of a lower one are not. This includes a priority without calls.
     assert dict(enumerate(ahead_of(queue, *range(11)))) == {
         **dict.fromkeys([0], 7),
         **dict.fromkeys([1, 2, 3, 4, 5], 5),
@@ -80,7 +80,7 @@ def test_as_many_calls_are_ahead_as_run_before_one_that_arrives_now() -> None:
     }
 
 
-def test_a_call_that_runs_or_is_removed_is_ahead_of_nobody_and_one_that_comes_back_is_again() -> None:
+def test_only_queued_calls_are_ahead_of_others() -> None:
     queue: CallQueue[Waiting] = CallQueue()
     calls = [Waiting(1, 5), Waiting(2), Waiting(3, 5), Waiting(4, 9)]
     for call in calls:
@@ -118,7 +118,7 @@ def test_callers_that_leave_do_not_make_the_queue_grow() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["push", "pop", "remove", "return"]), st.integers(0, 9), st.integers(0, 50))))
-def test_it_does_what_a_sorted_list_does(steps: list[tuple[str, int, int]]) -> None:
+def test_the_queue_has_the_order_of_a_sorted_list(steps: list[tuple[str, int, int]]) -> None:
     queue: CallQueue[Waiting] = CallQueue()
     model: list[Waiting] = []
     out: list[Waiting] = []
@@ -157,8 +157,8 @@ def test_callers_take_turns_within_a_priority() -> None:
     assert drained(queue) == [11, 0, 10, 1, 2, 3]
 
 
-def test_a_caller_that_sends_one_call_after_the_other_keeps_no_other_out() -> None:
-    """Its next call comes each time when its last has just been taken, so that it never has two in the queue."""
+def test_a_caller_that_sends_one_call_after_the_other_does_not_delay_another_caller() -> None:
+    """Its next call always comes just after its last one was taken, so it never has two calls in the queue."""
     queue: CallQueue[Waiting] = CallQueue()
     for number in range(3):
         queue.push(Waiting(number, caller=b"batch"))

@@ -1,4 +1,4 @@
-"""What the gateway demands of a request's head, and what it passes on of an answer's."""
+"""The gateway's rules for the head of a request, and the headers of an answer that it passes on."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_body_s_size_comes_from_the_head() -> None:
     assert not request(HOST, (b"Expect", b"100-continue"), version="1.0").expects_continue
 
 
-def test_an_answer_loses_what_belongs_to_the_worker_s_connection_and_gains_the_queue_time() -> None:
+def test_an_answer_loses_headers_of_the_worker_s_connection_and_gains_the_queue_time() -> None:
     given = [
         (b"Content-Type", b"text/plain"),
         (b"Connection", b"close, X-Mine"),

@@ -1,4 +1,4 @@
-"""The gateway's settings: what each is by default, what it takes, and what is said of a value that breaks its rule."""
+"""The gateway's settings: for each one its default, its valid values, and the error for a value that breaks its rule."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: its field, its default, values that it takes with what they mean, its rule and values that break it."""
+    """One setting: its field, its default, valid texts with their values, its rule, and texts that break the rule."""
 
     name: str
     default: Any
     valid: dict[str, Any]
     rule: str = ""
     invalid: tuple[str, ...] = ()
-    """Empty: there is no text that the setting does not take."""
+    """Empty if every text is valid."""
     beside: dict[str, str] = field(default_factory=dict)
     """Other settings that it needs."""
     is_secret: bool = False
@@ -43,7 +43,7 @@ class Row:
 
 
 def whole(low: int, high: int) -> dict[str, Any]:
-    """Return the rule for whole numbers and what breaks it, as fields of a row."""
+    """Return the rule for whole numbers and texts that break it, as fields of a row."""
     return {
         "rule": f"a whole number from {low} to {high}",
         "invalid": (str(low - 1), str(high + 1), "1.5", "1e3", "many"),

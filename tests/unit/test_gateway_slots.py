@@ -1,4 +1,4 @@
-"""Asking pods whether they compute: several at the same time, for a bounded time, and real status servers in any state."""
+"""Asking pods whether they compute: several at the same time, for a bounded time, with real status servers in every state."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from percore.errors import Overloaded
 from percore.gateway.spool import THREADS, Backlog, Spool, SpoolLimits
 
 MEMORY_BYTES, IN_MEMORY, MORE = 60_000, 50_000, 100_000
-"""The bound, what fits into it, and what then goes to a file."""
+"""The bound of the memory, a size that fits into it, and a size that then goes to a file."""
 
 
 def on_loop(work: Callable[[], Awaitable[None]]) -> None:
@@ -44,7 +44,7 @@ class SlowSpool(Spool):
         assert await asyncio.to_thread(self._begun.wait, 20)
 
     async def threads_are_done(self) -> None:
-        """Return when all that the threads were given is done: then all of them meet here."""
+        """Return when the threads have done all their work: then all of them meet at this barrier."""
         meeting = threading.Barrier(THREADS)
         await asyncio.gather(*(self.run(meeting.wait, 20) for _ in range(THREADS)))
 
@@ -52,7 +52,7 @@ class SlowSpool(Spool):
         """Return the files of this spool that the process holds open. They have no name, but /proc tells their folder."""
         found = []
         for link in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # the listing's own
+            with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
                 found.append(str(link.readlink()))
         return [name for name in found if name.startswith(f"{self.folder}/")]
 

@@ -44,7 +44,7 @@ def test_nan_and_infinities_are_read_as_tensorflow_serving_reads_them() -> None:
         (b"[NaN, " + b"9" * 5000 + b"]", "body: expected JSON with numbers that fit a double: "),
     ],
 )
-def test_what_is_not_json_is_refused_with_its_place(body: bytes, message: str) -> None:
+def test_a_body_that_is_not_json_is_refused_with_the_position(body: bytes, message: str) -> None:
     assert message in refusal(body)
     assert message in refusal(memoryview(body))
 

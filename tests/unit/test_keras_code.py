@@ -1,4 +1,4 @@
-"""Keras files that would call something of the machine's when they are read, and files that only look so."""
+"""Keras files that would call functions of the machine when they are read, and harmless files that look similar."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def written(folder: Path, config: dict[str, Any], kind: str, version: str) -> Pa
 
 @pytest.mark.parametrize("kind", ["keras", "h5"])
 @pytest.mark.parametrize("evil", EVIL)
-def test_what_keras_2_would_call_is_refused_before_it_reads_the_file(tmp_path: Path, evil: Any, kind: str) -> None:
+def test_a_file_that_calls_foreign_functions_is_refused_before_keras_2_reads_it(tmp_path: Path, evil: Any, kind: str) -> None:
     marker = tmp_path / "MARKER"
     path = written(tmp_path, model(evil(marker)), kind, "2.15.0")
     with pytest.raises(ValueError, match=r"PERCORE_ALLOW_CODE=yes lets it run") as caught:
@@ -114,7 +114,7 @@ def test_what_keras_2_would_call_is_refused_before_it_reads_the_file(tmp_path: P
 
 @pytest.mark.parametrize("kind", ["keras", "h5"])
 @pytest.mark.parametrize("evil", [shell, activation, download, foreign, write_file])
-def test_keras_3_calls_none_of_it_either(tmp_path: Path, evil: Any, kind: str) -> None:
+def test_keras_3_calls_no_foreign_function(tmp_path: Path, evil: Any, kind: str) -> None:
     marker = tmp_path / "MARKER"
     path = written(tmp_path, model(evil(marker)), kind, "3.15.0")
     with pytest.raises((ValueError, TypeError, LoadError)):
@@ -122,7 +122,7 @@ def test_keras_3_calls_none_of_it_either(tmp_path: Path, evil: Any, kind: str) -
     assert not marker.exists()
 
 
-def test_what_a_model_was_compiled_with_is_not_read_and_counts_for_nothing() -> None:
+def test_the_compile_settings_of_a_model_are_not_read() -> None:
     loss = {"class_name": "__lambda__", "config": {"value": "code"}}
     of = kerasfile.KerasFile("3.15.0", {**model(), "compile_config": {"loss": loss}})
     assert not of.holds_code()

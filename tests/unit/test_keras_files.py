@@ -35,7 +35,7 @@ READ_BY_KERAS_2 = {
     "subclassed_keras": "Keras 3 does not know 'Doubled'",
     "recurrent_h5": "Keras 3 cannot read it: Unrecognized keyword arguments passed to GRU: {'time_major': False}",
 }
-"""Why, by kind of model. None is read by Keras 3."""
+"""By kind of model, the reason why Keras 2 reads it; None if Keras 3 reads it."""
 ROWS = np.ones((2, 1), np.float32)
 
 
@@ -49,7 +49,7 @@ def without_keras_2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", READ_BY_KERAS_2)
-def test_what_keras_2_wrote_answers_as_keras_2_does(legacy: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_of_keras_2_answers_as_keras_2_does(legacy: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     if kind == "subclassed_keras":
         import tests.legacy_models  # noqa: F401, PLC0415 - as PERCORE_IMPORT does
     with caplog.at_level(logging.INFO, "percore"):
@@ -69,7 +69,7 @@ def test_every_kind_that_keras_2_wrote_is_tested(legacy: Path) -> None:
 
 @pytest.mark.usefixtures("without_keras_2")
 @pytest.mark.parametrize("kind", ["operators_h5", "hard_sigmoid_h5"])
-def test_if_keras_2_is_needed_and_not_installed_the_sentence_says_why_and_what_to_install(legacy: Path, kind: str) -> None:
+def test_if_keras_2_is_needed_and_missing_the_sentence_has_the_reason_and_the_package(legacy: Path, kind: str) -> None:
     with pytest.raises(LoadError) as error:
         load(legacy / kind)
     assert str(error.value) == (
@@ -142,7 +142,7 @@ def test_a_file_of_keras_2_that_holds_code_is_refused_unless_code_is_allowed(leg
         np.testing.assert_allclose(answer["triple"], wanted["triple"])
 
 
-def test_weights_without_a_model_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_weights_without_a_model_are_refused_with_advice(tmp_path: Path) -> None:
     keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save_weights(tmp_path / "mine.weights.h5")
     with pytest.raises(LoadError, match=r"mine\.weights\.h5 has weights without a model: write it by `model\.save`"):
         load(tmp_path)
@@ -154,7 +154,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_the_usual_names_win_and_any_other_must_be_alone(tmp_path: Path) -> None:
+def test_a_file_with_a_usual_name_is_taken_and_any_other_must_be_the_only_one(tmp_path: Path) -> None:
     def served(*names: str) -> str:
         for name in names:
             (tmp_path / name).touch()

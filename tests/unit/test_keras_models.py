@@ -49,7 +49,8 @@ def test_every_kind_of_keras_model_answers_as_keras_does(written: Path, kind: st
         names = [spec.name for spec in model.info.signatures["serving_default"].inputs]
         inputs = {name if name in names else names[index]: array for index, (name, array) in enumerate(given.items())}
         answers = model.predict("serving_default", inputs)
-        if wanted.keys() != answers.keys():  # those of a list: Keras has no names for them, and the layers' sort otherwise
+        # If outputs are in a list, Keras gives them no names, and the names of the layers have another order.
+        if wanted.keys() != answers.keys():
             answers = dict(zip(wanted.keys(), sorted(answers.values(), key=lambda each: each.shape), strict=True))
         for name, array in wanted.items():
             np.testing.assert_allclose(answers[name], array, rtol=1e-5, atol=1e-6)
@@ -86,7 +87,7 @@ model(np.zeros((1, 4), np.float32))
 SAVE = CUSTOM + "model.save(sys.argv[1])"
 
 
-def test_a_custom_class_that_nobody_registered_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_custom_class_that_is_not_registered_is_named_with_advice(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / "model.keras")], check=True, capture_output=True, timeout=60)
     with pytest.raises(
         LoadError, match=r"it uses 'Elsewhere', which no module has registered: .* name its module in PERCORE_IMPORT"
@@ -94,7 +95,7 @@ def test_a_custom_class_that_nobody_registered_is_named_with_what_to_do(tmp_path
         load(tmp_path)
 
 
-def test_a_model_whose_weights_the_file_cannot_give_back_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_would_lose_its_weights_is_refused(tmp_path: Path) -> None:
     """Keras loads it, and makes new layers with random weights at its first call."""
     subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / "model.keras")], check=True, capture_output=True, timeout=60)
     exec(CUSTOM, {"__name__": "elsewhere"})

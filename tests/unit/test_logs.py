@@ -1,4 +1,4 @@
-"""The log when nobody reads it: a full pipe holds up neither a call nor the end of the process."""
+"""The log without a reader: a full pipe holds up neither a call nor the end of the process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from percore.logs import BackgroundWriter, StandardError
 F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 PIPE_BYTES = 4096
 ENOUGH_SECONDS = 20.0
-"""How long a test waits for what should happen at once: only a fault takes so long."""
+"""How long a test waits for an event that should happen at once. Only a fault takes so long."""
 
 
 class Reader:
-    """The reader of the log, over a pipe that holds one page. It reads only when it is told to."""
+    """The reader of the log, over a pipe that holds one page. It reads only when the test calls its methods."""
 
     def __init__(self) -> None:
         self._fd, self.end = os.pipe()
@@ -51,7 +51,7 @@ class Reader:
         return bool(select.select([self._fd], [], [], 0)[0])
 
     def leave(self) -> None:
-        """Close the pipe: whoever writes to it gets an error."""
+        """Close the pipe, so that a writer gets an error."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
@@ -73,7 +73,7 @@ class Lost:
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    """Return what reads standard error in place of pytest, which reads the real one."""
+    """Return a reader of standard error. It replaces pytest's own."""
     found = Reader()
     monkeypatch.setattr(logs, "FD_STANDARD_ERROR", found.end)
     yield found
@@ -91,7 +91,10 @@ NewWriter = Callable[[int], BackgroundWriter]
 
 @pytest.fixture
 def new_writer(reader: Reader, lost: Lost) -> Iterator[NewWriter]:
-    """Return what makes a writer with a bound. Each has ended before the pipe is closed: its number may be used again."""
+    """Return a function that makes a writer with a bound.
+
+    All writers end before the pipe is closed, because the number of its descriptor may be used again.
+    """
     writers: list[BackgroundWriter] = []
     before = set(threading.enumerate())
 
@@ -108,7 +111,7 @@ def new_writer(reader: Reader, lost: Lost) -> Iterator[NewWriter]:
 
 
 def in_time(work: Callable[[], None]) -> float:
-    """Do something that must not block; return how long it took, in seconds."""
+    """Call ``work``, which must not block; return how long it took, in seconds."""
     began = time.monotonic()
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -118,9 +121,9 @@ def in_time(work: Callable[[], None]) -> float:
 
 
 def stall(writer: BackgroundWriter, reader: Reader) -> None:
-    """Give the writer a first line that is larger than the pipe, and return when it has filled the pipe with it.
+    """Fill the pipe.
 
-    From now on nothing leaves the writer until the reader reads.
+    After this, the writer cannot write until the reader reads.
     """
     for _ in range(2):  # the first fills more than half of the pipe, and the writer waits with the second
         writer.write_call({"number": -1, "filler": "x" * (PIPE_BYTES * 2 // 3)})
@@ -174,12 +177,12 @@ def test_after_a_stall_lines_are_written_again(reader: Reader, lost: Lost, new_w
     assert lost.count == 3
 
 
-def test_closing_writes_what_is_left(reader: Reader, lost: Lost, new_writer: NewWriter) -> None:
+def test_closing_writes_the_lines_that_are_left(reader: Reader, lost: Lost, new_writer: NewWriter) -> None:
     writer = new_writer(100)
     for number in range(10):
         writer.write_call({"number": number})
     in_time(writer.close)
-    # Nothing is awaited here: all of it was in the pipe when close() returned.
+    # This needs no wait: all lines were in the pipe when close() returned.
     assert reader.has_more()
     assert [line["number"] for line in reader.lines(10)] == list(range(10))
     assert lost.count == 0
@@ -194,7 +197,7 @@ def test_closing_ends_in_bounded_time_though_the_reader_stalls(reader: Reader, n
     assert in_time(writer.close) < 3.0
 
 
-def test_a_reader_that_closed_the_pipe_costs_its_lines_and_not_the_writer(
+def test_if_the_reader_closes_the_pipe_lines_are_lost_and_the_writer_goes_on(
     reader: Reader, lost: Lost, new_writer: NewWriter
 ) -> None:
     writer = new_writer(100)
@@ -221,7 +224,7 @@ threading.Thread(target=sys.exit).start()
 
 
 @pytest.mark.parametrize("configure", ['configure("info")', 'configure_background("info", lambda: None)'])
-def test_what_nobody_catches_is_a_line_of_json_in_every_thread(configure: str) -> None:
+def test_an_uncaught_exception_is_a_line_of_json_in_every_thread(configure: str) -> None:
     program = FAILS.replace("{configure}", configure)
     ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20)
     lines = [json.loads(line) for line in ended.stderr.splitlines()]

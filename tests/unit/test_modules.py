@@ -1,4 +1,4 @@
-"""Modules of the package: a reader who meets a name knows which module it is."""
+"""Names of modules in the package are unique, so a name is enough to find a module."""
 
 from collections import Counter
 from pathlib import Path

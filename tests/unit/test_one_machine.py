@@ -1,4 +1,4 @@
-"""The files that serve on one machine fit percore's own settings and metrics: the systemd unit, compose.yaml, Prometheus."""
+"""The files for one machine (the systemd unit, compose.yaml, Prometheus) match percore's settings and metrics."""
 
 import re
 import shutil
@@ -24,7 +24,8 @@ PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/prometheus.y
 SERVED: dict[str, Any] = COMPOSE["services"]["percore"]
 UNITS = {"h": 3600, "m": 60, "s": 1}
 EXPOSURE = 20
-"""Ten times what `systemd-analyze security` may say at most. It says 17: the unit may use the network, and compile code."""
+"""Ten times the largest exposure that `systemd-analyze security` may show. It shows 1.7, because the unit may use the network
+and compile code."""
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 
 
@@ -60,7 +61,7 @@ def test_the_gateway_may_open_as_many_files_as_it_asks_for() -> None:
     assert SERVED["ulimits"]["nofile"] >= needed
 
 
-def test_folders_that_the_unit_names_are_those_that_systemd_creates() -> None:
+def test_systemd_creates_the_folders_that_the_unit_names() -> None:
     environment = ENVIRONMENTS["systemd"]
     assert environment["PERCORE_STATE_DIR"] == f"/run/{unit('RuntimeDirectory')}"
     states = [f"/var/lib/{each}" for each in unit("StateDirectory").split()]
@@ -87,14 +88,14 @@ def test_the_dashboard_finds_every_series_of_percore_by_the_labels_that_promethe
     assert seen == {"percore-gateway", "percore-inference"}
 
 
-def test_prometheus_calls_the_series_of_workers_theirs() -> None:
+def test_prometheus_labels_the_series_of_workers_as_on_a_cluster() -> None:
     [job] = PROMETHEUS["scrape_configs"]
     [rule] = job["metric_relabel_configs"]
     names = {name for names in WorkerMetrics().registry._collector_to_names.values() for name in names}
     assert {name for name in names if not re.fullmatch(rule["regex"], name)} == {"percore_build_info"}
 
 
-def test_what_compose_mounts_is_there_and_images_have_a_version() -> None:
+def test_the_files_that_compose_mounts_exist_and_images_have_a_version() -> None:
     files = [each["file"] for each in COMPOSE["configs"].values()]
     assert [file for file in files if not (ROOT / file).is_file()] == []
     used = {mount["source"] for service in COMPOSE["services"].values() for mount in service.get("configs", [])}
@@ -114,7 +115,7 @@ def test_systemd_takes_the_unit_and_finds_it_little_exposed(tmp_path: Path) -> N
     unit_file = tmp_path / "percore.service"
     program = re.search(r"^ExecStart=(\S+)", UNIT, re.MULTILINE)
     assert program
-    unit_file.write_text(UNIT.replace(program[1], sys.executable))  # what it starts must be there
+    unit_file.write_text(UNIT.replace(program[1], sys.executable))  # the program that the unit starts must exist
     for command in (["verify"], ["security", "--offline=true", f"--threshold={EXPOSURE}"]):
         done = subprocess.run(["systemd-analyze", *command, unit_file], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout[-300:]

@@ -121,7 +121,7 @@ def test_nothing_here_needs_numpy() -> None:
 
 @fuzzed.parametrize()
 @settings(max_examples=10, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-def test_nothing_that_fits_the_document_gets_an_answer_outside_of_it(case: Case[Any]) -> None:
+def test_every_request_of_the_document_gets_an_answer_of_the_document(case: Case[Any]) -> None:
     case.call_and_validate(
         excluded_checks=[
             schemathesis.checks.positive_data_acceptance,  # a body that fits the generic schema may not fit the model

@@ -22,7 +22,7 @@ PAIR = [spec("x", "float32", None, 2)]
 
 
 def post(served: FakeModel, document: Any, data: bytes | None = None, **headers: str) -> Any:
-    """Send JSON, and after it ``data`` where there is any."""
+    """Send JSON, and after it ``data`` if there is any."""
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
     if data is not None:
         headers = {LENGTH: str(len(text)), "Content-Type": "application/octet-stream", **headers}
@@ -128,7 +128,7 @@ def test_half_precision_is_numbers_in_json(datatype: str) -> None:
     assert response.json["outputs"] == [{"name": "x", "datatype": datatype, "shape": [2], "data": [1.5, -2.0]}]
 
 
-def test_strings_are_text_in_json_and_base64_where_they_are_not_utf8() -> None:
+def test_strings_are_text_in_json_and_base64_if_they_are_not_utf8() -> None:
     served = model([spec("a_bytes", "bytes", 2)])
     response = post(served, {"inputs": [tensor("a_bytes", "BYTES", [2], ["é", {"b64": "/w=="}])]})
     assert response.json["outputs"][0]["data"] == ["é", {"b64": "/w=="}]
@@ -150,7 +150,7 @@ def test_binary_and_json_tensors_mix_and_outputs_are_chosen_one_by_one() -> None
     assert raw == b"\3\0"
 
 
-def test_one_output_can_stay_json_where_the_request_asks_for_binary() -> None:
+def test_one_output_can_stay_json_although_the_request_asks_for_binary() -> None:
     wanted = [{"name": "x", "parameters": {"binary_data": False}}]
     response = post(model(PAIR), {"inputs": [tensor()], "outputs": wanted, "parameters": {"binary_data_output": True}})
     assert response.json["outputs"][0]["data"] == [1.0, 2.0]
@@ -276,7 +276,7 @@ def test_a_request_that_breaks_a_rule_is_refused_by_field_rule_and_value(documen
 @pytest.mark.parametrize(
     ("size", "data", "message"),
     [
-        (8, b"\0" * 9, "body: expected 8 bytes after the JSON, as binary_data_size adds up to, got 9"),
+        (8, b"\0" * 9, "body: expected 8 bytes after the JSON, the sum of all binary_data_size, got 9"),
         (8, b"\0" * 7, "input 'x': binary_data_size: expected a whole number from 0 to 7, the bytes left after the JSON"),
         (
             -1,
@@ -304,12 +304,12 @@ def test_a_header_length_that_cuts_the_json_is_refused() -> None:
 @pytest.mark.parametrize(
     "raw", [b"\1\0\0\0a", b"\1\0\0\0a\1\0\0\0", b"\1\0\0\0a\1\0\0\0bc", b"\xff\xff\xff\xffa\0\0\0\0", b"\5\0\0\0abcde\0\0"]
 )
-def test_strings_in_binary_that_do_not_divide_are_refused(raw: bytes) -> None:
+def test_strings_in_binary_that_do_not_match_their_lengths_are_refused(raw: bytes) -> None:
     message = refusal(
         model([spec("t", "bytes", None)]), {"inputs": [tensor("t", "BYTES", [2], binary_data_size=len(raw))]}, raw
     )
     assert (
-        f"input 't': expected 2 BYTES elements, each its length in 4 bytes and then as many bytes, got {len(raw)} bytes"
+        f"input 't': expected 2 BYTES elements, each with its length in 4 bytes before its bytes, got {len(raw)} bytes"
         in message
     )
 
@@ -336,7 +336,7 @@ def test_json_octets_and_nothing_are_content_types_that_are_read(content_type: s
 
 
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "application/jsonx"])
-def test_another_content_type_is_refused_with_what_to_send(content_type: str) -> None:
+def test_another_content_type_is_refused_with_the_types_to_send(content_type: str) -> None:
     response = client_of(model(PAIR)).post(PATH, data=b"{}", content_type=content_type)
     assert response.status_code == 415
     assert response.json == {

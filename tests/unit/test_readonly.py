@@ -49,7 +49,7 @@ def test_status_lists_every_version_or_the_one_asked_for(place: str, versions: l
 
 
 @pytest.mark.parametrize("place", ["/versions/1", "/labels/stable"])
-def test_metadata_is_tensorflow_servings(place: str) -> None:
+def test_metadata_has_the_form_of_tensorflow_serving(place: str) -> None:
     sizes = [{"size": "-1", "name": ""}, {"size": "2", "name": ""}]
     assert get(f"/v1/models/m{place}/metadata") == {
         "model_spec": {"name": "m", "signature_name": "", "version": "1"},
@@ -100,7 +100,7 @@ def test_open_inference_metadata_is_that_of_the_default_signature() -> None:
     }
 
 
-def test_a_digest_is_shown_where_it_is_known() -> None:
+def test_a_digest_is_shown_if_it_is_known() -> None:
     client = client_of(Catalog((ModelInfo("m", 1, "keras", {}, digest="sha256:1"),)))
     status: Any = client.get("/v1/models/m").json
     metadata: Any = client.get("/v2/models/m").json
@@ -120,7 +120,7 @@ def test_health_and_the_server_are_described() -> None:
 @pytest.mark.parametrize(
     "path", ["/v2/health/ready", "/v2/models/m", "/v2/models/m/ready", "/v1/models/m", "/v1/models/m/metadata", "/openapi.json"]
 )
-def test_while_nothing_is_loaded_they_are_not_ready_and_say_when_to_come_back(path: str) -> None:
+def test_while_nothing_is_loaded_routes_answer_503_with_retry_after(path: str) -> None:
     response: Any = client_of(None).get(path)
     assert response.status_code == 503
     assert response.json == NOT_READY
@@ -132,7 +132,7 @@ def test_the_process_itself_answers_while_nothing_is_loaded(path: str) -> None:
     assert client_of(None).get(path).status_code == 200
 
 
-def test_the_catalog_is_asked_for_anew_at_each_call() -> None:
+def test_the_catalog_is_asked_for_again_at_each_request() -> None:
     catalogs: list[Catalog | None] = [Catalog((ModelInfo("m", 1, "keras", {}),)), None]
     app = Flask("status")
     readonly.register(app, catalogs.pop)
@@ -151,7 +151,7 @@ def test_the_catalog_is_asked_for_anew_at_each_call() -> None:
         "/nowhere",
     ],
 )
-def test_what_is_not_served_is_not_found_in_the_one_shape_of_errors(path: str) -> None:
+def test_an_unknown_model_is_404_in_the_usual_form_of_errors(path: str) -> None:
     response: Any = client_of(SERVED).get(path)
     assert response.status_code == 404
     assert response.json.keys() == {"error", "code"}
@@ -180,7 +180,7 @@ def test_no_cookie_is_ever_set() -> None:
     assert "Set-Cookie" not in client.get("/v2").headers
 
 
-def test_a_failure_of_a_route_is_one_shape_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_of_a_route_has_the_usual_form_of_errors(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask("status")
 
     def broken() -> Catalog:

@@ -47,7 +47,7 @@ def test_a_body_that_comes_in_pieces_is_whole(pair: Pair) -> None:
     sender.join()
 
 
-def test_what_follows_the_body_is_not_part_of_it(pair: Pair) -> None:
+def test_bytes_after_the_body_are_not_part_of_it(pair: Pair) -> None:
     pair[0].sendall(request("Content-Length: 5", body=b"helloGET / HTTP/1.1\r\n"))
     assert read(pair[1]) == b"hello"
 
@@ -88,7 +88,7 @@ def test_a_chunked_body_over_the_limit_is_refused(pair: Pair) -> None:
         b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
     ],
 )
-def test_what_is_not_well_formed_is_refused(pair: Pair, sent: bytes) -> None:
+def test_a_malformed_request_is_refused(pair: Pair, sent: bytes) -> None:
     pair[0].sendall(sent)
     pair[0].shutdown(socket.SHUT_WR)
     with pytest.raises(BadRequest):
@@ -119,7 +119,7 @@ def test_a_chunked_request_without_a_body_is_empty(pair: Pair) -> None:
     assert read(pair[1]) == b""
 
 
-def test_a_client_that_says_nothing_at_all_is_no_request(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_nothing_is_no_request(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "SILENT_SECONDS", 0.1)
     began = time.monotonic()
     assert read(pair[1]) is None
@@ -136,7 +136,7 @@ def test_a_client_that_leaves_before_the_head_is_complete_is_no_request(pair: Pa
 @pytest.mark.parametrize(
     "start", [b"", b"POST / HTTP/1.1\r\n", request("Content-Length: 100000"), request("Transfer-Encoding: chunked")]
 )
-def test_a_client_that_says_little_by_little_is_cut_off_by_one_deadline_for_all(pair: Pair, start: bytes) -> None:
+def test_a_client_that_sends_byte_by_byte_is_cut_off_by_one_deadline(pair: Pair, start: bytes) -> None:
     stop = threading.Event()
 
     def trickle() -> None:
@@ -154,7 +154,7 @@ def test_a_client_that_says_little_by_little_is_cut_off_by_one_deadline_for_all(
     trickler.join()
 
 
-def test_the_client_is_told_to_continue_before_its_body_is_read(pair: Pair) -> None:
+def test_the_client_gets_100_continue_before_its_body_is_read(pair: Pair) -> None:
     def client() -> None:
         pair[0].sendall(request("Content-Length: 5", "Expect: 100-continue"))
         assert pair[0].recv(100).startswith(b"HTTP/1.1 100 ")
@@ -166,26 +166,26 @@ def test_the_client_is_told_to_continue_before_its_body_is_read(pair: Pair) -> N
     speaker.join()
 
 
-def test_what_is_no_http_is_refused_at_its_first_byte(pair: Pair) -> None:
+def test_bytes_that_are_not_http_are_refused_at_the_first_byte(pair: Pair) -> None:
     pair[0].sendall(b"\x16\x03\x01\x02\x00\x01")  # a TLS client's hello
     with pytest.raises(BadRequest, match=r"0x16 first; there is no TLS on this port"):
         read(pair[1])
 
 
-def test_a_coding_that_nobody_undoes_is_refused(pair: Pair) -> None:
+def test_a_transfer_coding_other_than_chunked_is_refused(pair: Pair) -> None:
     pair[0].sendall(request("Transfer-Encoding: gzip, chunked", body=b"1\r\nx\r\n0\r\n\r\n"))
     with pytest.raises(BadRequest, match="expected chunked, got 'gzip, chunked'"):
         read(pair[1])
 
 
-def test_a_head_has_five_seconds_of_a_longer_limit(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_has_five_seconds_even_if_the_body_timeout_is_longer(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "HEAD_SECONDS", 0.2)
     pair[0].sendall(b"POST")
     with pytest.raises(BodyTimeout, match=r"the head of the request was not complete within 0\.2 s"):
         read(pair[1], seconds=60)
 
 
-def test_a_body_hands_out_its_buffer_itself_and_nothing_twice() -> None:
+def test_a_body_returns_its_own_buffer_and_no_byte_twice() -> None:
     buffer = bytearray(b"hello")
     body = receive.WholeBody(buffer)
     assert body.take() is buffer

@@ -1,4 +1,4 @@
-"""What must agree before a version is published, and what the release then says."""
+"""The checks before a version is published, and the notes of a release."""
 
 from pathlib import Path
 

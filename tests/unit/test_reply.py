@@ -1,4 +1,4 @@
-"""Every kind of answer that a WSGI application can make, as it looks on the wire."""
+"""Every kind of answer of a WSGI application, as bytes on the connection."""
 
 import logging
 import threading
@@ -24,7 +24,7 @@ def answered(
 
 
 class Pieces:
-    """An iterable without a length, as a streamed answer is; it tells whether it was closed."""
+    """An iterable without a length, like a streamed answer. It remembers whether it was closed."""
 
     def __init__(self, pieces: Iterable[Any]) -> None:
         self._pieces = pieces
@@ -94,11 +94,11 @@ def test_an_answer_that_says_its_length_is_streamed_without_chunks() -> None:
 
 
 @pytest.mark.parametrize("result", [[b"abcd", b"ef"], Pieces([b"abcdef"]), Pieces([b"ab", b"cdef", b"gh"])])
-def test_no_more_than_the_said_length_is_sent(result: Any) -> None:
+def test_no_more_than_the_declared_length_is_sent(result: Any) -> None:
     assert answered(app(result, "200 OK", ("Content-Length", "4")))[2] == b"abcd"
 
 
-def test_less_than_the_said_length_is_an_error_or_an_answer_without_its_end() -> None:
+def test_less_than_the_declared_length_is_an_error_or_an_answer_without_its_end() -> None:
     status, _, _, events = answered(app([b"ab"], "200 OK", ("Content-Length", "4")))
     assert status.startswith("HTTP/1.1 500 ")
     assert events[-1] == "finished 500"
@@ -109,7 +109,7 @@ def test_less_than_the_said_length_is_an_error_or_an_answer_without_its_end() ->
 
 @pytest.mark.parametrize("result", [[b"body"], Pieces([b"bo", b"dy"]), []])
 @pytest.mark.parametrize(("method", "status"), [("POST", "204 No Content"), ("POST", "304 Not Modified"), ("HEAD", "200 OK")])
-def test_what_has_no_body_has_no_length_of_ours_either(result: Any, method: str, status: str) -> None:
+def test_an_answer_without_a_body_gets_no_length_from_percore(result: Any, method: str, status: str) -> None:
     line, headers, body, _ = answered(app(result, status), request(method))
     assert line == f"HTTP/1.1 {status}"
     assert body == b""
@@ -130,7 +130,7 @@ def test_a_client_of_http_1_0_gets_a_length_and_no_chunks() -> None:
     assert "transfer-encoding" not in headers
 
 
-def test_an_application_that_starts_its_answer_late_is_heard() -> None:
+def test_an_application_may_call_start_response_late() -> None:
     def late(_environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         start_response("201 Created", [TEXT])
         yield b"made"
@@ -140,7 +140,7 @@ def test_an_application_that_starts_its_answer_late_is_heard() -> None:
     assert list(unchunked(body)) == [b"made"]
 
 
-def test_the_old_way_to_write_works() -> None:
+def test_the_write_callable_of_wsgi_works() -> None:
     def writes(_environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         write = start_response("200 OK", [TEXT])
         write(b"ab")
@@ -238,7 +238,7 @@ def test_a_stream_that_its_client_does_not_read_is_given_up_and_closed() -> None
     assert served.reports.events[-1] == "finished undelivered"
 
 
-def test_a_stream_over_the_run_limit_is_cut_and_gets_no_second_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_over_the_run_timeout_is_cut_and_gets_no_second_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     ended, exits = threading.Event(), []
 
     def pieces() -> Iterator[bytes]:

@@ -73,7 +73,7 @@ def test_without_a_status_server_reports_cost_nothing_and_raise_nothing(tmp_path
     reporter.finished("m", "200", 1.0)
 
 
-def test_after_a_status_server_stood_still_it_is_told_the_present_state(tmp_path: Path) -> None:
+def test_after_a_status_server_was_frozen_it_gets_the_present_state(tmp_path: Path) -> None:
     status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.reconnect()
     reporter.loaded({"models": []})
@@ -104,7 +104,7 @@ def test_the_end_of_a_connection_is_the_end_of_the_worker(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("line", [b'{"event": 7', b"[]", b'{"event":"hello"}', b'{"event":"hello","worker":1,"catalog":7}'])
-def test_a_report_that_makes_no_sense_costs_its_connection_alone(tmp_path: Path, line: bytes) -> None:
+def test_a_malformed_report_closes_only_its_own_connection(tmp_path: Path, line: bytes) -> None:
     status, reporter = StatusFixture(tmp_path), Reporter(tmp_path / "events.sock")
     reporter.reconnect()
     with socket.socket(socket.AF_UNIX) as stranger:
@@ -131,7 +131,7 @@ def test_a_worker_that_cannot_be_accepted_is_accepted_later(tmp_path: Path, monk
     reporter.close()
 
 
-def test_a_thread_that_a_process_cannot_do_without_ends_it(capfd: pytest.CaptureFixture[str]) -> None:
+def test_if_a_vital_thread_fails_the_process_ends(capfd: pytest.CaptureFixture[str]) -> None:
     program = """
 import time
 from percore import logs, threads

@@ -72,7 +72,7 @@ def test_a_model_whose_name_no_route_can_carry_stops_the_start(tmp_path: Path) -
         scan(make(tmp_path, "my model/1/saved_model.pb"), {})
 
 
-def test_labels_stand_at_the_versions_they_name(tmp_path: Path) -> None:
+def test_labels_are_set_on_the_versions_that_they_name(tmp_path: Path) -> None:
     make(tmp_path, "a/1/saved_model.pb", "a/2/saved_model.pb")
     labels = {"a": {"stable": 1, "old": 1, "canary": 2}}
     assert [each[3] for each in found(tmp_path, labels)] == [("old", "stable"), ("canary",)]
@@ -115,7 +115,7 @@ def test_a_version_that_no_protocol_can_carry_stops_the_start_with_the_rule(tmp_
         scan(tmp_path, {})
 
 
-def test_a_module_that_should_register_classes_and_is_not_there_stops_the_start(tmp_path: Path) -> None:
+def test_a_missing_module_of_percore_import_stops_the_start(tmp_path: Path) -> None:
     make(tmp_path, "m/1/model.keras")
     given = settings.load({"PERCORE_MODEL_REPOSITORY": str(tmp_path), "PERCORE_IMPORT": "no_such.layers"})
     with pytest.raises(LoadError, match=r"PERCORE_IMPORT: there is no module 'no_such' in .* or installed"):

@@ -1,4 +1,4 @@
-"""What a worker does with a connection: a reservation and then a call, a call alone, or one of these that breaks off."""
+"""Connections to a worker: a reservation and then a call, a call alone, or one of these cut off."""
 
 import socket
 import time
@@ -84,7 +84,7 @@ def test_a_reservation_in_two_pieces_and_one_with_a_call_in_the_same_packet_are_
     assert not known._known
 
 
-def test_so_many_gateways_are_known_and_no_more(app: Application) -> None:
+def test_the_number_of_known_reservations_is_bounded(app: Application) -> None:
     known = Reservations(CONFIG)
     for number in range(40):
         with Served(app, known) as served:
@@ -93,7 +93,7 @@ def test_so_many_gateways_are_known_and_no_more(app: Application) -> None:
     assert len(known._known) <= 16
 
 
-def test_a_reservation_that_no_call_follows_is_closed_after_a_tenth_of_a_second_without_a_word(app: Application) -> None:
+def test_a_reservation_without_a_call_is_closed_after_a_tenth_of_a_second_without_an_answer(app: Application) -> None:
     with Served(app) as served:
         served.reserve()
         began = time.monotonic()
@@ -133,7 +133,7 @@ def leave(client: socket.socket, how: str) -> None:
     [b"", CALL[:10], CALL[:-5], CALL[:-1], CHUNKED[:-1], CHUNKED[:-8], EMPTY[:-1], EMPTY[:-5]],
     ids=["nothing", "head", "no body", "last byte", "chunk's last byte", "chunks", "empty's last byte", "empty's head"],
 )
-def test_a_call_that_ends_before_its_last_byte_is_dropped_without_a_word_and_is_not_counted(
+def test_a_call_that_ends_before_its_last_byte_is_dropped_without_an_answer_and_not_counted(
     app: Application, sent: bytes, reserved: bool, how: str
 ) -> None:
     with Served(app) as served:
@@ -192,9 +192,7 @@ SMUGGLED = {
 
 @pytest.mark.parametrize("reserved", [True, False])
 @pytest.mark.parametrize("sent", SMUGGLED.values(), ids=SMUGGLED.keys())
-def test_what_could_be_read_in_two_ways_is_400_and_reaches_no_application(
-    app: Application, sent: bytes, reserved: bool
-) -> None:
+def test_an_ambiguous_request_is_400_and_reaches_no_application(app: Application, sent: bytes, reserved: bool) -> None:
     with Served(app) as served:
         if reserved:
             served.reserve()
@@ -206,7 +204,7 @@ def test_what_could_be_read_in_two_ways_is_400_and_reaches_no_application(
     assert app.environs == []
 
 
-def test_what_follows_a_call_is_never_another_call(app: Application) -> None:
+def test_bytes_after_a_call_are_never_another_call(app: Application) -> None:
     with Served(app) as served:
         served.reserve()
         served.client.sendall(CALL + CALL)

@@ -23,7 +23,7 @@ def test_ready_says_why_no_calls_are_taken_and_live_does_not_ask() -> None:
     assert reserved.answer("GET", "/-/live", "the gateway is stopping")[0] == 200
 
 
-def test_what_is_not_there_or_not_allowed_is_said_so() -> None:
+def test_an_unknown_path_is_404_and_a_wrong_method_is_405() -> None:
     status, _, body = reserved.answer("GET", "/-/healthz", "")
     assert (status, orjson.loads(body)["code"]) == (404, "not-found")
     status, headers, body = reserved.answer("POST", "/-/ready", "")

@@ -41,7 +41,7 @@ NUMBER = tf.TensorSpec([], tf.float32, "x")
 
 
 def write_vocabulary_tf1(folder: Path) -> None:
-    """Write a table whose words are in an asset, and a variable that nothing restores: an initializer sets both."""
+    """Write a table whose words are in an asset, and a variable whose value is not saved. An initializer sets both."""
     words = _words(folder)
     with tf.Graph().as_default(), v1.Session() as session:
         text = v1.placeholder(tf.string, [None], name="text")
@@ -133,7 +133,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spoil_object_graph(folder: Path) -> Path:
-    """Give an object of the model a slot, as an optimizer of TensorFlow 2.0 to 2.10 has: it does not load then."""
+    """Give an object of the model a slot, as an optimizer of TensorFlow 2.0 to 2.10 does.
+
+    Then the object graph cannot be loaded.
+    """
     file = folder / "saved_model.pb"
     model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     nodes = model.meta_graphs[0].object_graph_def.nodes
@@ -219,7 +222,7 @@ def test_signatures_come_from_their_definition_with_methods_and_odd_names(writte
     assert load_by(GRAPH, written / "tf2" / "1")["any_rank"].signature.inputs == (TensorSpec("x", "int32", None),)
 
 
-def test_what_is_reserved_for_a_load_is_no_signature(written: Path) -> None:
+def test_signatures_that_tensorflow_runs_at_a_load_are_not_served(written: Path) -> None:
     names = parse_saved_model(str(written / "tf2" / "1")).meta_graphs[0].signature_def
     assert "__saved_model_init_op" in names
     assert set(load_by(GRAPH, written / "tf2" / "1")) == {*models.TF2_SIGNATURES}
@@ -360,14 +363,14 @@ def test_a_signature_that_assigns_is_not_warmed_up_and_changes_its_worker(
     assert [float(model.predict("add", {"x": np.array(2, np.float32)})["y"]) for _ in range(2)] == [2, 4]
 
 
-def test_operations_are_those_of_the_signature_alone(tmp_path: Path) -> None:
+def test_only_the_operations_of_the_signature_count(tmp_path: Path) -> None:
     with tf.Graph().as_default(), v1.Session() as session:
         x = v1.placeholder(tf.float32, [], name="x")
         sum_ = v1.get_variable("sum", initializer=0.0, use_resource=True)
         sparse = v1.sparse_placeholder(tf.float32, [None, 2], name="sparse")
         session.run(v1.global_variables_initializer())
         define = v1.saved_model.predict_signature_def
-        # Given in the middle of the graph: what comes before it is not computed.
+        # The input is in the middle of the graph: the operations before it are not computed.
         middle = tf.identity(v1.assign_add(sum_, x), name="middle")
         signatures = {
             "serving_default": define({"x": x}, {"y": x + 1}),
@@ -385,7 +388,7 @@ def test_operations_are_those_of_the_signature_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
-def test_what_this_machine_cannot_run_is_not_the_callers_fault(tmp_path: Path, spoilt: bool) -> None:
+def test_a_graph_that_this_machine_cannot_run_is_not_the_callers_fault(tmp_path: Path, spoilt: bool) -> None:
     number = [tf.TensorSpec([], tf.int32, "x")]
 
     def only_on_a_gpu(x: Any) -> dict[str, Any]:
@@ -430,7 +433,9 @@ def test_the_graph_with_the_tags_that_are_set_is_served_or_the_only_one(
 
 
 @pytest.mark.parametrize("sets", [[["a"], ["b", "c"]], [["serve", "gpu"], ["serve", "tpu"]]])
-def test_if_no_single_graph_has_the_tags_they_are_told_with_the_setting(tmp_path: Path, sets: list[list[str]]) -> None:
+def test_if_no_single_graph_has_the_tags_the_error_lists_all_tags_and_the_setting(
+    tmp_path: Path, sets: list[list[str]]
+) -> None:
     there = "; ".join(",".join(each) for each in sets)
     with pytest.raises(LoadError, match=f"it has 2 graphs, with the tags {there}: choose one by PERCORE_MODEL_TAGS"):
         load(models.write_graphs(tmp_path / "1", *sets))

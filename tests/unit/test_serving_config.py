@@ -1,4 +1,4 @@
-"""TensorFlow Serving's models.config: what its users have, served as it says."""
+"""TensorFlow Serving's models.config: typical files, and the models that percore serves by them."""
 
 from __future__ import annotations
 

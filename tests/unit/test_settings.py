@@ -45,7 +45,7 @@ def test_a_bad_value_is_refused_naming_key_value_and_rule(key: str, value: str, 
     assert rule in str(caught.value)
 
 
-def test_a_misspelt_key_is_refused_naming_those_that_exist() -> None:
+def test_a_misspelt_key_is_refused_with_a_list_of_all_keys() -> None:
     with pytest.raises(SettingsError, match=r"PERCORE_PROT: no such setting; known: .*PERCORE_PORT"):
         settings.load({"PERCORE_PROT": "80"})
 
@@ -55,7 +55,7 @@ def test_labels_are_read_per_model() -> None:
     assert read.models.labels == {"digits": {"stable": 1, "canary": 2}, "burn": {"stable": 7}}
 
 
-def test_tags_and_leave_for_code_are_read() -> None:
+def test_tags_and_the_permission_for_code_are_read() -> None:
     assert (settings.load({}).models.tags, settings.load({}).models.allow_code) == (("serve",), False)
     read = settings.load({"PERCORE_MODEL_TAGS": "serve, tpu", "PERCORE_ALLOW_CODE": "yes"})
     assert (read.models.tags, read.models.allow_code) == (("serve", "tpu"), True)

@@ -1,4 +1,4 @@
-"""Socket options: who is dead without a word is noticed, on every port, and a kernel without an option serves all the same."""
+"""Socket options: every port notices a peer that vanished. If the kernel lacks an option, the service runs without it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORGETS_SECONDS = 350
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "_said", set())
+    monkeypatch.setattr(sockets, "_logged", set())
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_silent_peer_is_probed_soon_enough_for_load_balancers_and_a_dead_one_i
 
 
 @pytest.mark.parametrize("options", [front.OPTIONS, arbiter.KEEPALIVE])
-def test_a_slow_reader_of_an_answer_is_not_taken_for_a_dead_one(options: tuple[sockets.Option, ...]) -> None:
+def test_a_slow_reader_of_an_answer_does_not_count_as_dead(options: tuple[sockets.Option, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sockets.set_options(listener, options)
         with accepted(listener) as connection:
@@ -99,7 +99,7 @@ def test_an_option_that_the_platform_has_no_name_for_is_left_out(monkeypatch: py
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def test_the_client_of_kubernetes_is_given_only_what_the_kernel_has(without: set[str]) -> None:
+def test_the_client_of_kubernetes_gets_only_options_that_the_kernel_has(without: set[str]) -> None:
     without |= {"TCP_KEEPIDLE"}
     numbers = [option for _, option, _ in sockets.usable(cluster.OPTIONS)]
     assert socket.TCP_KEEPINTVL in numbers

@@ -1,4 +1,4 @@
-"""Locks and sockets in a folder that cleaners empty: none is lost."""
+"""Locks and sockets in a folder whose files cleaners remove: percore creates them again."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ def test_a_lock_whose_file_is_removed_while_it_is_taken_is_taken_in_its_new_plac
     assert not Lock(path).take()
 
 
-def test_a_lock_that_cannot_be_taken_again_is_nobody_else_s_and_is_taken_later(
+def test_a_lock_that_cannot_be_taken_again_stays_free_and_is_taken_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = Lock(tmp_path / "lock")
@@ -84,7 +84,7 @@ def full(*_: object) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_what_is_kept_does_not_grow_old(tmp_path: Path) -> None:
+def test_a_file_that_is_kept_does_not_grow_old(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock")
     assert lock.take()
     receiver = EventReceiver(tmp_path / "events.sock", Workers(WorkerMetrics()))
@@ -99,7 +99,7 @@ def test_what_is_kept_does_not_grow_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
-def test_the_socket_of_events_is_made_again_and_workers_that_are_connected_stay_so(tmp_path: Path, whole_folder: bool) -> None:
+def test_the_socket_of_events_is_created_again_and_workers_stay_connected(tmp_path: Path, whole_folder: bool) -> None:
     path, workers = tmp_path / "run/events.sock", Workers(WorkerMetrics())
     receiver, early, late = EventReceiver(path, workers), Reporter(path), Reporter(path)
     early.reconnect()

@@ -1,4 +1,4 @@
-"""What a request says about its storing, and what is said of a stored call."""
+"""The headers with which a request asks to be stored, and the documents about a stored call."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_prefer_is_read_as_its_rfc_says(values: tuple[bytes, ...], wanted: Prefe
     assert preferences(request(*((b"Prefer", value) for value in values))) == wanted
 
 
-def test_what_was_applied_is_said() -> None:
+def test_the_answer_names_the_preferences_that_were_applied() -> None:
     assert Preferences(True, 20.0).applied() == b"respond-async, wait=20"
     assert Preferences(True).applied() == b"respond-async"
 

@@ -99,20 +99,20 @@ def test_a_model_written_by_this_process_in_graph_mode_does_not_change_how_other
         assert model.predict("serving_default", {"x": X})["y"].tolist() == Y
 
 
-# --- what is told of them ----------------------------------------------------------------------------------------------------
+# --- signatures --------------------------------------------------------------------------------------------------------------
 
 
-def test_signatures_are_told_as_the_model_declares_them(loaded: dict[str, tensorflow.TensorFlowModel]) -> None:
+def test_signatures_are_described_as_the_model_declares_them(loaded: dict[str, tensorflow.TensorFlowModel]) -> None:
     line = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 1)),), PREDICT)
     for model in loaded.values():
         assert model.info.signatures["serving_default"] == line
         assert model.info.labels == ("stable",)
         assert model.info.load_seconds > 0
-    told = loaded["tf2"].info.signatures
-    assert told["any_rank"].inputs == (TensorSpec("x", "int32", None),)
-    assert told["upper"].inputs == (TensorSpec("text", "bytes", (None,)),)
-    assert told["bfloat16"].outputs == (TensorSpec("y", "bfloat16", None),)
-    assert [spec.name for spec in told["product"].inputs] == ["a", "b"]
+    signatures = loaded["tf2"].info.signatures
+    assert signatures["any_rank"].inputs == (TensorSpec("x", "int32", None),)
+    assert signatures["upper"].inputs == (TensorSpec("text", "bytes", (None,)),)
+    assert signatures["bfloat16"].outputs == (TensorSpec("y", "bfloat16", None),)
+    assert [spec.name for spec in signatures["product"].inputs] == ["a", "b"]
 
 
 def test_methods_of_signatures_survive_the_load(loaded: dict[str, tensorflow.TensorFlowModel]) -> None:
@@ -141,7 +141,7 @@ def test_an_input_whose_name_is_no_identifier_is_called_as_its_author_named_it(
 
 
 def test_many_inputs_reach_the_model_each_under_its_own_name(tf2: tensorflow.TensorFlowModel) -> None:
-    # TensorFlow tells the names of a signature's inputs in two places and two orders, which differ from process to process.
+    # TensorFlow has the names of a signature's inputs in two places. Their orders differ, also from process to process.
     inputs = {name: np.array(index, np.int32) for index, name in enumerate(models.MANY)}
     assert tf2.predict("many", dict(reversed(inputs.items())))["y"].tolist() == list(range(8))
 
@@ -205,7 +205,7 @@ def test_half_precision_of_both_kinds_goes_through(tf2: tensorflow.TensorFlowMod
     assert (half.shape, half.item()) == ((), 3.0)
 
 
-def test_inputs_may_be_read_only_and_outputs_are_views_of_what_tensorflow_computed(tf2: tensorflow.TensorFlowModel) -> None:
+def test_inputs_may_be_read_only_and_outputs_are_views_of_tensorflow_s_memory(tf2: tensorflow.TensorFlowModel) -> None:
     x = np.frombuffer(X.tobytes(), np.float32).reshape(2, 2)
     answer = tf2.predict("serving_default", {"x": x})["y"]
     assert answer.tolist() == Y
@@ -245,7 +245,7 @@ def test_a_feature_of_no_kind_is_refused_by_its_name(tf2: tensorflow.TensorFlowM
 # --- errors ------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_tensorflow_finds_wrong_deep_in_the_graph_is_told_in_one_line_without_a_trace(
+def test_an_error_deep_in_the_graph_is_one_line_without_a_trace(
     tf2: tensorflow.TensorFlowModel,
 ) -> None:
     with pytest.raises(BadInput) as error:
@@ -257,7 +257,7 @@ def test_what_tensorflow_finds_wrong_deep_in_the_graph_is_told_in_one_line_witho
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "reason"),
     [
         ("{{function_node __wrapped__X_device_/job:a}} Input is not invertible. [Op:X]", "Input is not invertible."),
         ("2 root error(s) found.\n  (0) INVALID_ARGUMENT: too wide\n\t [[{{node x}}]]\n0 successful operations.", "too wide"),
@@ -265,11 +265,11 @@ def test_what_tensorflow_finds_wrong_deep_in_the_graph_is_told_in_one_line_witho
         ("x" * 1000, "x" * 300 + "..."),
     ],
 )
-def test_the_reason_of_an_error_is_its_first_line_that_says_one(message: str, told: str) -> None:
-    assert runners.reason(ValueError(message)) == told
+def test_the_reason_of_an_error_is_its_first_meaningful_line(message: str, reason: str) -> None:
+    assert runners.reason(ValueError(message)) == reason
 
 
-def test_what_is_not_the_inputs_fault_is_not_called_so(tf2: tensorflow.TensorFlowModel) -> None:
+def test_a_fault_of_the_model_is_not_reported_as_bad_input(tf2: tensorflow.TensorFlowModel) -> None:
     with pytest.raises(tf.errors.NotFoundError):
         tf2.predict("file", {"name": np.array(b"/nowhere", object)})
 
@@ -301,7 +301,7 @@ def test_a_model_without_a_signature_that_can_be_served_stops_the_start(tmp_path
         load(save(tmp_path / "none"))
 
 
-def test_the_threads_of_a_tensorflow_that_computed_already_cannot_be_changed() -> None:
+def test_the_number_of_threads_cannot_be_changed_after_tensorflow_has_computed() -> None:
     tf.constant(1)
     with pytest.raises(LoadError, match="TensorFlow cannot be set to 7 threads"):
         tensorflow.configure(7)
@@ -311,7 +311,7 @@ def test_the_threads_of_a_tensorflow_that_computed_already_cannot_be_changed() -
 # --- warm-up -----------------------------------------------------------------------------------------------------------------
 
 
-def test_each_predict_signature_is_warmed_up_with_zeros_and_one_that_refuses_them_only_warns(
+def test_each_predict_signature_is_warmed_up_with_zeros_and_a_failure_only_warns(
     written: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("DEBUG", "percore.handlers.tensorflow"):

@@ -31,9 +31,7 @@ def refusal(value: Any, described: TensorSpec) -> str:
 
 @quick
 @given(data=st.data(), dtype=st.sampled_from(NUMBERS), shape=hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
-def test_every_array_of_numbers_comes_back_from_json_as_it_went(
-    data: st.DataObject, dtype: str, shape: tuple[int, ...]
-) -> None:
+def test_every_array_of_numbers_comes_back_unchanged_from_json(data: st.DataObject, dtype: str, shape: tuple[int, ...]) -> None:
     array = data.draw(hnp.arrays(np.dtype(dtype), shape))
     back = decode(jsoncodec.loads(dumps(to_json(array, "y"))), TensorSpec("x", dtype, shape), "input 'x'")
     assert back.dtype == array.dtype
@@ -43,7 +41,7 @@ def test_every_array_of_numbers_comes_back_from_json_as_it_went(
 
 @quick
 @given(hnp.arrays(np.uint16, hnp.array_shapes(max_dims=2, max_side=5)))
-def test_every_bfloat16_comes_back_from_json_as_it_went(bits: Any) -> None:
+def test_every_bfloat16_comes_back_unchanged_from_json(bits: Any) -> None:
     array = bits.view(ml_dtypes.bfloat16)
     back = decode(jsoncodec.loads(dumps(to_json(array, "y"))), TensorSpec("x", "bfloat16", array.shape), "input 'x'")
     np.testing.assert_array_equal(back.astype(np.float32), array.astype(np.float32))
@@ -51,14 +49,14 @@ def test_every_bfloat16_comes_back_from_json_as_it_went(bits: Any) -> None:
 
 @quick
 @given(st.lists(st.binary(), max_size=5), st.sampled_from(["y", "y_bytes"]))
-def test_every_array_of_bytes_comes_back_from_json_as_it_went(values: list[bytes], name: str) -> None:
+def test_every_array_of_bytes_comes_back_unchanged_from_json(values: list[bytes], name: str) -> None:
     array = np.empty(len(values), object)
     array[:] = values
     back = decode(jsoncodec.loads(dumps(to_json(array, name))), spec("x", "bytes", None), "input 'x'")
     assert back.tolist() == values
 
 
-def test_a_number_where_a_string_came_is_refused_by_place_and_value() -> None:
+def test_a_string_instead_of_a_number_is_refused_with_index_and_value() -> None:
     assert (
         refusal([[1, 2], [3, "4"]], spec("x", "float32", None, 2))
         == "input 'x' at [1, 1]: expected float32, got the string '4'"
@@ -91,7 +89,7 @@ def test_a_number_where_a_string_came_is_refused_by_place_and_value() -> None:
         (4e38, "bfloat16", "input 'x' at 1: expected bfloat16, from -3.3"),
     ],
 )
-def test_a_value_of_the_wrong_kind_or_range_is_named_with_its_place_and_the_rule(value: Any, dtype: str, message: str) -> None:
+def test_a_value_of_the_wrong_kind_or_range_is_named_with_its_index_and_the_rule(value: Any, dtype: str, message: str) -> None:
     good = {"bool": True, "bytes": "a"}.get(dtype, 0)
     assert message in refusal([good, value], spec("x", dtype, None))
 
@@ -192,7 +190,7 @@ def test_without_a_spec_strings_of_different_lengths_do_not_unfold_into_a_table(
         ({"a": 1}, 'x: expected a string or {"b64": "..."}, got the object {\'a\': 1}'),
     ],
 )
-def test_without_a_spec_what_numpy_would_guess_at_is_refused(value: Any, message: str) -> None:
+def test_without_a_spec_values_of_mixed_kinds_are_refused(value: Any, message: str) -> None:
     with pytest.raises(BadInput) as caught:
         infer_array(value, "x")
     assert message in str(caught.value)
@@ -209,7 +207,7 @@ def test_without_a_spec_what_numpy_would_guess_at_is_refused(value: Any, message
         (np.array([np.nan, 1], ml_dtypes.bfloat16), "[NaN,1.0]"),
     ],
 )
-def test_what_is_not_finite_is_written_as_bare_tokens(array: Any, text: str) -> None:
+def test_values_that_are_not_finite_are_written_as_bare_tokens(array: Any, text: str) -> None:
     assert written(np.asarray(array)) == text
 
 
@@ -233,7 +231,7 @@ def test_arrays_are_written_whatever_their_layout_and_type(array: Any, text: str
     assert written(array) == text
 
 
-def test_an_output_named_bytes_is_binary_even_where_it_is_text() -> None:
+def test_an_output_named_bytes_is_binary_even_if_it_is_text() -> None:
     assert written(np.array([b"a"], object), "image_bytes") == '[{"b64":"YQ=="}]'
 
 
@@ -245,6 +243,6 @@ def test_rows_hold_the_tokens_too_and_strings_that_look_like_them_stay() -> None
 
 
 @pytest.mark.parametrize("array", [np.array([1j]), np.array([{}], object), np.array(["2020-01-01"], "datetime64[D]")])
-def test_what_no_protocol_has_a_type_for_is_the_models_failure(array: Any) -> None:
+def test_an_output_type_that_no_protocol_has_is_the_models_failure(array: Any) -> None:
     with pytest.raises(TypeError, match="the model's output"):
         to_json(array, "y")

@@ -135,7 +135,7 @@ def test_outputs_without_one_batch_dimension_are_refused_in_the_row_form(outputs
         ({"inputs": [], "signature_name": "mine"}, {"inputs": np.zeros(0)}),
     ],
 )
-def test_a_handler_without_a_signature_gets_what_the_request_names(document: Any, expected: Tensors) -> None:
+def test_a_handler_without_a_signature_gets_the_inputs_that_the_request_names(document: Any, expected: Tensors) -> None:
     served = handler(name="m")
     answer(served, document)
     name, inputs = served.calls[0]
@@ -172,7 +172,7 @@ def test_a_version_or_a_label_chooses_the_model_and_the_newest_is_the_default() 
         ("/v1/models/m/versions/1.5:predict", "no route '/v1/models/m/versions/1.5:predict'"),
     ],
 )
-def test_what_is_not_served_is_not_found_and_never_becomes_a_metric_label(path: str, message: str) -> None:
+def test_an_unknown_model_is_404_and_never_becomes_a_metric_label(path: str, message: str) -> None:
     facts = CallContext()
     response = post(client_of(model(ONE)), b"", path, environ_base={ENVIRON_KEY: facts})
     assert response.status_code == 404
@@ -181,7 +181,7 @@ def test_what_is_not_served_is_not_found_and_never_becomes_a_metric_label(path: 
     assert facts == CallContext()
 
 
-def test_a_wrong_method_is_told_which_are_right() -> None:
+def test_the_answer_to_a_wrong_method_lists_the_allowed_ones() -> None:
     response = client_of(model(ONE)).get("/v1/models/m:predict")
     assert (response.status_code, response.headers["Allow"]) == (405, "POST")
     assert response.json == {
@@ -300,7 +300,7 @@ def test_classify_answers_labels_and_scores_for_each_example() -> None:
     ("kept", "expected"),
     [("scores", [[["", 0.25], ["", 0.75]]]), ("classes", [[["no", 0.0], ["yes", 0.0]]])],
 )
-def test_classify_fills_in_what_the_model_does_not_answer(kept: str, expected: Any) -> None:
+def test_classify_fills_in_outputs_that_the_model_leaves_out(kept: str, expected: Any) -> None:
     whole = example_model()
     served = FakeModel(whole.info, lambda inputs: {kept: whole.predict("", inputs)[kept]})
     assert answer(served, {"examples": [{}]}, CLASSIFY) == {"results": expected}
@@ -332,7 +332,7 @@ def test_regress_answers_a_number_for_each_example() -> None:
         (
             {"examples": [{"a": 1}], "context": {"a": 1}},
             CLASSIFY,
-            "examples[0]: expected features that are not in 'context' too, got 'a'",
+            "examples[0]: expected no feature that 'context' has too, got 'a'",
         ),
         (
             {"examples": [{"a": None}]},
@@ -348,7 +348,7 @@ def test_regress_answers_a_number_for_each_example() -> None:
         (
             {"examples": [{"a": 2**63}]},
             CLASSIFY,
-            "feature 'a': expected integers of 64 bits with a sign, got the number 9223372036854775808",
+            "feature 'a': expected signed 64-bit integers, got the number 9223372036854775808",
         ),
         ({"examples": [{"refused": 1}]}, CLASSIFY, "feature 'refused': expected anything else"),
     ],
@@ -365,7 +365,7 @@ def test_a_context_that_unfolds_beyond_the_body_limit_is_refused() -> None:
     document = {"context": {"a": "x" * 1000}, "examples": [{}] * 1000}
     response = post(client_of(example_model(), max_body_bytes=100_000), document, CLASSIFY)
     assert response.status_code == 413
-    assert "context: 1000 examples with it in each are about 1009000 bytes, over the limit of 100000" in response.json["error"]
+    assert "context: its copies in 1000 examples take about 1009000 bytes, over the limit of 100000" in response.json["error"]
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, REGRESS])

@@ -1,4 +1,4 @@
-"""A user's WSGI app in the worker: how it is found, and what it sees of a request."""
+"""A user's WSGI app in the worker: how it is found, and the environ that it gets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ APPS = "tests.service.apps"
 
 
 def shows(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer with what the app sees: every plain value of its environ, and the body."""
+    """Answer with every plain value of the environ, and the body."""
     seen = {name: value for name, value in environ.items() if isinstance(value, str)}
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps({**seen, "body": environ["wsgi.input"].read().decode()}).encode()]
 
 
 def seen(raw: bytes, *, gateway: bool = False) -> dict[str, str]:
-    """Return what the app sees of a request, which comes by a gateway or not."""
+    """Return the values of the environ that the app gets for a request, with or without a gateway."""
     with Served(shows, user_app=UserApp()) as served:
         if gateway:
             served.reserve()
@@ -67,7 +67,7 @@ GUNICORNS = [
 
 
 @pytest.mark.parametrize("target", GUNICORNS)
-def test_the_same_names_are_taken_as_by_gunicorn_and_mean_the_same(target: str) -> None:
+def test_the_same_names_are_accepted_as_by_gunicorn_with_the_same_meaning(target: str) -> None:
     try:
         by_gunicorn = util.import_app(target)
     except (util.AppImportError, ValueError, TypeError):
@@ -82,7 +82,9 @@ def test_the_arguments_of_a_factory_arrive() -> None:
     assert made.__dict__["given"] == (("a", [1, 2]), {"size": -1, "names": {"x": None}})
 
 
-def test_a_module_alone_without_an_application_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_alone_without_an_application_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "only-app.py").write_text("def app(): ...")
     monkeypatch.syspath_prepend(tmp_path)
     assert wsgi.load("only-app:app").__name__ == "app"
@@ -109,7 +111,7 @@ def test_an_app_that_cannot_be_loaded_is_one_line_that_says_why(target: str, sai
     assert "\n" not in str(caught.value)
 
 
-# --- what it sees
+# --- the environ
 
 
 def test_a_get_is_a_call_and_has_its_body() -> None:
@@ -122,7 +124,9 @@ def test_a_get_is_a_call_and_has_its_body() -> None:
 
 
 @pytest.mark.parametrize("gateway", [False, True])
-def test_the_path_the_query_and_the_server_are_those_of_gunicorn(gateway: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_the_query_and_the_server_are_the_same_as_under_gunicorn(
+    gateway: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = b"GET /base/a%20b/%E2%82%AC?x=1&y=%2F HTTP/1.1\r\nHost: example.org:81\r\n\r\n"
     document = seen(raw, gateway=gateway)
     assert document["PATH_INFO"].encode("latin-1").decode() == "/base/a b/€"
@@ -164,7 +168,7 @@ SCHEMES = [
 
 
 @pytest.mark.parametrize(("client", "header", "scheme"), SCHEMES)
-def test_the_scheme_is_what_a_proxy_of_this_machine_says(client: str, header: str, scheme: str) -> None:
+def test_a_proxy_of_this_machine_may_set_the_scheme(client: str, header: str, scheme: str) -> None:
     raw = request("GET", header, f"Percore-Client: {client}")
     assert seen(raw, gateway=True)["wsgi.url_scheme"] == scheme
 
@@ -188,7 +192,7 @@ def test_a_path_of_percores_own_is_answered_without_the_app_and_is_no_call(metho
     assert served.reports.events == ["started", "released"]
 
 
-# --- what it answers
+# --- answers
 
 
 def test_an_app_that_raises_before_its_answer_is_500_and_only_the_log_says_why() -> None:
@@ -250,7 +254,7 @@ def test_the_number_of_routes_is_bounded() -> None:
     assert routes.of({}) == routes.of({"werkzeug.request": Matched(None)}) == "app"
 
 
-def test_an_arbiter_knows_of_apps_and_stays_small() -> None:
+def test_an_arbiter_for_apps_imports_neither_asyncio_nor_flask_nor_numpy() -> None:
     code = "import sys, percore.worker.arbiter; print([name for name in ('asyncio', 'flask', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,7 +13,7 @@ class Clock:
         return self.now
 
 
-def test_a_watch_expires_once_and_not_before_its_limit() -> None:
+def test_a_deadline_expires_once_and_not_before_its_time() -> None:
     clock, expired = Clock(), []
     watchdog = Watchdog(clock=clock)
     watchdog.arm(Deadline(10.0, on_expired=lambda: expired.append(clock.now)))
@@ -23,7 +23,7 @@ def test_a_watch_expires_once_and_not_before_its_limit() -> None:
     assert expired == [10.0]
 
 
-def test_a_disarmed_watch_neither_expires_nor_asks_for_the_client() -> None:
+def test_a_disarmed_deadline_neither_expires_nor_asks_for_the_client() -> None:
     clock = Clock()
     seen: list[str] = []
 
@@ -39,19 +39,19 @@ def test_a_disarmed_watch_neither_expires_nor_asks_for_the_client() -> None:
     assert seen == []
 
 
-def test_a_client_that_went_away_is_told_with_the_seconds_left_until_it_is_settled() -> None:
-    clock, told = Clock(), []
+def test_a_client_disconnect_is_reported_with_the_seconds_left_until_the_callback_returns_true() -> None:
+    clock, reported = Clock(), []
 
     def on_disconnect(left: float) -> bool:
-        told.append(left)
-        return len(told) == 2
+        reported.append(left)
+        return len(reported) == 2
 
     watchdog = Watchdog(clock=clock)
     watchdog.arm(Deadline(10.0, on_expired=lambda: None, is_disconnected=lambda: True, on_disconnect=on_disconnect))
     for now in (1.0, 2.0, 3.0):
         clock.now = now
         watchdog.check()
-    assert told == [9.0, 8.0]
+    assert reported == [9.0, 8.0]
 
 
 def test_a_report_that_fails_does_not_end_the_watchdog() -> None:
@@ -88,7 +88,7 @@ def connected() -> tuple[socket.socket, socket.socket]:
         return client, listener.accept()[0]
 
 
-def test_a_peer_that_waits_is_not_gone_even_with_unread_data() -> None:
+def test_a_peer_that_waits_does_not_count_as_disconnected_even_with_unread_data() -> None:
     client, served = connected()
     with client, served:
         assert not peer_is_gone(served)

@@ -1,4 +1,4 @@
-"""Webhooks: where they may go, what a receiver gets and can verify, and what a hostile or slow receiver cannot do."""
+"""Webhooks: the hosts that they may be sent to, the request and its signature, and hostile or slow receivers."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def server() -> Iterator[Receiver]:
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
-    """Names that resolve to addresses: the first list at first, then the next; the last one stays."""
+    """Names that resolve to addresses. Each lookup takes the next list; the last list stays."""
     names: dict[str, list[list[str]]] = {}
 
     def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
@@ -175,7 +175,7 @@ def test_addresses_and_networks_are_read(text: str, network: str, port: int | No
         "a." * 127 + "com",
     ],
 )
-def test_what_is_not_a_host_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_host_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_hosts(text)
 
@@ -278,7 +278,7 @@ def test_any_other_url_is_refused_with_its_rule(url: str, rule: str) -> None:
     assert str(raised.value).startswith("Percore-Webhook: must ")
 
 
-def test_a_refusal_shows_the_url_without_what_may_be_secret() -> None:
+def test_a_refusal_shows_the_url_without_secrets() -> None:
     with pytest.raises(BadInput) as raised:
         check_url("https://user:hidden@evil.example.org/hook?token=hidden", settings(ALLOWED))
     assert "'https://evil.example.org/hook'" in str(raised.value)
@@ -335,7 +335,7 @@ def test_a_name_and_its_private_address_may_both_be_listed(server: Receiver) -> 
 def test_a_name_that_changes_its_address_is_refused_at_the_next_attempt(
     server: Receiver, resolve: dict[str, list[list[str]]]
 ) -> None:
-    """DNS rebinding: what counts is the address that is connected to, each time."""
+    """DNS rebinding: each time, the address of the connection itself is checked."""
     resolve["receiver.example.com"] = [["127.0.0.1"], ["127.0.0.2"]]
     hook = to(server.port, host="receiver.example.com")
     allowed = settings("receiver.example.com,127.0.0.1")
@@ -350,9 +350,7 @@ def test_a_name_is_resolved_once_for_one_attempt(server: Receiver, resolve: dict
     assert resolve["receiver.example.com"] == [["169.254.169.254"]], "one more lookup would have taken it"
 
 
-def test_of_several_addresses_those_that_are_refused_or_dead_are_left_out(
-    server: Receiver, resolve: dict[str, list[list[str]]]
-) -> None:
+def test_refused_and_dead_addresses_of_a_name_are_left_out(server: Receiver, resolve: dict[str, list[list[str]]]) -> None:
     resolve["receiver.example.com"] = [["10.0.0.1", "127.0.0.3", "127.0.0.1"]]  # nothing listens on the second one
     assert send(to(server.port, host="receiver.example.com"), settings("receiver.example.com,127.0.0.0/8")).delivered
     assert server.connections == 1
@@ -421,7 +419,7 @@ def test_another_attempt_has_the_same_id_and_its_own_time(server: Receiver, monk
 
 
 def javascript(request: Received, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
-    """Return what the npm package says of a webhook."""
+    """Return the result of the npm package for a webhook."""
     script = Path(__file__).parent.parent / "verify_webhook.js"
     given = json.dumps({"secret": SECRET, "headers": request.headers | headers, "body": body.decode()})
     done = subprocess.run(["node", str(script)], input=given, check=True, capture_output=True, text=True, timeout=60)
@@ -640,7 +638,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def trust(monkeypatch: pytest.MonkeyPatch, resolve: dict[str, list[list[str]]]) -> Iterator[Callable[[Path], None]]:
-    """Return what makes a file the system's certificates."""
+    """Return a function that makes a file the system's certificates."""
     resolve |= {name: [["127.0.0.1"]] for name in ("receiver.example.com", "other.example.com")}
 
     def believe(file: Path) -> None:
@@ -788,7 +786,7 @@ class MemoryOutbox:
 
 
 class Attempts:
-    """What sends, for tests: a host in ``held`` does not answer until it is let go."""
+    """Replaces ``send`` in tests. A host in ``held`` does not answer until the test releases it."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -820,7 +818,7 @@ async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 class Bench:
-    """A sender that runs, with what it uses."""
+    """A running sender, with its outbox and its attempts."""
 
     def __init__(self, *deliveries: Delivery) -> None:
         self.outbox = MemoryOutbox(*deliveries)
@@ -852,7 +850,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook_sender, "POLL_SECONDS", 0.1)
 
 
-def test_what_is_due_is_sent_once_and_counted(server: Receiver) -> None:
+def test_a_due_delivery_is_sent_once_and_counted(server: Receiver) -> None:
     hooks = [delivery(f"http://127.0.0.1:{server.port}/{number}", id=f"m{number}") for number in range(40)]
 
     async def work() -> None:
@@ -963,7 +961,7 @@ def test_an_outbox_that_fails_for_a_while_ends_nothing_and_nothing_is_sent_twice
     asyncio.run(work())
 
 
-def test_when_cancelled_it_takes_no_more_and_records_what_is_being_sent() -> None:
+def test_a_cancelled_sender_takes_no_more_and_records_running_attempts() -> None:
     async def work() -> None:
         bench = Bench(*many("a.example.com", 10))
         bench.attempts.held["a.example.com"] = threading.Event()

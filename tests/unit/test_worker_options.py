@@ -20,7 +20,7 @@ def test_gunicorns_own_timeout_is_longer_than_any_call_may_take() -> None:
     assert options(READ, None)["timeout"] == 2 + 10.5 + 2 + 30 + 0.5
 
 
-def test_running_calls_get_the_drain_limit_and_nothing_is_loaded_before_the_fork() -> None:
+def test_running_calls_get_the_shutdown_timeout_and_no_model_is_loaded_before_the_fork() -> None:
     chosen = options(READ, None)
     assert chosen["graceful_timeout"] == 8
     assert chosen["preload_app"] is False
@@ -31,7 +31,7 @@ def test_a_pod_has_one_worker_at_its_port() -> None:
     assert (chosen["bind"], chosen["workers"]) == (["127.0.0.1:8080"], 1)
 
 
-def test_each_worker_of_a_machine_has_a_unix_socket_of_its_own_in_the_run_folder() -> None:
+def test_each_worker_of_a_machine_has_a_unix_socket_of_its_own_in_the_state_dir() -> None:
     read = settings.load({"PERCORE_STATE_DIR": "/run/percore"})
     chosen = options(read, 3)
     assert chosen["bind"] == [f"unix:/run/percore/worker-{number}.sock" for number in range(3)]
@@ -49,7 +49,7 @@ def test_gunicorn_knows_every_option(workers: int | None) -> None:
         config.set(name, value)
 
 
-def test_the_longest_run_folder_that_is_taken_leaves_room_for_the_socket_of_the_last_worker() -> None:
+def test_the_longest_allowed_state_dir_leaves_room_for_the_socket_of_the_last_worker() -> None:
     folder = "/" + "x" * (settings.LONGEST_FOLDER - 1)
     read = settings.load({"PERCORE_STATE_DIR": folder})
     assert len(str(read.server.worker_socket(9_999))) <= 107

@@ -1,4 +1,4 @@
-"""What the status server makes of workers' events."""
+"""The state that the status server computes from workers' events."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ CATALOG = {
 
 
 class StatusFixture:
-    """The state and its metrics, spoken to as workers do."""
+    """The state and its metrics. Methods send the events of a worker."""
 
     def __init__(self) -> None:
         self.metrics = WorkerMetrics()
@@ -87,7 +87,7 @@ def test_the_slot_is_taken_while_an_old_worker_computes_beside_its_successor(sta
     assert status.workers.slot() == "taken"
 
 
-def test_what_is_released_is_free_and_not_counted(status: StatusFixture) -> None:
+def test_a_released_worker_is_free_and_the_request_is_not_counted(status: StatusFixture) -> None:
     status.join(1)
     status.start(1)
     status.workers.handle(1, {"event": "released"})
@@ -113,7 +113,7 @@ def test_a_worker_that_dies_in_a_call_is_counted_and_leaves_nothing_behind(statu
     assert status.value("percore_calls_total", model="", code="lost") == 1
 
 
-def test_a_worker_that_said_why_it_ends_is_counted_for_that(status: StatusFixture) -> None:
+def test_a_worker_that_reported_its_reason_is_counted_with_it(status: StatusFixture) -> None:
     status.join(1)
     status.start(1)
     status.finish(1, code="client-disconnect")
@@ -124,7 +124,7 @@ def test_a_worker_that_said_why_it_ends_is_counted_for_that(status: StatusFixtur
     assert status.value("percore_call_run_seconds_count", model="digits") is None
 
 
-def test_a_worker_that_was_told_to_stop_is_no_restart(status: StatusFixture) -> None:
+def test_a_worker_that_was_stopped_does_not_count_as_a_restart(status: StatusFixture) -> None:
     status.join(1)
     status.workers.handle(1, {"event": "ending", "reason": "stopped"})
     status.workers.disconnected(1)

@@ -78,7 +78,7 @@ class _Calls:
 
     def _find(self, environ: WSGIEnvironment, name: str, version: int | None, label: str | None = None) -> Model:
         info = self._catalog.find(name, version, label)
-        context: CallContext = environ.setdefault(ENVIRON_KEY, CallContext())  # the worker's own, unless another server serves
+        context: CallContext = environ.setdefault(ENVIRON_KEY, CallContext())  # the worker has set one; another server has not
         context.model, context.version = info.name, info.version
         return self._models[info.name, info.version]
 

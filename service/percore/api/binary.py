@@ -1,7 +1,8 @@
 """The binary tensor data extension of the Open Inference Protocol: tensors as raw bytes after the JSON, without a copy.
 
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol/binary-tensor-data-extension.
-Elements are little-endian, as on every machine that TensorFlow runs on; a string is its length in four bytes, then its bytes.
+Elements are little-endian, as on every machine that TensorFlow runs on; a string is written as its length in four bytes, then
+its bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Reader:
         """Raise BadInput if bytes are left that belong to no input."""
         if self._used != len(self._data):
             raise BadInput(
-                f"body: expected {self._used} bytes after the JSON, as binary_data_size adds up to, got {len(self._data)}"
+                f"body: expected {self._used} bytes after the JSON, the sum of all binary_data_size, got {len(self._data)}"
             )
 
 
@@ -88,15 +89,15 @@ def _strings(data: memoryview, count: int, field: str) -> Array:
             raise _wrong_lengths(data, count, field)
         at = start + _LENGTH.unpack_from(data, at)[0]
         array[index] = bytes(data[start:at])
-    if at != len(data):  # also if the last element would end after the data
+    if at != len(data):  # bytes are left, or the last element is cut
         raise _wrong_lengths(data, count, field)
     return array
 
 
 def _wrong_lengths(data: memoryview, count: int, field: str) -> BadInput:
     return BadInput(
-        f"{field}: expected {count} BYTES elements, each its length in 4 bytes and then as many bytes, "
-        f"got {len(data)} bytes that do not divide so"
+        f"{field}: expected {count} BYTES elements, each with its length in 4 bytes before its bytes, "
+        f"got {len(data)} bytes, which do not match these lengths"
     )
 
 

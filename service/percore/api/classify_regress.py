@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST, ``:classify`` and ``:regress``: requests of examples, each a set of features.
+"""TensorFlow Serving's REST, ``:classify`` and ``:regress``: the request has a list of examples, and each example has features.
 
 Source: https://www.tensorflow.org/tfx/serving/api_rest#classify_and_regress_api.
 """
@@ -62,7 +62,7 @@ def _run(model: Model, document: Any, method: str, max_body_bytes: int) -> tuple
     serialised: Array = model.encode_examples(examples)
     count = len(examples)
     del examples
-    request.clear()  # a call computes for minutes, and JSON takes many times the memory of its tensors
+    request.clear()  # frees the JSON before the run: it takes many times the memory of its tensors
     return count, run(model, name, {signature.inputs[0].name: serialised})
 
 
@@ -77,15 +77,15 @@ def _examples(request: Mapping[str, Any], max_body_bytes: int) -> Sequence[Featu
     for index, example in enumerate(read):
         if not context.keys().isdisjoint(example):
             twice = names(context.keys() & example.keys())
-            raise BadInput(f"examples[{index}]: expected features that are not in 'context' too, got {twice}")
+            raise BadInput(f"examples[{index}]: expected no feature that 'context' has too, got {twice}")
     return [{**context, **example} for example in read]
 
 
 def _limit_context(context: Any, examples: int, limit: int) -> None:
-    """Raise BodyTooLarge if the context, which is copied into each example, becomes larger than a body may be."""
+    """Raise BodyTooLarge if all copies of the context (one for each example) are larger than a body may be."""
     size = len(str(context)) * examples
     if context and size > limit:
-        raise BodyTooLarge(f"context: {examples} examples with it in each are about {size} bytes, over the limit of {limit}")
+        raise BodyTooLarge(f"context: its copies in {examples} examples take about {size} bytes, over the limit of {limit}")
 
 
 def _features(features: Any, field: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _feature(value: Any, field: str) -> Any:
         wrong = next(each for each in values if type(each) not in (bool, int, float, str, dict))
         raise BadInput(f"{field}: expected a number, a boolean, a string or a list of these, got {describe(wrong)}")
     if int in kinds and not all(-(2**63) <= each < 2**63 for each in values if type(each) is int):
-        raise BadInput(f"{field}: expected integers of 64 bits with a sign, got {describe(value)}")
+        raise BadInput(f"{field}: expected signed 64-bit integers, got {describe(value)}")
     if kinds & {str, dict}:
         values = [each.encode() if type(each) is str else _bytes(each, field) for each in values]
     return values if type(value) is list else values[0]

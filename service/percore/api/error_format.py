@@ -26,7 +26,7 @@ def shorten(value: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """Return what JSON calls the value: boolean, number, string, object, list or null."""
+    """Return JSON's name for the kind of a value: boolean, number, string, object, list or null."""
     return _KINDS[type(value)]
 
 

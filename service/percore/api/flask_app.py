@@ -1,4 +1,4 @@
-"""What the Flask applications of worker and status server share: answers, errors, and converters for names in paths.
+"""Code for the Flask applications of both worker and status server: answers, errors, and converters for names in paths.
 
 Imports no numpy: the status server must stay small.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 Chunk = bytes | memoryview
-"""One piece of an answer's body; a memoryview is one-dimensional, of bytes, so that ``len`` is its size."""
+"""One piece of an answer's body. A memoryview must be one-dimensional and of bytes, so that ``len`` is its size."""
 
 JSON = "application/json"
 _LOG = logging.getLogger("percore.api")
@@ -71,7 +71,7 @@ def error_answer(error: CallError) -> Answer:
 
 
 def _on_failure(error: Exception) -> Answer:
-    """Log why the model failed, once, and answer without this reason."""
+    """Log once why the model failed. The answer does not contain the reason."""
     reason = error.__cause__ if isinstance(error, HandlerFailed) else error
     _LOG.error("%s %s: the model failed", request.method, request.path, exc_info=reason)
     return error_answer(HandlerFailed())

@@ -29,8 +29,8 @@ _RESULTS = {"predict": "Predictions", "classify": "Classifications", "regress": 
 
 
 def document(catalog: Catalog) -> Json:
-    """Return the document for what is served now."""
-    paths = {**_tensorflow_serving(catalog), **_open_inference(catalog), **_own(), **_stored()}
+    """Return the document for the models that are served now."""
+    paths = {**_tensorflow_serving(catalog), **_open_inference(catalog), **_own_paths(), **_stored_call_paths()}
     components = {
         "schemas": {**SCHEMAS, **STORED_SCHEMAS, "Error": _error_schema()},
         "parameters": _parameters(catalog),
@@ -82,12 +82,12 @@ def _open_inference(catalog: Catalog) -> Json:
     return paths
 
 
-def _own() -> Json:
+def _own_paths() -> Json:
     return {"/openapi.json": _get("This document", "Document", statuses=(503,))}
 
 
-def _stored() -> Json:
-    """Return the paths of stored calls: only a gateway that stores calls has them, another answers 404."""
+def _stored_call_paths() -> Json:
+    """Return the paths of stored calls. A gateway that stores no calls answers 404 there."""
     status = _get("The status of a stored call", "StoredCall", ("callId", "preferWait"), (400, 404, 410, 503))
     erase = _operation("Erase a stored call that has ended", {}, ("callId",), (400, 404, 409, 410, 503))
     erase["responses"]["204"] = {"description": "Erased"}
@@ -143,7 +143,7 @@ def _errors() -> Sequence[type[CallError]]:
 
 
 def _failure(status: int) -> Json:
-    """Return the response of one status: which codes it has, and what they mean."""
+    """Return the response of one status, with its codes and their meanings."""
     kinds = [each for each in _errors() if each.status == status and each is not CallError]
     described = "; ".join(f"`{each.code}`: {(each.__doc__ or '').splitlines()[0]}" for each in kinds)
     headers = {"X-Request-ID": _ref("headers", "X-Request-ID")}
@@ -156,7 +156,7 @@ def _error_schema() -> Json:
     codes = sorted({each.code for each in _errors()})
     properties = {
         "error": {"type": "string", "description": "What is wrong: the field, the rule and the value."},
-        "code": {"type": "string", "enum": codes, "description": "The same as a word of a fixed list, for programs."},
+        "code": {"type": "string", "enum": codes, "description": "The kind of error, for programs: one of a fixed list."},
     }
     return {"type": "object", "properties": properties, "required": ["error", "code"], "additionalProperties": False}
 
@@ -178,9 +178,9 @@ def _parameters(catalog: Catalog) -> Json:
         "version": _path_parameter("version", {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, versions),
         "label": _path_parameter("label", {"type": "string", "pattern": "^[^/:=,]+$"}, labels),
         "requestId": _header_parameter(
-            "X-Request-ID", f"{_REQUEST_ID} Up to 128 visible characters; another is replaced.", _STRING
+            "X-Request-ID", f"{_REQUEST_ID} Up to 128 visible characters; any other value is replaced.", _STRING
         ),
-        "headerLength": _header_parameter(_HEADER, "Bytes of JSON before the binary tensors, where there are any.", _SIZE),
+        "headerLength": _header_parameter(_HEADER, "Bytes of JSON before the binary tensors, if there are any.", _SIZE),
         **{name: _header_parameter(*each) for name, each in OPTIONS.items()},
         "preferWait": _header_parameter("Prefer", *PREFER_WAIT),
         "range": _header_parameter("Range", "One range of the result's bytes.", _STRING),

@@ -15,7 +15,7 @@ MAX_EXAMPLE_VALUES = 1024
 """Larger inputs get no example: the document would grow with them."""
 
 
-def _callable(catalog: Catalog) -> Iterable[tuple[ModelInfo, Signature]]:
+def _with_small_example(catalog: Catalog) -> Iterable[tuple[ModelInfo, Signature]]:
     """Yield the newest version of each model with its default signature, if an example of it is small."""
     for versions in catalog.by_name.values():
         signature = versions[0].signatures.get(DEFAULT_SIGNATURE)
@@ -37,7 +37,7 @@ def predict_examples(catalog: Catalog) -> Json:
     """Return a body of zeros for each model, in the column form, which every signature has."""
     return {
         info.name: {"value": {"inputs": {spec.name: _zeros(spec, _sizes(spec)) for spec in signature.inputs}}}
-        for info, signature in _callable(catalog)
+        for info, signature in _with_small_example(catalog)
     }
 
 
@@ -45,7 +45,7 @@ def inference_examples(catalog: Catalog) -> Json:
     """Return a body of zeros for each model, in the form of the Open Inference Protocol."""
     return {
         info.name: {"value": {"inputs": [_inference_input(spec) for spec in signature.inputs]}}
-        for info, signature in _callable(catalog)
+        for info, signature in _with_small_example(catalog)
     }
 
 
@@ -56,7 +56,10 @@ def _inference_input(spec: TensorSpec) -> Json:
 
 
 def example_requests(catalog: Catalog, method: str) -> Json:
-    """Return a body without features for each signature of the method, because only its graph says which features it needs."""
+    """Return a body without features for each signature of the method.
+
+    Only the graph of a signature says which features it needs.
+    """
     return {
         f"{info.name}-{info.version}-{name}": {"value": {"signature_name": name, "examples": [{}]}}
         for info in catalog

@@ -1,4 +1,4 @@
-"""The schemas of the OpenAPI document that do not depend on what is served.
+"""The schemas of the OpenAPI document that do not depend on the served models.
 
 Tensors are described as any JSON. A model's metadata says their types and shapes, and each call is checked against it.
 Read by ``openapi`` alone.

@@ -1,6 +1,6 @@
-"""What the OpenAPI document says of stored calls. Read by ``openapi`` alone.
+"""The parts of the OpenAPI document about stored calls.
 
-The headers do nothing where calls are not stored. Standard library only.
+Read by ``openapi`` alone. If calls are not stored, the headers have no effect. Standard library only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The Open Inference Protocol, version 2, REST: ``infer``.
 
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol. One extension of our own: the
-request's ``parameters.signature_name`` chooses a signature other than the default. For bytes that are not UTF-8 the
-protocol has no JSON form; here they are ``{"b64": "..."}``.
+request's ``parameters.signature_name`` chooses a signature other than the default. The protocol has no JSON form for bytes that
+are not UTF-8. percore writes them as ``{"b64": "..."}``.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def infer(model: Model, body: Body, header: str | None) -> Answer:
     parameters = _object(request.get("parameters", {}), "parameters")
     name = signature_name(parameters, "parameters.signature_name")
     signature = choose_signature(model.info, name)
-    wanted = _wanted(request.get("outputs", []), signature)
+    requested = _requested_outputs(request.get("outputs", []), signature)
     all_binary = _flag(parameters, "binary_data_output", False)
     inputs = _inputs(_list(request.get("inputs"), "inputs"), binary.Reader(data), signature)
-    del request["inputs"]  # a call computes for minutes, and JSON takes many times the memory of its tensors
-    outputs = _chosen(run(model, name, inputs), wanted)
-    raw = {name for name in outputs if wanted.get(name, {}).get("binary_data", all_binary)}
+    del request["inputs"]  # frees the JSON before the run: it takes many times the memory of its tensors
+    outputs = _select_outputs(run(model, name, inputs), requested)
+    raw = {name for name in outputs if requested.get(name, {}).get("binary_data", all_binary)}
     return _answer(model, request, outputs, raw)
 
 
@@ -69,7 +69,7 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def _inputs(entries: list[Any], reader: binary.Reader, signature: Signature | None) -> dict[str, Array]:
-    """Return the tensors of a request; with a signature they are exactly its inputs."""
+    """Return the tensors of a request. If there is a signature, they are exactly its inputs."""
     named: dict[str, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
         name = _string(_object(entry, f"inputs[{index}]").get("name"), f"inputs[{index}].name")
@@ -132,29 +132,32 @@ def _from_json(data: Any, dtype: str, shape: tuple[int, ...], field: str) -> Arr
     return from_values(values, dtype, f"{field}: data").reshape(shape)
 
 
-def _wanted(entries: Any, signature: Signature | None) -> dict[str, dict[str, Any]]:
-    """Return the parameters of each output that a request names; empty if it names none, which means all."""
-    wanted: dict[str, dict[str, Any]] = {}
+def _requested_outputs(entries: Any, signature: Signature | None) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each output that a request names.
+
+    If it names none, the result is empty and means all outputs.
+    """
+    requested: dict[str, dict[str, Any]] = {}
     for index, entry in enumerate(_list(entries, "outputs")):
         name = _string(_object(entry, f"outputs[{index}]").get("name"), f"outputs[{index}].name")
-        wanted[name] = _object(entry.get("parameters", {}), f"outputs[{index}].parameters")
-        _flag(wanted[name], "binary_data", False)  # checked here, so that a mistake is found before the call computes
+        requested[name] = _object(entry.get("parameters", {}), f"outputs[{index}].parameters")
+        _flag(requested[name], "binary_data", False)  # checked here, so that a mistake is found before the call computes
     if signature is not None:
-        _check_outputs(wanted, [spec.name for spec in signature.outputs])
-    return wanted
+        _check_outputs(requested, [spec.name for spec in signature.outputs])
+    return requested
 
 
-def _check_outputs(wanted: Mapping[str, Any], known: list[str]) -> None:
-    unknown = [name for name in wanted if name not in known]
+def _check_outputs(requested: Mapping[str, Any], known: list[str]) -> None:
+    unknown = [name for name in requested if name not in known]
     if unknown:
         raise BadInput(f"outputs: expected some of {names(known)}, got {names(unknown)}")
 
 
-def _chosen(outputs: Tensors, wanted: Mapping[str, Any]) -> Tensors:
-    if not wanted:
+def _select_outputs(outputs: Tensors, requested: Mapping[str, Any]) -> Tensors:
+    if not requested:
         return outputs
-    _check_outputs(wanted, list(outputs))
-    return {name: outputs[name] for name in wanted}
+    _check_outputs(requested, list(outputs))
+    return {name: outputs[name] for name in requested}
 
 
 def _answer(model: Model, request: Mapping[str, Any], outputs: Tensors, raw: set[str]) -> Answer:

@@ -19,7 +19,7 @@ from percore.errors import NotReady
 from percore.model_metadata import DEFAULT_SIGNATURE, Catalog, ModelInfo, Signature, TensorSpec
 
 CurrentCatalog = Callable[[], Catalog | None]
-"""Returns what is served now; None while nothing is loaded."""
+"""Returns the present catalog; None while nothing is loaded."""
 
 EXTENSIONS = ["binary_tensor_data"]
 
@@ -28,9 +28,10 @@ _VERSION, _LABEL = "/versions/<version:version>", "/labels/<label:label>"
 
 
 def register(app: Flask, current: CurrentCatalog) -> None:
-    """Set an application up and add the routes to it. Each request calls ``current`` again.
+    """Set an application up and add the routes to it.
 
-    While no model is loaded they answer 503 ``not-ready``, except ``/v2`` and ``/v2/health/live``.
+    ``current`` is called for each request. While no model is loaded, all routes except ``/v2`` and ``/v2/health/live`` answer
+    503 ``not-ready``.
     """
     prepare(app)
     routes = _Routes(current)
@@ -47,7 +48,7 @@ def register(app: Flask, current: CurrentCatalog) -> None:
 
 
 def _get(app: Flask, rule: str, view: Callable[..., Answer]) -> None:
-    app.add_url_rule(rule, f"GET {rule.replace('.', '_')}", view, methods=["GET"])  # Flask reads a dot as a blueprint
+    app.add_url_rule(rule, f"GET {rule.replace('.', '_')}", view, methods=["GET"])  # a dot would mean a blueprint
 
 
 class _Routes:
@@ -81,11 +82,11 @@ class _Routes:
         return json_answer({"name": "percore", "version": __version__, "extensions": EXTENSIONS})
 
     def live(self) -> Answer:
-        """Answer that this process answers."""
+        """Answer that this process is alive."""
         return json_answer({"live": True})
 
     def ready(self) -> Answer:
-        """Answer that models are loaded; a service that computes is ready too."""
+        """Answer that models are loaded. A service whose workers all compute is ready too."""
         self._catalog()
         return json_answer({"ready": True})
 
@@ -133,7 +134,10 @@ def _signature(signature: Signature) -> dict[str, Any]:
 
 
 def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
-    """Return TensorFlow's TensorInfo. ``name`` is the input's name; TensorFlow has the name of a tensor in the graph there."""
+    """Return TensorFlow's TensorInfo.
+
+    ``name`` is the input's name. TensorFlow would write the name of a tensor in its graph.
+    """
     dims = [{"size": str(-1 if size is None else size), "name": ""} for size in spec.shape or ()]
     shape = {"dim": dims, "unknown_rank": spec.shape is None}
     return {"dtype": BY_NAME[spec.dtype].tensorflow, "tensor_shape": shape, "name": spec.name}

@@ -20,9 +20,9 @@ class Reads:
     """Answers to reads. Used from one thread."""
 
     def __init__(self, current: Callable[[], Catalog | None], ready: Callable[[], bool] | None = None) -> None:
-        """Take ``current``, which returns the catalog: the same object until it changes.
+        """Take ``current``, which returns the catalog. It returns the same object until the catalog changes.
 
-        ``ready`` decides the answer of ``READY``.
+        If ``ready`` returns True, the path ``READY`` is answered 200.
         """
         self._current = current
         self._ready = ready
@@ -41,12 +41,12 @@ class Reads:
             return 200, JSON, b'{"ready":true}'
         kept = self._kept.get(path)
         if kept is None:
-            kept = self._made(path)
+            kept = self._render(path)
             if kept[0] == 200 and len(self._kept) < MOST_KEPT and path != READY:
                 self._kept[path] = kept
         return kept
 
-    def _made(self, path: str) -> Answer:
+    def _render(self, path: str) -> Answer:
         found: dict[str, Any] = {}
 
         def start_response(status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:

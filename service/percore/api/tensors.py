@@ -47,7 +47,7 @@ _ACCEPTED = {
 
 _TOKENS = (b"NaN", b"Infinity", b"-Infinity")
 _BYTES_SUFFIX = "_bytes"
-"""If the name of an output ends so, its strings are sent as base64, always: TensorFlow Serving's rule."""
+"""If the name of an output ends in this, its strings are always sent as base64. This is TensorFlow Serving's rule."""
 
 
 def decode(value: Any, spec: TensorSpec, field: str) -> Array:
@@ -61,7 +61,10 @@ def decode(value: Any, spec: TensorSpec, field: str) -> Array:
 
 
 def infer_array(value: Any, field: str) -> Array:
-    """Return a JSON value as an array of bool, int64, float64 or bytes, as its values are; uint64 if int64 is too small."""
+    """Return a JSON value as an array.
+
+    Its type follows from the values: bool, int64 (uint64 if int64 is too small), float64 or bytes.
+    """
     values = flatten(value, field)
     if not values.flat:
         return np.zeros(values.shape)
@@ -104,7 +107,7 @@ def _ragged(level: Sequence[Any], shape: tuple[int, ...], field: str) -> BadInpu
     wanted = _size(level[0])
     first, found = next((index, _size(row)) for index, row in enumerate(level) if _size(row) != wanted)
     return BadInput(
-        f"{field}: expected rows of one length; row {_place(first, shape)} {found}, row {_place(0, shape)} {wanted}"
+        f"{field}: expected rows of one length; row {_index_text(first, shape)} {found}, row {_index_text(0, shape)} {wanted}"
     )
 
 
@@ -112,7 +115,7 @@ def _size(row: Any) -> str:
     return f"has {len(row)} values" if isinstance(row, list) else f"is {describe(row)}"
 
 
-def _place(index: int, shape: tuple[int, ...]) -> str:
+def _index_text(index: int, shape: tuple[int, ...]) -> str:
     """Return an element's index: ``1`` in a flat list, ``[0, 3]`` in nested lists."""
     if len(shape) < 2:
         return str(index)
@@ -181,12 +184,12 @@ def from_base64(value: Any, field: str) -> bytes:
         raise BadInput(f'{field}: expected a string or {{"b64": "..."}}, got {describe(value)}')
     try:
         return binascii.a2b_base64(value["b64"], strict_mode=True)
-    except ValueError as error:  # binascii.Error is one; so is text that is not ASCII
+    except ValueError as error:  # binascii.Error, or text that is not ASCII
         raise BadInput(f"{field}: expected base64 in 'b64', got {shorten(value['b64'])}: {error}") from None
 
 
 def _at(index: int, shape: tuple[int, ...], field: str) -> str:
-    return f"{field} at {_place(index, shape)}" if shape else field
+    return f"{field} at {_index_text(index, shape)}" if shape else field
 
 
 def _wrong_kind(flat: list[Any], dtype: str, shape: tuple[int, ...], field: str) -> BadInput:
@@ -230,28 +233,28 @@ def dtype_name(array: Array) -> str:
 
 
 def to_json(array: Array, name: str) -> Any:
-    """Return what ``dumps`` writes for a whole output: nested lists, or a bare value for a scalar."""
+    """Return a whole output in a form that ``dumps`` can write: nested lists, or a bare value for a scalar."""
     dtype = dtype_name(array)
     if dtype == "bytes":
         return _texts(array, name)
-    array = _plain(array, dtype)
+    array = _for_orjson(array, dtype)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return orjson.Fragment(_with_tokens(array))
+        return orjson.Fragment(_dump_not_finite(array))
     return array if array.ndim else array[()]
 
 
 def rows(array: Array, name: str) -> list[Any]:
-    """Return what ``dumps`` writes for each row of an output, along its first dimension."""
+    """Return the rows of an output, along its first dimension, each in a form that ``dumps`` can write."""
     dtype = dtype_name(array)
     if dtype == "bytes":
         return list(_texts(array, name))
-    array = _plain(array, dtype)
+    array = _for_orjson(array, dtype)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return [to_json(np.asarray(row), name) for row in array]
     return list(array)
 
 
-def _plain(array: Array, dtype: str) -> Array:
+def _for_orjson(array: Array, dtype: str) -> Array:
     """Return the array as orjson reads it: a type it knows, this machine's byte order, contiguous, aligned."""
     if dtype == "bfloat16":
         return array.astype(np.float32, "C")
@@ -261,22 +264,22 @@ def _plain(array: Array, dtype: str) -> Array:
     return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
 
 
-def _with_tokens(array: Array) -> bytes:
+def _dump_not_finite(array: Array) -> bytes:
     """Write a float array that is not all finite.
 
-    orjson writes ``null`` for each value that is not finite, and for no other value. So each ``null`` is replaced.
+    orjson writes ``null`` for each value that is not finite, and for no other value. So this function replaces each ``null``.
     """
     text = orjson.dumps(array if array.ndim else array[()], option=orjson.OPT_SERIALIZE_NUMPY)
     flat = array.reshape(-1)
-    odd = flat[~np.isfinite(flat)]
-    codes = np.where(np.isnan(odd), 0, np.where(odd > 0, 1, 2))
+    special = flat[~np.isfinite(flat)]
+    codes = np.where(np.isnan(special), 0, np.where(special > 0, 1, 2))
     if (codes == codes[0]).all():
         return text.replace(b"null", _TOKENS[codes[0]])
     pieces = text.split(b"null")
-    woven = [b""] * (2 * len(pieces) - 1)
-    woven[::2] = pieces
-    woven[1::2] = [_TOKENS[code] for code in codes.tolist()]
-    return b"".join(woven)
+    joined = [b""] * (2 * len(pieces) - 1)
+    joined[::2] = pieces
+    joined[1::2] = [_TOKENS[code] for code in codes.tolist()]
+    return b"".join(joined)
 
 
 def _texts(array: Array, name: str) -> Any:

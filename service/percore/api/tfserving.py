@@ -1,9 +1,10 @@
 """TensorFlow Serving's REST, ``:predict``: the row form and the column form.
 
-Source: https://www.tensorflow.org/tfx/serving/api_rest and the server's ``json_tensor.cc``. Like there, unknown keys at the
-top of a request are ignored, and bytes are ``{"b64": "..."}``.
+Source: https://www.tensorflow.org/tfx/serving/api_rest and the server's ``json_tensor.cc``. As in that server, unknown keys at
+the top of a request are ignored, and bytes are ``{"b64": "..."}``.
 
-Signatures are TensorFlow Serving's, so they are chosen here, also for ``:classify``, ``:regress`` and the other protocol.
+The concept of signatures comes from TensorFlow Serving. So this module chooses the signature for all verbs, and for the Open
+Inference Protocol too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from percore.handlers import Array, Model, Tensors, run
 from percore.model_metadata import DEFAULT_SIGNATURE, ModelInfo, Signature
 
 DEFAULT_INPUT = "inputs"
-"""The name of an input without a name in the request, if the handler declares no signature."""
+"""The name that an input gets if the request gives it none and the handler declares no signature."""
 
 
 def predict(model: Model, document: Any) -> Answer:
@@ -30,7 +31,7 @@ def predict(model: Model, document: Any) -> Answer:
     signature = choose_signature(model.info, name)
     in_rows = "instances" in request
     tensors = _read(request, signature)
-    request.clear()  # a call computes for minutes, and JSON takes many times the memory of its tensors
+    request.clear()  # frees the JSON before the run: it takes many times the memory of its tensors
     outputs = run(model, name, tensors)
     return Answer([_rows_answer(outputs) if in_rows else _columns_answer(outputs)])
 
@@ -90,7 +91,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _only_input(signature: Signature | None, value: Any, field: str) -> str:
-    """Return the name of the input that a value without a name is for."""
+    """Return the name of the only input, for a value that the request gives without a name."""
     if signature is None:
         return DEFAULT_INPUT
     if len(signature.inputs) == 1:
@@ -123,13 +124,13 @@ def _rows_to_columns(instances: Any, signature: Signature | None) -> Mapping[str
 
 
 def _all_named(instances: list[Any]) -> bool:
-    """Tell whether the instances are objects by input name; raise BadInput if only some are."""
+    """Return whether the instances are objects by input name; raise BadInput if only some are."""
     named = list(map(_is_named, instances))
     if any(named) and not all(named):
         index = named.index(not named[0])
         first, other = kind(instances[0]), kind(instances[index])
         raise BadInput(
-            f"instances: expected all objects by input name, or all plain values; instance 0 is of the kind {first}, "
+            f"instances: expected only objects by input name, or only plain values; instance 0 is of the kind {first}, "
             f"instance {index} {other}"
         )
     return named[0]

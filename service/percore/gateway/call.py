@@ -36,7 +36,7 @@ class CallState(StrEnum):
 
 
 class CallHead(Protocol):
-    """What a worker gets of a request, beside its body."""
+    """The parts of a request that a worker gets besides the body."""
 
     method: bytes
     target: bytes
@@ -54,13 +54,13 @@ class CallBody(Protocol):
 
     @property
     def on_disk(self) -> bool:
-        """Whether a piece may take longer than a reserved worker waits for the first byte."""
+        """Whether it is read from a disk. That may take longer than a reserved worker waits for the first byte."""
 
     def pieces(self) -> AsyncIterator[bytes]:
         """Yield the whole body, piece by piece."""
 
     def discard(self) -> None:
-        """Give its room back: it is not sent again."""
+        """Free its memory or its file: the call is not sent again."""
 
 
 class Call:
@@ -98,14 +98,14 @@ class Call:
     )
 
     def __init__(self, request: Any, body: CallBody, number: int, priority: int, request_id: str) -> None:
-        """``request`` is the client's ``Request``; of a stored call it is only a ``CallHead``."""
+        """``request`` is the client's ``Request``; for a stored call it is only a ``CallHead``."""
         self._loop = asyncio.get_running_loop()
         self.request = request
         self.body = body
         self.number = number
         self.priority = priority
         self.caller: bytes | None = None
-        """Whose turn it is; None if callers are not distinguished."""
+        """The caller in whose turn it runs; None if callers are not distinguished."""
         self.round = -1
         self.request_id = request_id
         self.state = CallState.QUEUED
@@ -117,9 +117,9 @@ class Call:
         self.overdue = False
         """Whether its queue timeout is over. Then it is not queued again."""
         self.position = 0
-        """How many calls were ahead when it was queued."""
+        """How many calls were queued before it when it was queued."""
         self.overrun = False
-        """Whether it ran for longer than the gateway waits for any call."""
+        """Whether it ran for longer than the gateway's bound for runs."""
         self.is_stopped = False
         """Whether its run is being cancelled, so that its worker ends."""
         self.requeues = 0
@@ -131,7 +131,7 @@ class Call:
         self.connection: WorkerConnection | None = None
         self.backlog: Backlog | None = None
         self.delivery: asyncio.Task[None] | None = None
-        """Sends what is spooled of the answer, if the client reads slowly."""
+        """The task that sends the spooled part of the answer, if the client reads slowly."""
         self.sent_all = False
         """Whether the worker has sent its whole answer."""
         self.done: asyncio.Future[None] = self._loop.create_future()
@@ -143,7 +143,7 @@ class Call:
 
     @property
     def ended(self) -> bool:
-        """Whether its caller left or has an answer: nothing is to be sent or queued any more."""
+        """Whether its caller left or has an answer. Then the call must not be sent or queued any more."""
         return self.state is CallState.ENDED
 
     @property
@@ -156,10 +156,13 @@ class Call:
         return []
 
     async def begin(self) -> None:
-        """Prepare the run: called when all but the last byte is on its way to a worker. Raises ConnectionError to stop it."""
+        """Prepare the run.
+
+        Called when all bytes but the last one are on their way to a worker. Raises ConnectionError to stop the run.
+        """
 
     def put_back(self) -> None:
-        """Take note that its worker was lost before the last byte: it is in the queue again."""
+        """Take note that it is queued again, because its worker was lost before the last byte."""
 
     async def take(self, _worker: WorkerConnection, relay: Callable[[], Awaitable[None]]) -> None:
         """Take the worker's answer: ``relay`` passes it on to the client."""

@@ -1,7 +1,7 @@
-"""The catalog: what the pods serve. It is fetched once for all callers from a status server, and kept until it is replaced.
+"""The catalog: the models that the pods serve. It is fetched from a status server, and kept until it is replaced.
 
-It comes from a ready pod, the one that was listed last: in a rolling update that is one of the newest revision. The catalog is
-kept, so reads are answered at zero pods too.
+It is fetched from the ready pod that was listed last. In a rolling update that is a pod of the newest revision. The catalog is
+kept, so reads are also answered when there are no pods.
 """
 
 from __future__ import annotations

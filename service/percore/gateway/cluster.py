@@ -1,10 +1,10 @@
 """Kubernetes: the endpoints of a Service, and the deletion costs of its pods. The only module that imports its client.
 
-It uses only the client's core: connections and credentials (it reads a token's file again as the file changes). The client's
+It uses only the client's core: connections and credentials (it reads a token's file again when the file changes). The client's
 classes for every kind of object would take 90 MB, and a watch yields JSON anyway.
 
-Two threads use one ``Cluster``: one follows the endpoints, the other reads and sets deletion costs. They share the endpoints
-as a tuple, which the first replaces.
+Two threads use one ``Cluster``: one follows the endpoints, the other reads and sets deletion costs. They share the endpoints as
+a tuple, which only the first thread replaces.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from percore.sockets import Option, keepalive, usable
 log = logging.getLogger("percore.gateway")
 ANSWER_SECONDS = (3.0, 10.0)
 WATCH_SECONDS = 60
-"""How long one watch lasts. Its end confirms the endpoints, as each of its events does."""
+"""How long one watch lasts. Each event of a watch, and its end, confirms the endpoints."""
 RETRY_SECONDS = 1.0
 WARN_SECONDS = 60.0
-"""The shortest time between two warnings, because a failure is mostly repeated every second."""
+"""The shortest time between two warnings, because a failure usually repeats every second."""
 COST = "controller.kubernetes.io/pod-deletion-cost"
 COST_VALUE = re.compile(r"-?[0-9]{1,10}")
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-"""The gateway needs names and annotations, and should not see the environment of pods."""
+"""Asks for metadata only: the gateway needs names and annotations, and should not see the environment of pods."""
 MERGE_PATCH = "application/merge-patch+json"
 OPTIONS: tuple[Option, ...] = ((socket.IPPROTO_TCP, "TCP_NODELAY", 1), *keepalive(idle=10, interval=5, count=3))
 Query = list[tuple[str, str]]
 
 
-class Refused(OSError):
-    """The API server answers with an error."""
+class ApiError(OSError):
+    """The API server has answered with an error."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"the API server answers {status}: {text[:300]}")
@@ -65,7 +65,7 @@ class Cluster:
         self._slices: dict[str, Slice] = {}
         """The last version of each slice that could be parsed, by name. Only the thread that follows uses it."""
         self._endpoints: Endpoints = ()
-        """The endpoints of these slices. Never changed, only replaced, so that any thread may read it."""
+        """The endpoints of these slices. The tuple is never changed, only replaced, so any thread may read it."""
         self._list_again = False
         self._confirmed = time.monotonic()
         self._warned: float | None = None
@@ -79,7 +79,7 @@ class Cluster:
         while True:
             try:
                 self.follow_once(publish)
-            except Refused as error:
+            except ApiError as error:
                 if error.status != 410:  # 410: the version is too old to watch from, so list again at once
                     self._pause(error)
             except OSError as error:
@@ -104,7 +104,7 @@ class Cluster:
         body = {"metadata": {"annotations": {COST: str(cost)}}}
         try:
             self._ask("PATCH", path, [], body)
-        except Refused as error:
+        except ApiError as error:
             if error.status == 404:
                 raise KeyError(pod) from error
             raise
@@ -142,7 +142,7 @@ class Cluster:
             for line in _lines(answer.stream(amt=None)):
                 event = orjson.loads(line)
                 if event["type"] == "ERROR":
-                    raise Refused(event["object"].get("code", 500), event["object"].get("message", ""))
+                    raise ApiError(event["object"].get("code", 500), event["object"].get("message", ""))
                 yield event["type"], event["object"]
 
     def _take(self, kind: str, document: Any) -> str:
@@ -166,7 +166,8 @@ class Cluster:
             return parse(document)
         except ValueError as error:
             self._list_again = True
-            self._warn("the API server sends a strange EndpointSlice %s; the gateway keeps its last version: %s", name, error)
+            text = "the API server sends an EndpointSlice that cannot be parsed, %s; the gateway keeps its last version: %s"
+            self._warn(text, name, error)
             return self._slices.get(name)
 
     def _refresh(self) -> None:
@@ -193,7 +194,7 @@ class Cluster:
         )
         answer: urllib3.BaseHTTPResponse = self._api.call_api(*request, _request_timeout=seconds).response
         if answer.status >= 300:
-            raise Refused(answer.status, answer.data.decode(errors="replace"))
+            raise ApiError(answer.status, answer.data.decode(errors="replace"))
         return answer
 
     def _pause(self, error: OSError) -> None:
@@ -220,7 +221,7 @@ def connect() -> ApiClient:
         except config.ConfigException:
             config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except (config.ConfigException, OSError) as error:
-        raise StartError(f"PERCORE_GATEWAY_SERVICE: no way to the API server: {error}") from error
+        raise StartError(f"PERCORE_GATEWAY_SERVICE: cannot connect to the API server: {error}") from error
     configuration.retries = False
     configuration.socket_options = usable(OPTIONS)  # with an option that the kernel does not have, every connection would fail
     return ApiClient(configuration)
@@ -228,7 +229,7 @@ def connect() -> ApiClient:
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Turn errors of the client into OSError, and also errors of reading a document that has not the documented form."""
+    """Turn errors of the client into OSError. If a document does not have the documented form, raise OSError too."""
     document_errors = (ValueError, LookupError, TypeError, AttributeError)
     try:
         yield
@@ -240,7 +241,7 @@ def _items(document: Any) -> list[Any]:
     """Return the items of a list; raise TypeError if it has none. An empty list is not the same as no list."""
     items = document["items"]
     if not isinstance(items, list):
-        raise TypeError(f"items is {items!r}, and not a list"[:300])
+        raise TypeError(f"items is {items!r}, not a list"[:300])
     return items
 
 

@@ -18,9 +18,9 @@ RECONCILE_SECONDS = 1.0
 BUDGET_SECONDS = 5.0
 """How long one reconcile may take. The next one does the rest."""
 ASK_SECONDS = 3.0
-"""How much of this time may be used to ask pods, so that the rest is left for writes."""
+"""How much of this time may be used to ask pods. The rest is for writes."""
 READ_SECONDS = 20.0
-"""How often costs are read back. So a cost of a gateway that ended is removed within a minute."""
+"""How often costs are read from the API server. So a cost that an ended gateway left is removed within a minute."""
 WARN_SECONDS = 60.0
 """The shortest time between two warnings."""
 
@@ -36,7 +36,7 @@ class PodCosts(Protocol):
 
 
 class CostWriter:
-    """Writes what ``DeletionCosts`` decides."""
+    """Writes the costs that ``DeletionCosts`` decides."""
 
     def __init__(
         self,
@@ -47,10 +47,9 @@ class CostWriter:
         ask: Callable[[Mapping[str, Endpoint], float], Mapping[str, bool]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what it needs to know.
+        """Take ``running``, which returns the pods with calls of this gateway, and ``endpoints``, every listed pod by name.
 
-        ``running`` returns the pods with calls of this gateway, ``endpoints`` every listed pod by name. ``ask`` asks pods
-        whether they compute; see ``Slots.ask``.
+        ``ask`` asks pods whether they compute; see ``Slots.ask``.
         """
         self._pods = pods
         self._running = running

@@ -1,4 +1,5 @@
-"""Which pods get a deletion cost (``controller.kubernetes.io/pod-deletion-cost``), so that scaling in removes free ones. Pure.
+"""Decides which pods get a deletion cost (``controller.kubernetes.io/pod-deletion-cost``), so that scaling in removes free
+pods. Pure.
 
 A deletion cost only decides the order in which pods are removed. A pod that is removed while it computes finishes its call. So
 a cost may come a little late. A pod that computes only for a moment gets none, because each cost is a write to the API server.
@@ -26,7 +27,7 @@ class DeletionCosts:
     costs: dict[str, int] = field(default_factory=dict)
     """The cost of each pod that has one, as last read or written."""
     _since: dict[str, float] = field(default_factory=dict)
-    """Since when a pod's cost has been wrong. A time in the future: the pod is not asked before that."""
+    """Since when a pod's cost has been wrong. If the time is in the future, the pod is not asked before it."""
     _allowance: float = BURST
     _last: float | None = None
 
@@ -49,7 +50,7 @@ class DeletionCosts:
         return settled[: int(self._allowance)]
 
     def written(self, name: str, cost: int) -> None:
-        """Take note of a write."""
+        """Take note that a cost was written."""
         self._allowance -= 1
         self.costs[name] = cost
         self._since.pop(name, None)
@@ -57,7 +58,7 @@ class DeletionCosts:
     def postponed(self, name: str, now: float) -> None:
         """Take note that a pod computes for another gateway: it is not due for ``ASK_AGAIN_SECONDS``.
 
-        This uses no allowance, which is for writes. The time of a reconcile bounds how many pods are asked.
+        This uses none of the allowance, which bounds writes only. The time of a reconcile bounds how many pods are asked.
         """
         self._since[name] = now + ASK_AGAIN_SECONDS - SETTLE_SECONDS
 

@@ -18,7 +18,7 @@ READ_SECONDS = 0.1
 
 
 class State(StrEnum):
-    """State of an endpoint, as its source lists it."""
+    """The state of an endpoint, as its source lists it."""
 
     READY = "ready"
     """It may get calls."""
@@ -38,7 +38,7 @@ class Endpoint:
     status_port: int
     state: State = State.READY
     pod: str = ""
-    """The pod's name, where it has one."""
+    """The pod's name; empty if the source does not name it."""
 
 
 Endpoints = tuple[Endpoint, ...]
@@ -86,7 +86,10 @@ class Listed:
         self._sleep = sleep
 
     def follow(self, publish: Publish) -> None:
-        """Publish what the file lists, again after each change. While it is missing or wrong, the last endpoints stay."""
+        """Publish the endpoints of the file, and again after each change.
+
+        While the file is missing or wrong, the last endpoints stay.
+        """
         seen: str | None = None
         published: Endpoints | None = None
         while True:
@@ -106,7 +109,7 @@ class Listed:
         return None
 
     def _read(self) -> str | None:
-        """Return what the file says; None while it cannot be read."""
+        """Return the content of the file; None if it cannot be read."""
         try:
             return self._path.read_text()
         except (OSError, ValueError):

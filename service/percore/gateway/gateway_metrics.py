@@ -16,8 +16,8 @@ DISCONNECTED, OTHER = "disconnected", "other"
 CODES = frozenset(map(str, (200, 400, 401, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)))
 CLASSES = frozenset(("2xx", "3xx", "4xx", "5xx"))
 QUEUE_CODES = frozenset(("200", "503", DISCONNECTED, OTHER))
-"""The codes that the histogram of queue times distinguishes. With every code it would have hundreds of series, and it is
-scraped every two seconds."""
+"""The codes that the histogram of queue times distinguishes. It is scraped every two seconds, and with every code it would have
+hundreds of series."""
 DISCONNECT_STATES = ("receiving", "queued", "executing", "answering")
 REJECTION_REASONS = ("bad-request", "body-timeout", "body-too-large", "queue-full", "overloaded", "queue-timeout", "not-ready")
 SET, FAILED, GONE = "set", "failed", "gone"
@@ -49,11 +49,11 @@ class GatewayMetrics:
     in_flight: Gauge = field(init=False)
     """Consumer: autoscaling, the dashboard's headline."""
     in_flight_calls: Gauge = field(init=False)
-    """Consumer: KEDA without Prometheus, which reads one series and adds nothing up within a gateway."""
+    """Consumer: KEDA without Prometheus. It reads one series of each gateway, and does not add up series of one gateway."""
     queue: Histogram = field(init=False)
     """Consumer: alerts on long queue times; sizing of the largest number of pods."""
     total: Histogram = field(init=False)
-    """Consumer: success ratio (its count), what callers see of latency."""
+    """Consumer: success ratio (its count), latency as callers see it."""
     disconnects: Counter = field(init=False)
     """Consumer: the dashboard; many of them mean that callers time out before their answer."""
     rejected: Counter = field(init=False)
@@ -79,7 +79,7 @@ class GatewayMetrics:
     uploads: Gauge = field(init=False)
     """Consumer: the dashboard; many at a time mean slow clients."""
     lines_lost: Counter = field(init=False)
-    """Consumer: trust in the log; a lost line is a call that the log does not have."""
+    """Consumer: checks that the log is complete; a lost line may be a call that is missing in the log."""
     costs: Counter = field(init=False)
     """Consumer: checks of scaling in; failures mean that the right to patch pods is missing."""
     build_info: Gauge = field(init=False)

@@ -89,20 +89,22 @@ class GatewaySettings:
     pod_status_port: int = setting("PERCORE_GATEWAY_POD_STATUS_PORT", "9090", PORT)
     """In Kubernetes: the port of the pods' status servers. The gateway asks them for the catalog and the slot."""
     connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
-    """Connections of clients beyond those of queued calls. At the bound the connection that has been idle longest
-    is closed. If none is idle, further connections wait in the kernel."""
+    """Connections of clients, in addition to those of queued calls. At this bound, the connection that has been idle for the
+    longest time is closed. If no connection is idle, further connections wait in the kernel."""
     idle_timeout: float = setting("PERCORE_GATEWAY_IDLE_TIMEOUT", "620", SECONDS)
     """How long a connection may be idle between requests. It must be longer than the idle timeout of load balancers in
     front."""
     uploads: int = setting("PERCORE_GATEWAY_UPLOADS", "256", within(1, 65535))
-    """Bodies over 64 KiB, or of unknown length, that may be received at once; the next one gets 503. Others do not count."""
+    """Bodies over 64 KiB, or of unknown length, that may be received at the same time; the next one gets 503. Other bodies do
+    not count."""
     upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", within(1, 2**50))
-    """Bytes that these bodies may have together. A body of unknown length counts as it comes. A single body is always
-    received."""
+    """Bytes that these bodies may have together. Of a body of unknown length, the received bytes count. If only one body is
+    received, it is never rejected for this."""
     spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
-    """Folder, on a disk, for bodies and answers that wait. Files in it have no name. Empty: the state directory."""
+    """Folder, on a disk, for bodies of queued calls and for answers that clients have not read yet. Files in it have no name.
+    Empty: the state directory."""
     spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", within(0, 2**50))
-    """Bytes that may wait in files. Beyond it callers get 503."""
+    """Bytes that may be in these files. If they are full, callers get 503."""
     spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", within(0, 2**40))
     """Bytes of bodies and answers that may stay in memory; large ones may use half of it. All others go to files."""
     shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
@@ -172,7 +174,7 @@ GROUPS: dict[str, type[Any]] = {
 def load(environ: Mapping[str, str] | None = None, *, on_machine: bool = False) -> Settings:
     """Read the gateway's settings, as ``percore.settings.read_groups`` does.
 
-    ``on_machine``: on one machine the gateway's environment is the workers' too, with settings that only they read.
+    ``on_machine``: on one machine the workers have the same environment, so it may have settings that only they read.
     """
     others = keys() if on_machine else frozenset[str]()
     settings = Settings(**read_groups(GROUPS, environ, others.__contains__))

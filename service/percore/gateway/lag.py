@@ -11,7 +11,7 @@ SPANS = 12
 
 
 class LoopLag:
-    """Measures in the loop; may be read from any thread."""
+    """Measures on the event loop; any thread may read the result."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -1,7 +1,7 @@
 """The queue: which call is next. Pure: no sockets, no clock.
 
-Order: higher priority first, then turns between callers, then arrival. It is exact, whatever the length and the age. A call
-that comes back (its worker was lost before it began) takes its old place again.
+Order: higher priority first, then turns between callers, then arrival. The order is exact, however long the queue is and
+however old its calls are. A call that comes back (its worker was lost before it began) takes its old place again.
 
 Turns: each caller has one call in each round. The first call of a caller joins the present round, the next one the round after
 it, and so on. So a caller that sends 500 calls does not keep out one that sends a single call. Without a caller header,
@@ -16,20 +16,20 @@ from collections import defaultdict
 from typing import Generic, Protocol, TypeVar
 
 MOST_FORGOTTEN = 1000
-"""Callers of past rounds that are remembered, beyond twice as many as have calls in the queue."""
+"""How many callers of past rounds may be remembered, in addition to two for each queued call."""
 
 
 class Queued(Protocol):
-    """What the queue needs of a call."""
+    """The fields of a call that the queue needs."""
 
     number: int
     """Order of arrival; unique."""
     priority: int
     """Higher is sooner."""
     caller: bytes | None
-    """Whose turn it is; None if callers are not distinguished."""
+    """The caller in whose turn it runs; None if callers are not distinguished."""
     round: int
-    """Set by the queue when the call is pushed first; -1 before."""
+    """Set by the queue when the call is first pushed; -1 before."""
     is_stored: bool
     """Whether it is a stored call; they have a bound of their own."""
 
@@ -43,7 +43,7 @@ class CallQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._keys: list[Key] = []
-        """Sorted, the next call's at the end: so taking it moves no other."""
+        """Sorted, with the key of the next call at the end, so that ``pop`` moves no other key."""
         self._calls: dict[Key, T] = {}
         self._round: defaultdict[int, int] = defaultdict(int)
         """The present round of each priority."""

@@ -22,20 +22,20 @@ class Entry:
 
     address: str
     pod: str
-    """The pod's name; empty where the endpoint is no pod."""
+    """The pod's name; empty if the endpoint is not a pod."""
     state: State
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What the gateway needs of an EndpointSlice."""
+    """The parts of an EndpointSlice that the gateway needs."""
 
     family: str
     entries: tuple[Entry, ...]
 
 
 def parse(document: Any) -> Slice:
-    """Return what an EndpointSlice lists; raise ValueError if it is not what Kubernetes documents."""
+    """Read an EndpointSlice; raise ValueError if it does not have the documented form."""
     try:
         family = _text(document["addressType"])
         entries = document.get("endpoints") or () if family in FAMILIES else ()
@@ -67,7 +67,7 @@ def _entry(document: Any) -> Entry:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 

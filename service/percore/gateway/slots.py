@@ -14,12 +14,15 @@ from percore.threads import start_vital
 
 SLOT_SECONDS = 2.0
 THREADS = 8
-"""A pod that does not answer occupies one of them for ``SLOT_SECONDS``."""
+"""How many pods are asked at the same time. A pod that does not answer occupies a thread for ``SLOT_SECONDS``."""
 Answers = SimpleQueue[tuple[str, bool]]
 
 
 class Slots:
-    """A few threads that ask pods. They are daemons: those of an executor would delay the end of the process."""
+    """A few threads that ask pods.
+
+    They are daemon threads, because the threads of an executor would delay the end of the process.
+    """
 
     def __init__(self, is_taken: Callable[[Endpoint], bool] | None = None, threads: int = THREADS) -> None:
         self._is_taken = is_taken or slot_is_taken

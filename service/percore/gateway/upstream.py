@@ -1,6 +1,6 @@
 """One connection to a worker: reserve, send one call, receive its answer. It decides nothing: ``dispatch`` does.
 
-A loss of the connection is raised as ConnectionError from whatever waits for it.
+If the connection is lost, the method that waits raises ConnectionError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ HIGH_WATER_BYTES = 256 * 1024
 SILENCE_MILLISECONDS = 30_000
 MOST_HEAD_BYTES = 256 * 1024
 STALE_SECONDS = 0.05
-"""A worker closes a reservation without a call after 0.1 s. One that is older than this may be closing and is not used."""
+"""A worker closes a reservation without a call after 0.1 s. A reservation that is older than this may be closing, so it is not
+used."""
 OPTIONS: tuple[Option, ...] = (
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
     *keepalive(idle=10, interval=5, count=4),
@@ -37,7 +38,7 @@ OPTIONS: tuple[Option, ...] = (
 
 
 RESERVED = (b"Percore-Worker", b"free")
-"""The header by which a worker answers a reservation. A server without it is not a worker, even at a pod's old address."""
+"""A worker answers a reservation with this header. If the header is missing, another server has the pod's old address."""
 
 
 class BrokenAnswer(ConnectionError):
@@ -45,7 +46,7 @@ class BrokenAnswer(ConnectionError):
 
 
 class TooLate(ConnectionError):
-    """The gateway itself was too slow: the worker is closing the reservation, or will."""
+    """The gateway itself was too slow: the worker closes the reservation now, or will close it soon."""
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -81,7 +82,7 @@ class WorkerConnection(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        """Take in the transport. Its buffer counts as empty only when the kernel has everything."""
+        """Take in the transport. Its buffer counts as empty only when the kernel has all bytes."""
         self._transport = transport
         transport.set_write_buffer_limits(high=0, low=0)
         self._ended.register(transport.get_extra_info("socket"), select.POLLRDHUP)
@@ -267,7 +268,7 @@ class WorkerConnection(asyncio.Protocol):
         return self.take()
 
     def take(self) -> bytes:
-        """Return what has arrived of the answer's body."""
+        """Return the bytes of the answer's body that have arrived."""
         data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self.buffered = 0
@@ -290,12 +291,12 @@ class WorkerConnection(asyncio.Protocol):
     # --- the end
 
     def close(self) -> None:
-        """Close; what was sent still arrives."""
+        """Close the connection. Bytes that were sent still arrive."""
         if self._transport is not None:
             self._transport.close()
 
     def half_close(self) -> None:
-        """Say that nothing more comes. The worker takes it for the client's leaving, ends its run, and closes too."""
+        """Say that nothing more comes. The worker sees a client disconnect, ends its run, and closes too."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
 

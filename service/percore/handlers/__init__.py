@@ -1,7 +1,7 @@
-"""Models and handlers: the interface that the API calls, and that every kind of model implements.
+"""Models and handlers: the interface between the API and every kind of model.
 
-A *handler* is what a user writes; a *model* is what the API calls: a loaded TensorFlow model, or a handler in an adapter.
-Both are loaded in the worker's main thread and called in that same thread, never anywhere else.
+A *handler* is a class that a user writes. A *model* is an object that the API calls: a loaded TensorFlow model, or a handler in
+an adapter. Both are loaded and called in the worker's main thread, and in no other thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Handler(Protocol):
         """Prepare for ``predict``; called once."""
 
     def predict(self, inputs: Tensors) -> Tensors:
-        """Answer one call. Raise ``percore.errors.BadInput`` to answer 400; anything else answers 500."""
+        """Answer one call. Raise ``percore.errors.BadInput`` to answer 400. Every other exception is answered 500."""
 
 
 class Model(Protocol):
@@ -44,9 +44,9 @@ class Model(Protocol):
     def predict(self, signature: str, inputs: Tensors) -> Tensors:
         """Run one signature.
 
-        ``inputs`` are checked against the signature already: every name, dtype and shape is right, and every array is
-        C-contiguous, though it may be read-only (a view of the request's bytes). Raises BadInput if the model itself rejects
-        the values. Any other exception is a failure of the model.
+        ``inputs`` have been checked: they have the names, dtypes and shapes of the signature. Every array is C-contiguous. It
+        may be read-only (a view of the request's bytes). Raises BadInput if the model itself rejects the values. Any other
+        exception is a failure of the model.
         """
 
     def encode_examples(self, examples: Sequence[Mapping[str, Any]]) -> Array:

@@ -1,6 +1,6 @@
 """A user's own code as a model: imports the class that ``PERCORE_HANDLER`` names, and checks its outputs.
 
-Imported by ``percore.model_store`` only.
+Only ``percore.model_store`` imports this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSION = 1
 
 
 class CustomModel:
-    """Implements ``percore.handlers.Model`` by a handler."""
+    """Implements ``percore.handlers.Model`` for a user's handler."""
 
     def __init__(self, handler: Handler, info: ModelInfo) -> None:
         self.info = info
@@ -39,13 +39,13 @@ class CustomModel:
 
     def encode_examples(self, examples: Sequence[Mapping[str, Any]]) -> Array:  # noqa: ARG002
         """Raise BadInput: ``tf.Example`` needs TensorFlow, and a handler may run without it."""
-        raise BadInput(f"examples: model {self.info.name!r} is a handler, which takes tensors by :predict")
+        raise BadInput(f"examples: model {self.info.name!r} is a handler and takes no examples; use :predict")
 
 
 def load(target: str, name: str, labels: tuple[str, ...] = ()) -> CustomModel:
     """Import, construct and load the handler ``target``, as ``module:Class``, and serve it as version 1 of ``name``.
 
-    Raises LoadError with one sentence that says what is missing, or what raised.
+    Raises LoadError with one sentence: it names the missing part, or the code that raised an error.
     """
     began = time.perf_counter()
     handler = _instance(target)
@@ -85,7 +85,7 @@ def _class(target: str) -> Any:
 def import_module(wanted_by: str, module: str) -> Any:
     """Import a module of the user; raise LoadError, which begins with ``wanted_by``."""
     here = str(Path.cwd())
-    if here not in sys.path:  # last: a user's settings.py or click.py must not take the place of a library's
+    if here not in sys.path:  # at the end, so that a user's settings.py or click.py does not hide a library's
         sys.path.append(here)
     try:
         return importlib.import_module(module)
@@ -110,7 +110,7 @@ def _name(name: object) -> str:
 
 
 def _array(name: str, value: object) -> Array:
-    """Return ``value`` as an array of a type that an answer can have; strings become an object array of bytes."""
+    """Return ``value`` as an array whose type can be sent. Strings become an object array of bytes."""
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -127,6 +127,6 @@ def _strings(name: str, array: Array) -> Array:
     strings = np.empty(array.shape, object)
     for index, each in np.ndenumerate(array):
         if not isinstance(each, str | bytes):
-            raise TypeError(f"predict returned {name!r} with a {type(each).__name__} among its strings")
+            raise TypeError(f"predict returned {name!r} as strings, but one element is a {type(each).__name__}")
         strings[index] = each.encode() if isinstance(each, str) else bytes(each)
     return strings

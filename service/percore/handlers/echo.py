@@ -9,7 +9,7 @@ from percore.model_metadata import Signature, TensorSpec
 
 
 class Echo:
-    """Answers with its inputs, whatever they are."""
+    """Answers with its inputs, of any name and type."""
 
     def load(self) -> None:
         """Nothing to load."""

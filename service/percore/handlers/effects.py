@@ -35,7 +35,7 @@ HARMLESS = frozenset(
         *("RefIdentity", "RefSwitch", "RefMerge", "RefEnter", "RefExit", "RefNextIteration", "RefSelect"),
     }
 )
-"""TensorFlow marks these operations as stateful, or they take a reference. But they change nothing beyond their call."""
+"""TensorFlow marks these operations as stateful, or they take a reference. But they change nothing that outlives the call."""
 PREFIXES = ("TensorArray", "Stack")
 """Operations whose names begin so have a state that ends with the call."""
 
@@ -46,7 +46,7 @@ def operations(graph: Any) -> set[str]:
 
 
 def operations_of(nodes: Iterable[Any], library: Any) -> set[str]:
-    """Return the same for some nodes of a graph, whose functions are in ``library``."""
+    """Return the names of all operations that these nodes of a graph can run. The functions of the graph are in ``library``."""
     functions = {each.signature.name: each.node_def for each in library.function}
     found: set[str] = set()
     entered: set[str] = set()

@@ -16,13 +16,16 @@ PAGE = 4096
 
 
 class Faulty:
-    """Does what its inputs say, in the order of ``FAULTS``, then returns them, and ``pid``, the worker's process id."""
+    """Runs the faults that its inputs name, in the order of ``FAULTS``.
+
+    Then it returns its inputs, and ``pid``, the worker's process id.
+    """
 
     def load(self) -> None:
         """Nothing to load."""
 
     def predict(self, inputs: Tensors) -> Tensors:
-        """Run each fault that an input names, with the input's single value. Other inputs are only returned."""
+        """Run each fault that an input names, with the input's single value. Inputs with other names are only returned."""
         held = [fault(_single(name, inputs[name])) for name, fault in FAULTS.items() if name in inputs]
         del held
         return {**inputs, "pid": np.array(os.getpid())}

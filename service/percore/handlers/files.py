@@ -1,4 +1,4 @@
-"""Which files make a folder a version of a model. Reads only names, and imports no TensorFlow."""
+"""Finds the model file in a version folder. It reads only names of files, and does not import TensorFlow."""
 
 from __future__ import annotations
 

@@ -34,10 +34,10 @@ OPERATIONS = re.compile(
     r"sort|split|sqrt|square|squeeze|stack|stop_gradient|strided_slice|subtract|tanh|tensordot|tile|transpose|truediv|"
     r"unstack|where|zeros(_like)?|image\.(resize|per_image_standardization|central_crop|flip_\w+))"
 )
-"""What a ``TFOpLambda`` layer may call: TensorFlow's functions that only compute."""
+"""Functions of TensorFlow that only compute. A ``TFOpLambda`` layer may call these."""
 CODE_KEYS = ("function_type", "output_shape_type", "mask_type")
-CHANGED = frozenset({"hard_sigmoid"})
-"""Keras 3 has these names too, but computes them by another formula: 0.2 x + 0.5 became x / 6 + 0.5."""
+CHANGED_FORMULAS = frozenset({"hard_sigmoid"})
+"""Keras 3 has functions of these names too, but with another formula: 0.2 x + 0.5 became x / 6 + 0.5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class KerasFile:
     version: str
     """Version of the Keras that wrote it; empty if the file does not say."""
     config: Any
-    """The model without its weights, as JSON has it."""
+    """The model without its weights, as a JSON value."""
 
     @property
     def by_keras_2(self) -> bool:
@@ -65,14 +65,15 @@ class KerasFile:
             if isinstance(each, dict)
         )
 
-    def calls(self, is_registered: Callable[[str], bool]) -> str:
-        """Return the first entry that would make Keras 2 call code outside its own layers; empty if there is none.
+    def foreign_call(self, is_registered: Callable[[str], bool]) -> str:
+        """Return the first function or class that Keras 2 would call and that is not one of its own layers; empty if there is
+        none.
 
         Keras 2 imports every module that a file names, and calls every function of TensorFlow that it names. ``is_registered``
         returns whether a module of the user has registered a name.
         """
         for each in _nodes(self._read_part()):
-            if isinstance(each, dict) and (found := _called(each, is_registered)):
+            if isinstance(each, dict) and (found := _foreign_call(each, is_registered)):
                 return found
         return ""
 
@@ -82,41 +83,44 @@ class KerasFile:
             return {key: value for key, value in self.config.items() if key != "compile_config"}
         return self.config
 
-    def changed(self) -> set[str]:
-        """Return the names in it for which Keras 3 has another formula than the Keras that wrote the file."""
-        return {each for each in _nodes(self.config) if isinstance(each, str)} & CHANGED if self.by_keras_2 else set()
+    def changed_formulas(self) -> set[str]:
+        """Return the names of functions that Keras 3 computes by another formula than the Keras that wrote the file."""
+        return {each for each in _nodes(self.config) if isinstance(each, str)} & CHANGED_FORMULAS if self.by_keras_2 else set()
 
 
 def read(path: Path, title: str, *, allow_code: bool) -> Any:
     """Return the model of Keras 3 or 2, not compiled; ``title`` names it in the log.
 
     Raises ValueError if the file holds code that is not allowed, or is not a Keras file. Raises LoadError if no installed Keras
-    can read it. For a file that Keras 3 wrote, raises what Keras 3 raises.
+    can read it. For a file that Keras 3 wrote, raises the error of Keras 3.
     """
-    written = _written(path)
-    if written.holds_code() and not allow_code:
+    content = _read_content(path)
+    if content.holds_code() and not allow_code:
         raise ValueError(
             "it has a Lambda layer, whose Python function is in the file. PERCORE_ALLOW_CODE=yes lets it run: "
             "set it only if you trust the file"
         )
-    if changed := written.changed():
-        failure = f"Keras 2 wrote it, and Keras 3 computes {', '.join(sorted(changed))} by another formula"
+    if changed_formulas := content.changed_formulas():
+        failure = f"Keras 2 wrote it, and Keras 3 computes {', '.join(sorted(changed_formulas))} by another formula"
     else:
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=not allow_code)
         except Exception as error:
             # Keras 2 cannot read a file of Keras 3.
-            if not written.by_keras_2:
-                raise _explained(error) from error
-            unknown = _unknown(error)
+            if not content.by_keras_2:
+                raise _with_advice(error) from error
+            unknown = _unknown_class(error)
             failure = f"Keras 3 does not know {unknown!r}" if unknown else f"Keras 3 cannot read it: {reason(error)}"
-    model = _read_by_keras_2(path, written, failure, allow_code=allow_code)
+    model = _read_by_keras_2(path, content, failure, allow_code=allow_code)
     logger.info("%s is read by Keras 2, because: %s", title, failure)
     return model
 
 
-def _called(node: dict[str, Any], is_registered: Callable[[str], bool]) -> str:
-    """Return what Keras 2 would call for a node of a configuration, except its own layers; empty if nothing."""
+def _foreign_call(node: dict[str, Any], is_registered: Callable[[str], bool]) -> str:
+    """Return the function or class that Keras 2 would call for a node of a configuration.
+
+    Empty if it calls none, or only its own layers.
+    """
     name, module = str(node.get("class_name", "")), node.get("module")
     config = node.get("config")
     if name == "Lambda":
@@ -139,12 +143,14 @@ def _called(node: dict[str, Any], is_registered: Callable[[str], bool]) -> str:
     return ""
 
 
-def _read_by_keras_2(path: Path, written: KerasFile, failure: str, *, allow_code: bool) -> Any:
+def _read_by_keras_2(path: Path, content: KerasFile, failure: str, *, allow_code: bool) -> Any:
     try:
         import tf_keras  # noqa: PLC0415
     except ImportError as error:
         raise LoadError(f"{failure}; Keras 2 may read it, and is not installed: install percore[legacy]") from error
-    if not allow_code and (called := written.calls(lambda name: tf_keras.saving.get_registered_object(name) is not None)):
+    if not allow_code and (
+        called := content.foreign_call(lambda name: tf_keras.saving.get_registered_object(name) is not None)
+    ):
         raise ValueError(
             f"it calls {called}, and Keras 2 must read it ({failure}). PERCORE_ALLOW_CODE=yes lets it run: set it only if you "
             "trust the file"
@@ -152,18 +158,18 @@ def _read_by_keras_2(path: Path, written: KerasFile, failure: str, *, allow_code
     try:
         return tf_keras.models.load_model(path, compile=False, safe_mode=not allow_code)
     except Exception as error:
-        raise LoadError(f"{failure}; Keras 2 cannot read it: {reason(_explained(error))}") from error
+        raise LoadError(f"{failure}; Keras 2 cannot read it: {reason(_with_advice(error))}") from error
 
 
-def _unknown(error: Exception) -> str | None:
+def _unknown_class(error: Exception) -> str | None:
     """Return the name of the class or function that Keras did not find; None if the error is another."""
     found = UNKNOWN.search(str(error))
     return (found[1] or found[2]) if found else None
 
 
-def _explained(error: Exception) -> Exception:
+def _with_advice(error: Exception) -> Exception:
     """Return the error. If a class is not registered, return an error that says what to do."""
-    name = _unknown(error)
+    name = _unknown_class(error)
     if name is None:
         return error
     return TypeError(
@@ -172,9 +178,9 @@ def _explained(error: Exception) -> Exception:
     )
 
 
-def _written(path: Path) -> KerasFile:
+def _read_content(path: Path) -> KerasFile:
     """Read the file without its weights; raise ValueError if it is not a Keras file, or has weights only."""
-    # The same rule as in Keras, so that we check what Keras reads: a file may be a zip archive and HDF5 at once.
+    # A file may be a zip archive and HDF5 at once. This is Keras's own rule, so we check the part that Keras reads.
     if path.suffix == ".keras" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             version = json.loads(archive.read("metadata.json")).get("keras_version", "")

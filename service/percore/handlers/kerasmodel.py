@@ -1,6 +1,6 @@
 """A Keras model, of Keras 3 or 2, traced into one concrete function: one signature, ``serving_default``.
 
-If the model takes a dictionary, an input has the name of its key; otherwise the name of the tensor or of the parameter. An
+An input has the name of its key if the model takes a dictionary, and otherwise the name of the tensor or of the parameter. An
 output has the name of its key, or of its layer.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry  # nothing public tells which operations are stateful
+from tensorflow.python.framework import op_def_registry  # no public API tells which operations are stateful
 
 from percore.handlers import effects, files, kerasfile, runners
 from percore.handlers.runners import SignatureRunner
@@ -23,11 +23,11 @@ from percore.model_metadata import DEFAULT_SIGNATURE
 
 ID_DTYPE = "int64"
 MOST_ATTEMPTS = 81
-"""Four inputs with three dtypes each."""
+"""Enough for four inputs with three possible dtypes each."""
 
 
 def read(folder: Path, title: str, *, allow_code: bool) -> dict[str, SignatureRunner]:
-    """Return the runner of the one signature, by name; raise what Keras raises. ``title`` names the model in the log."""
+    """Return the runner of the only signature, by name. Raises the errors of Keras. ``title`` names the model in the log."""
     path = files.keras_file(folder)
     if path is None:
         raise FileNotFoundError(f"there is no {' or '.join(files.KERAS_FILES)}")
@@ -50,9 +50,10 @@ class InputTensor:
     name: str
     shape: tuple[int | None, ...]
     dtypes: tuple[str, ...]
-    """If the file does not say it, several: they are tried in this order, the most likely first."""
+    """The possible dtypes, with the most likely one first. There are several if the file does not name the dtype. They are
+    tried in this order."""
     any_batch: bool
-    """Whether the first dimension is free, and the file only has the batch size with which the model was built."""
+    """Whether the model takes any batch size, although the file names the batch size with which the model was built."""
 
     def spec(self, keyword: str, dtype: str, *, free: bool) -> Any:
         """Return a ``tf.TensorSpec`` of a dtype. ``free``: without the recorded batch size."""
@@ -62,7 +63,7 @@ class InputTensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """What a Keras model is called with."""
+    """The inputs that a Keras model is called with."""
 
     structure: Any
     """The argument of the model: nested dictionaries or lists, with a placeholder for each tensor."""
@@ -81,12 +82,13 @@ class ModelInputs:
     def call(self, model: Any, tensors: list[Any]) -> Any:
         """Call the model with tensors in the order of the leaves."""
         packed = keras.tree.pack_sequence_as(self.structure, tensors)
-        # Given even if `call` has no such parameter, because a layer inside may have it, and augment images without it.
+        # `training` is given even if `call` has no such parameter, because a layer inside may have it, and would augment images
+        # without it.
         return model(**packed, training=False) if self.by_keyword else model(packed, training=False)
 
 
 def _inputs(model: Any) -> ModelInputs:
-    """Return what a model is called with; raise ValueError if the file does not say it."""
+    """Return the inputs of a model; raise ValueError if the file does not describe them."""
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise ValueError("it was never built, so its file tells no shape of its input: call it once before it is saved")
@@ -105,7 +107,7 @@ def _inputs(model: Any) -> ModelInputs:
 
 
 def _inputs_when_built(model: Any) -> ModelInputs:
-    """Return what a subclassed model is called with: Keras keeps the shapes that it was built with."""
+    """Return the inputs of a subclassed model. Keras saves the shapes with which the model was built."""
     config = model.get_build_config() or {}
     parameter = next(iter(inspect.signature(model.call).parameters))
     if shapes := config.get("shapes_dict"):
@@ -150,13 +152,13 @@ class Traced:
 
 
 class Tracer:
-    """Traces a model with one choice of dtypes after the other."""
+    """Traces a model; each choice of dtypes is one attempt."""
 
     def __init__(self, model: Any, model_inputs: ModelInputs) -> None:
         self._model = model
         self._inputs = model_inputs
         self._names = model_inputs.names()
-        # A layer with a state has it for one batch size.
+        # A stateful layer has a state for one batch size only.
         self._free = not any(getattr(layer, "stateful", False) for layer in model._flatten_layers())
         self.failure: Exception | None = None
         """The first reason why a choice cannot be traced."""
@@ -227,7 +229,7 @@ def _zeros(spec: Any) -> Any:
 def _with_ids(traced: Traced, leaves: list[InputTensor]) -> tuple[str, ...]:
     """Return the dtypes, with int64 instead of float for each input that the model converts to whole numbers at once.
 
-    Layers such as ``Embedding`` do so. A float32 is exact only up to 2**24, so a larger id would become another one.
+    Layers such as ``Embedding`` do so. A float32 is exact only up to 2**24, so a larger id would become a different id.
     """
     # The function orders its inputs by their keywords as text ("input_10" before "input_2"), and adds the variables.
     placeholders = {tensor.op.name: tensor for tensor in traced.function.inputs}

@@ -1,8 +1,8 @@
 """TensorFlow models: the code that all kinds share. A model has a signature runner for each of its signatures.
 
 percore never calls Keras's ``Model.predict``: it takes 35 ms for each call, and it fails ("Model.predict in graph mode is not
-supported ...") if a model is loaded in one thread and called in another. A concrete function does not depend on the thread, nor
-does a session with its own graph.
+supported ...") if a model is loaded in one thread and called in another. A concrete function can be called in any thread. So
+can a session with its own graph.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry  # nothing public tells which operations are stateful
+from tensorflow.python.framework import op_def_registry  # no public API tells which operations are stateful
 
 from percore.dtypes import BY_NAME
 from percore.errors import BadInput, LoadError
@@ -25,7 +25,7 @@ from percore.handlers import Array, Tensors, effects, warmup
 from percore.handlers.tf_example import Feature, features
 from percore.model_metadata import CLASSIFY, PREDICT, REGRESS, ModelInfo, Signature, TensorSpec
 
-logger = logging.getLogger("percore.handlers.tensorflow")  # the name of the door, which is what a reader of the log knows
+logger = logging.getLogger("percore.handlers.tensorflow")  # readers of the log know this name
 
 CALLERS_FAULT = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
 """TensorFlow raises these for tensors that do not fit, and for bytes that are not an image or not compressed data. Every other
@@ -37,7 +37,7 @@ MODELS_FAULT = re.compile(
 """Messages of InvalidArgumentError that do not depend on the input: this machine cannot run the graph."""
 CHANGES = (
     "%s: signature %r may change the model or the machine (%s). It is not warmed up, unless warmup.json names it. "
-    "What it changes in the model stays in one worker, and is lost with it"
+    "Its changes to the model stay in one worker, and are lost when the worker ends"
 )
 NOISE = re.compile(r"\{\{function_node [^}]*\}\}\s*|\s*\[\[\{\{node.*|\s*\[Op:\w+\].*|^\s*\(\d+\)\s*[A-Z_ ]+:\s*")
 FRAMES = (
@@ -53,11 +53,11 @@ class SignatureRunner:
 
     signature: Signature
     run: Callable[[Tensors], dict[str, Array]]
-    """Numpy in, numpy out, by the names of the signature."""
+    """Takes numpy arrays and returns numpy arrays, by the names of the signature."""
     operations: frozenset[str]
     """The names of all operations that it can run."""
     owner: Any
-    """The object that owns its variables, kept so that they stay while it may be called."""
+    """The object that owns its variables. It is kept, because the variables are deleted with it."""
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         """Run it."""
@@ -90,7 +90,7 @@ class TensorFlowModel:
             runners = read(folder, self._title)
         except Exception as error:
             raise LoadError(f"{self._title} cannot be loaded: {reason(error)}") from error
-        self._runners = {name: each for name, each in runners.items() if self._is_fit(name, each)}
+        self._runners = {name: each for name, each in runners.items() if self._can_be_served(name, each)}
         if not self._runners:
             raise LoadError(f"{self._title} has no signature that can be served; it has {', '.join(runners) or 'none'}")
         self.info = replace(info, signatures={name: each.signature for name, each in self._runners.items()})
@@ -107,7 +107,7 @@ class TensorFlowModel:
             raise BadInput(f"the model refused the input: {reason(error)}") from error
 
     def _is_callers_fault(self, error: Exception, signature: str) -> bool:
-        if isinstance(error, tf.errors.DataLossError):  # without bytes in the input, it is a damaged file of the model
+        if isinstance(error, tf.errors.DataLossError):  # if no input has bytes, a file of the model is damaged
             return any(spec.dtype == "bytes" for spec in self.info.signatures[signature].inputs)
         return not MODELS_FAULT.search(str(error))
 
@@ -118,7 +118,7 @@ class TensorFlowModel:
             serialised[index] = _example(example).SerializeToString()
         return serialised
 
-    def _is_fit(self, name: str, of: SignatureRunner) -> bool:
+    def _can_be_served(self, name: str, of: SignatureRunner) -> bool:
         why = of.why_not_served()
         if why:
             logger.warning("%s: signature %r is left out: %s", self._title, name, why)
@@ -183,7 +183,10 @@ def _described(tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 
 
 def _info_spec(name: str, info: Any) -> TensorSpec:
-    """Translate a ``TensorInfo``. One that is not a single tensor, such as a sparse one, gets a dtype that is not served."""
+    """Translate a ``TensorInfo``.
+
+    If it is not a single tensor (for example a sparse one), it gets a dtype that is not served.
+    """
     encoding = info.WhichOneof("encoding")
     if encoding != "name":
         return TensorSpec(name, encoding or "no tensor", None)
@@ -198,7 +201,10 @@ def signature_of_trace(inputs: Iterable[tuple[str, Any]], outputs: Iterable[tupl
 
 
 def _spec(name: str, spec: Any) -> TensorSpec:
-    """Translate a ``tf.TensorSpec`` or a graph's tensor. A sparse one, for example, gets a dtype that is not served."""
+    """Translate a ``tf.TensorSpec`` or a graph's tensor.
+
+    Another kind, for example a sparse tensor, gets a dtype that is not served.
+    """
     if not isinstance(spec, tf.TensorSpec | tf.Tensor):
         return TensorSpec(name, type(spec).__name__, None)
     return _tensor_spec(name, spec.dtype, spec.shape)
@@ -212,7 +218,7 @@ def _tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:
 
 def reason(error: Exception) -> str:
     """Return the first line of a TensorFlow error that says what is wrong, without the trace of nodes."""
-    if isinstance(error, LoadError):  # one line already
+    if isinstance(error, LoadError):  # its message has one line
         return str(error)
     lines = (NOISE.sub("", line).strip() for line in str(error).splitlines() if not line.startswith(FRAMES))
     first = next((line for line in lines if line and not line.endswith("root error(s) found.")), type(error).__name__)

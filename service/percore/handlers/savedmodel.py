@@ -1,4 +1,4 @@
-"""A SavedModel, of TensorFlow 1 or 2, loaded in one of two ways, because neither loads every model.
+"""Loads a SavedModel of TensorFlow 1 or 2. There are two ways to load it, because neither loads every model.
 
 The object graph comes first: this is how Python's TensorFlow loads. Without Keras 2 it cannot load a model that was compiled
 with an optimizer of TensorFlow 2.0 to 2.10. The graph with its SignatureDefs comes second: this is how TensorFlow Serving loads
@@ -46,8 +46,8 @@ def read(folder: Path, title: str, tags: Collection[str]) -> dict[str, Signature
 def chosen(graphs: Iterable[Any], tags: Collection[str]) -> Any:
     """Return the ``MetaGraphDef`` to serve.
 
-    That is the only one; or the only one with exactly these tags; or the only one that has these and other tags. Raises
-    ValueError if there is no such graph.
+    If there is only one graph, that one. Otherwise the only graph with exactly these tags, or else the only graph with these
+    and more tags. Raises ValueError if there is no such graph.
     """
     graphs = list(graphs)
     wanted = set(tags)
@@ -63,7 +63,7 @@ def chosen(graphs: Iterable[Any], tags: Collection[str]) -> Any:
 
 
 def _objects(folder: Path, graph: Any) -> dict[str, SignatureRunner]:
-    """Load the object graph; raise what TensorFlow raises, and ValueError if a variable has no value."""
+    """Load the object graph. Raises ValueError if a variable has no value, and every error of TensorFlow."""
     loaded = tf.saved_model.load(str(folder), list(graph.meta_info_def.tags))
     found = {name: _runner(each, graph.signature_def[name], loaded) for name, each in loaded.signatures.items()}
     served = [loaded.signatures[name] for name, each in found.items() if not each.why_not_served()]
@@ -94,7 +94,7 @@ def _runner(function: Any, definition: Any, loaded: Any) -> SignatureRunner:
 
 
 def _session(folder: Path, graph: Any) -> dict[str, SignatureRunner]:
-    """Load the graph into a session; raise what TensorFlow raises, and ValueError if a variable has no value."""
+    """Load the graph into a session. Raises ValueError if a variable has no value, and every error of TensorFlow."""
     loaded = session.LoadedGraph(folder, graph)
     found = loaded.signature_runners()
     require_values(loaded.without_value(name for name, each in found.items() if not each.why_not_served()))
@@ -102,7 +102,7 @@ def _session(folder: Path, graph: Any) -> dict[str, SignatureRunner]:
 
 
 def require_values(missing: Iterable[str]) -> None:
-    """Raise ValueError if ``missing`` names any variable: these have no value."""
+    """Raise ValueError if there are variables without a value: ``missing`` has their names."""
     names = sorted(set(missing))
     if names:
         more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""

@@ -32,11 +32,11 @@ def have_values(variables: Iterable[Any]) -> dict[str, Any]:
 
 
 class LoadedGraph:
-    """One graph of a SavedModel in a session, with its variables, tables and assets. Raises what TensorFlow raises."""
+    """One graph of a SavedModel in a session, with its variables, tables and assets. Raises the errors of TensorFlow."""
 
     def __init__(self, folder: Path, graph: Any) -> None:
         self._graph = tf.Graph()
-        # Without its own configuration a session uses that of the process, with the number of threads.
+        # Without a configuration of its own, a session has the number of threads that is set for the process.
         self._session = v1.Session(graph=self._graph)
         with self._graph.as_default():
             loaded = v1.saved_model.loader.load(self._session, list(graph.meta_info_def.tags), str(folder))
@@ -44,7 +44,7 @@ class LoadedGraph:
 
     def signature_runners(self) -> dict[str, SignatureRunner]:
         """Return the runner of each signature, by name."""
-        # Once: it holds every constant of the graph.
+        # Made once, because it holds every constant of the graph.
         library = self._graph.as_graph_def().library
         return {name: self._runner(name, definition, library) for name, definition in self._definitions.items()}
 
@@ -70,7 +70,10 @@ class LoadedGraph:
         return [name for name, has_value in self._session.run(questions).items() if not has_value]
 
     def _needed(self, signature: str) -> Iterator[Any]:
-        """Yield the operations that compute the outputs of a signature. Inputs are given, and not computed."""
+        """Yield the operations that compute the outputs of a signature.
+
+        The inputs are not computed, so their operations are left out.
+        """
         definition = self._definitions[signature]
         given = {each.name for each in self._tensors(definition.inputs).values()}
         waiting = [each.op for each in self._tensors(definition.outputs).values() if each.name not in given]
@@ -83,5 +86,5 @@ class LoadedGraph:
                 yield operation
 
     def _tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the graph's tensors by name. One that is not a single tensor is left out: its signature is not served."""
+        """Return the graph's tensors by name. A value that is not a single tensor is left out; its signature is not served."""
         return {name: self._graph.get_tensor_by_name(info.name) for name, info in tensors.items() if info.name}

@@ -1,4 +1,4 @@
-"""The door to TensorFlow: sets what it reads when it is imported, and loads models of every kind.
+"""The entry to TensorFlow: sets the variables that TensorFlow reads at its import, and loads models of every kind.
 
 Imported by the arbiter before it forks, or by ``percore.model_store`` in a worker. The import must run no operation and start
 no thread. ``savedmodel`` and ``kerasmodel`` read files; ``runners`` has the models.
@@ -30,7 +30,7 @@ SERVING = ("serve",)
 
 
 def configure(threads: int) -> None:
-    """Let one call compute on ``threads`` cores; raise LoadError if TensorFlow runs with another number already."""
+    """Let one call compute on ``threads`` cores; raise LoadError if TensorFlow has already started with another number."""
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -43,7 +43,7 @@ def configure(threads: int) -> None:
 def load(info: ModelInfo, folder: Path, tags: Collection[str] = SERVING, *, allow_code: bool = False) -> TensorFlowModel:
     """Load one version of a model; ``info`` has no signatures yet. Raises LoadError.
 
-    ``tags`` choose one of several graphs of a SavedModel. ``allow_code`` lets a Keras file bring Python functions.
+    ``tags`` choose one of several graphs of a SavedModel. ``allow_code``: Keras files may hold Python functions.
     """
     readers: dict[str, Reader] = {
         files.SAVED_MODEL: partial(savedmodel.read, tags=tags),

@@ -1,4 +1,4 @@
-"""Features of a ``tf.Example`` from plain Python values: decides in which list of the message they are stored.
+"""Turns plain Python values into features of a ``tf.Example``: decides in which list of the message each value is stored.
 
 Only ``percore.handlers.runners`` imports it. It is a module of its own, so that it can be tested without TensorFlow.
 Source: tensorflow/core/example/feature.proto, and TensorFlow Serving's rules for JSON in classify and regress requests.

@@ -1,4 +1,4 @@
-"""The inputs for a model's first call, during its load: the author's ``warmup.json``, or zeros.
+"""Makes the inputs for a model's first call, which runs during the load: from the author's ``warmup.json``, or zeros.
 
 The first call of a TensorFlow function is slower than all others, so no caller should wait for it. This module does not import
 TensorFlow, so that it can be tested without it.

@@ -19,7 +19,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[Any]]
 def load(target: str) -> Application:
     """Import the app that ``target`` names, or call the factory that makes it; see ``percore.app_target``.
 
-    Raises LoadError with one sentence that says what is missing, or what raised.
+    Raises LoadError with one sentence: it names the missing part, or the code that raised an error.
     """
     named = app_target.parse(target)
     wanted_by = f"app {target}"

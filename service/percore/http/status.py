@@ -1,4 +1,4 @@
-"""The status server: probes, metrics and documents on asyncio. An idle connection costs nothing, and no call waits for it.
+"""The status server: probes, metrics and documents on asyncio. An idle connection occupies no thread, and no call waits for it.
 
 It runs on an event loop of its own. In the gateway's process this loop has its own thread, so that a probe is answered while
 the gateway's loop is busy. In a pod it has its own process. Metrics are rendered a few times a second at most.
@@ -23,7 +23,7 @@ KEPT_SECONDS = 0.2
 """Metrics are rendered at most five times a second."""
 LIMITS = FrontLimits(connections=1000, idle_seconds=30.0, answer_seconds=10.0, head_seconds=5.0)
 Probe = Callable[[], str]
-"""Returns what is wrong; empty if nothing is."""
+"""Returns why the probe fails; empty if it succeeds."""
 
 
 class StatusServer:
@@ -39,7 +39,8 @@ class StatusServer:
     ) -> None:
         """``observe`` sets the gauges before they are rendered; ``documents`` answers every other path.
 
-        ``lists`` answer the queries of their paths, in a thread, because they may take long.
+        ``lists`` has a function for each path that lists objects. It gets the query and runs in a thread, because it may take
+        long.
         """
         self._registry = registry
         self._observe = observe

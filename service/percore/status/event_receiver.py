@@ -42,7 +42,7 @@ class EventReceiver:
     @staticmethod
     def _bind(path: Path) -> socket.socket:
         state_dir.own(path.parent)
-        state_dir.clear_socket(path)  # a status server that was killed left its own
+        state_dir.clear_socket(path)  # a killed status server leaves its socket's file
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with state_dir.start_errors(path):
             listener.bind(str(path))
@@ -67,9 +67,9 @@ class EventReceiver:
         try:
             listener = self._bind(self._path)
         except StartError as error:
-            log.warning("no worker can connect to report: %s", error)
+            log.warning("workers cannot connect to report their state: %s", error)
             return
-        log.warning("%s was removed: it is made again", self._path)
+        log.warning("%s was removed: it is created again", self._path)
         self._selector.unregister(self._listener)
         self._listener.close()
         self._listener = listener
@@ -121,7 +121,7 @@ class EventReceiver:
             if len(rest) > LARGEST_LINE:
                 raise ValueError(f"a line of more than {LARGEST_LINE} bytes")
         except Exception:
-            log.exception("a worker's report makes no sense; its connection is closed")
+            log.exception("a worker's report cannot be parsed; its connection is closed")
             self._close(fd, connection)
 
     def _close(self, fd: int, connection: _Connection) -> None:

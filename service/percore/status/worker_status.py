@@ -22,7 +22,7 @@ def observe(workers: Workers) -> None:
 
 
 def no_worker(workers: Workers) -> str:
-    """Return why no worker can take calls; empty if a worker can, now or after its present call."""
+    """Return the reason why no worker can take calls. Empty if a worker can take calls now, or after its present call."""
     return "" if workers.ready() else "no worker has loaded its models"
 
 

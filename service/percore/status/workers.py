@@ -17,7 +17,7 @@ log = logging.getLogger("percore.status")
 
 
 class WorkerState(StrEnum):
-    """What a worker does: it loads, it is free, or it serves a request."""
+    """The state of a worker: it loads, it is free, or it serves a request."""
 
     LOADING = "loading"
     FREE = "free"
@@ -31,13 +31,13 @@ class Worker:
     pid: int = 0
     state: WorkerState = WorkerState.LOADING
     ending: str = ""
-    """The reason for its end, which it has reported before."""
+    """The reason for its end, if it has reported one."""
 
 
 class Workers:
     """Every connected worker. A worker is removed when its connection ends, which is when its process ends.
 
-    The thread of the unix socket writes, the threads of HTTP read: each under the lock.
+    The thread of the unix socket writes, and the threads of HTTP read. All of them use the lock.
     """
 
     def __init__(self, metrics: WorkerMetrics) -> None:
@@ -109,7 +109,7 @@ class Workers:
     def slot(self) -> str:
         """Return whether a pod's worker can take a call: ``free``, ``taken`` or ``loading``.
 
-        It is taken as long as something computes, even if no client waits for the answer.
+        It is taken while any worker computes, even if no client waits for the answer.
         """
         with self._lock:
             states = {worker.state for worker in self._workers.values()}

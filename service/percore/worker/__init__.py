@@ -1,1 +1,3 @@
-"""The worker: a Gunicorn sync worker that computes one call at a time, with a watchdog thread. And the arbiter over it."""
+"""The worker, a Gunicorn sync worker that computes one call at a time, its watchdog thread, and the arbiter that starts
+workers.
+"""

@@ -41,7 +41,7 @@ def head_of(status: str, headers: Iterable[tuple[str, str]]) -> bytes:
 
 
 def error_answer(error: CallError, headers: Iterable[tuple[str, str]] = ()) -> list[Buffer]:
-    """Return a whole answer, head and JSON body, for an error that the application never saw."""
+    """Return a whole answer, head and JSON body, for an error that happened outside of the application."""
     body = orjson.dumps(error.document())
     fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
     if error.retry_after is not None:
@@ -83,7 +83,7 @@ def _has_unread(client: socket.socket) -> bool:
     count = bytearray(4)
     try:
         ioctl(client, FIONREAD, count)
-    except OSError:  # a kernel that does not tell
+    except OSError:  # this kernel does not tell
         return True
     return any(count)
 
@@ -118,7 +118,10 @@ def wait_for_helpers(seconds: float) -> None:
 
 
 def discard_unread(client: socket.socket) -> None:
-    """Read what is there, without waiting: with unread bytes the end of the process would reset the connection."""
+    """Read the bytes that have arrived, without waiting.
+
+    If bytes were unread, the end of the process would reset the connection.
+    """
     with contextlib.suppress(OSError):
         client.shutdown(socket.SHUT_WR)
         client.setblocking(False)
@@ -174,7 +177,7 @@ class Reply(wsgi.Response):  # type: ignore[misc]
         if not self.headers_sent:
             if self._omits_body or not first or self._is_all(first):
                 return self._whole([first])
-            if self.response_length is None and not self.chunked:  # HTTP/1.0 knows no chunks
+            if self.response_length is None and not self.chunked:  # HTTP/1.0 has no chunks
                 return self._whole([first, *pieces])
         self.write(first)
         for piece in pieces:
@@ -204,7 +207,10 @@ class Reply(wsgi.Response):  # type: ignore[misc]
         return chunks
 
     def head(self, more: Headers) -> bytes:
-        """Return the status line and the headers, with ``more`` of them. A call has one id, so an app's own is left out."""
+        """Return the status line and the headers, with ``more`` of them.
+
+        A call has only one id, so the app's own header for it is left out.
+        """
         passed = [header for header in self.headers if header[0].lower() != "x-request-id"]
         return head_of(str(self.status), [*passed, *more])
 
@@ -239,4 +245,4 @@ class Reply(wsgi.Response):  # type: ignore[misc]
 
 def _check(chunk: object) -> None:
     if not isinstance(chunk, bytes | bytearray | memoryview):
-        raise TypeError(f"an application's body must be bytes; it has a {type(chunk).__name__}")
+        raise TypeError(f"an application's body must be bytes; one part is a {type(chunk).__name__}")

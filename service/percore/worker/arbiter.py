@@ -42,7 +42,7 @@ KEEPALIVE = sockets.keepalive(idle=5, interval=3, count=3)
 connection of a slow reader of a large answer. ``PERCORE_ANSWER_TIMEOUT`` limits the time of an answer.
 """
 MOST_DEATHS = 4
-"""While no worker was ever ready, this many deaths for each worker end the service."""
+"""If no worker was ever ready, the service ends after this many deaths for each worker."""
 OUT_OF_RESOURCES = (errno.EAGAIN, errno.ENOMEM)
 """Why a fork fails if the limit of processes or of memory is reached."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Gunicorn unlinks its files there at once
@@ -119,9 +119,10 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
     fork_due = 0.0
 
     def import_before_fork(self) -> None:
-        """Import what the settings say; do so in the workers if a module starts a thread.
+        """Import the modules of the settings.
 
-        Then this process starts again without the import, because its threads end only with its program.
+        If a module starts a thread, this process starts again without the import, because the thread would end only with the
+        program. Then the workers import.
         """
         environ = dict(os.environ)
         names = before_fork.modules(self.app.settings)
@@ -169,7 +170,9 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         super().halt(reason, exit_status)
 
     def _ignore(self, *_: object) -> None:
-        """Do nothing on this signal: the number of workers is fixed, and an upgrade restarts the supervisor."""
+        """Do nothing on Gunicorn's signals that change the number of workers or upgrade it: the number is fixed, and an upgrade
+        restarts the supervisor.
+        """
 
     handle_ttin = handle_ttou = handle_usr2 = handle_winch = _ignore
 
@@ -190,7 +193,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             self.log.critical(reason)
             raise HaltServer(reason, START_FAILED)
         for group in ended:
-            # Otherwise processes that a handler started would go on computing on the core that the next worker takes.
+            # A handler may have started processes. They would go on computing on the core that the next worker takes.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
 
@@ -198,7 +201,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         """Keep the workers' sockets, and the number of workers; called every second."""
         gone = [number for number, listener in enumerate(self.LISTENERS) if _is_gone(listener)]
         if [number for number in gone if self._listen_again(number)]:
-            self.kill_workers(signal.SIGTERM)  # they end after their calls; the next ones have the new sockets
+            self.kill_workers(signal.SIGTERM)  # they end after their calls, and their successors have the new sockets
         super().manage_workers()
 
     def _listen_again(self, number: int) -> bool:
@@ -208,9 +211,9 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             state_dir.own(Path(old.cfg_addr).parent)
             self.LISTENERS[number] = type(old)(old.cfg_addr, self.cfg, self.log)
         except (StartError, OSError, ValueError) as error:
-            self.log.warning("%s was removed, and cannot be made again: %s", old.cfg_addr, error)
+            self.log.warning("%s was removed, and cannot be created again: %s", old.cfg_addr, error)
             return False
-        self.log.warning("%s was removed: it is made again, and the workers start again after their calls", old.cfg_addr)
+        self.log.warning("%s was removed: it is created again, and the workers start again after their calls", old.cfg_addr)
         old.close()
         return True
 
@@ -237,14 +240,14 @@ class GunicornApp(BaseApplication):  # type: ignore[misc]
         self.settings = settings
         self.workers = workers
         self.pins_cores = workers is not None
-        """Whether workers pin themselves to their cores; in a pod the kubelet does."""
+        """Whether workers pin themselves to their cores. In a pod, the kubelet pins the worker."""
         groups = cores.core_groups(cores.usable_cores(), settings.cores.per_call)
         if workers is not None and workers > len(groups):
-            raise SettingsError(f"--workers {workers}: must be at most {len(groups)}: this machine has so many groups of cores")
+            raise SettingsError(f"--workers {workers}: must be at most {len(groups)}, the number of groups of cores here")
         self.groups = groups[: workers or 1]
         self.backoff = RestartBackoff(len(self.groups))
         self.deaths = 0
-        """How many workers ended. It matters only until the first worker is ready."""
+        """How many workers ended. The number matters only until the first worker is ready."""
         self.imported = False
         """Whether the modules were imported before the fork."""
         super().__init__()
@@ -295,6 +298,6 @@ def _check_free(path: Path) -> None:
         else:
             raise StartError(f"{path}: another service has workers there; set another PERCORE_STATE_DIR")
     state_dir.clear_socket(path)
-    with state_dir.start_errors(path), socket.socket(socket.AF_UNIX) as trial:  # a failed bind of Gunicorn's own loops
+    with state_dir.start_errors(path), socket.socket(socket.AF_UNIX) as trial:  # Gunicorn itself would retry a failed bind
         trial.bind(str(path))
         path.unlink()

@@ -4,7 +4,7 @@ A worker whose modules are imported already is ready in a fraction of a second i
 here, because TensorFlow does not survive a fork after it has run an operation or loaded a model. A fork copies one thread, and
 a lock that another thread holds stays locked in the child. So after the import this process must have one thread.
 
-Imported by the arbiter and its workers. Numpy and what needs it are imported inside of functions.
+Imported by the arbiter and its workers. Numpy, and modules that need it, are imported inside of functions.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ END_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
 LOAD_EXPIRED = "cannot start: the %s not loaded within PERCORE_LOAD_TIMEOUT, %g s"
 KEY = "PERCORE_IMPORT_BEFORE_FORK"
 FOR_MODELS = ("percore.api.app", "percore.model_store", "percore.handlers.tensorflow")
-"""What a worker imports if it serves a model repository."""
+"""The modules that a worker imports if it serves a model repository."""
 IF_INSTALLED = ("tf_keras",)
 """Modules that ``tf.saved_model.load`` imports if they are installed. The import takes a second."""
 FOR_HANDLERS = ("percore.api.readonly",)
-"""What a worker imports for a handler. Numpy and TensorFlow are not among them, because the handler may set variables that
-they read when they are imported, such as KERAS_BACKEND."""
+"""The modules that a worker imports for a handler. Numpy and TensorFlow are not among them, because the handler may set
+variables that they read when they are imported, such as KERAS_BACKEND."""
 THREAD_SETTINGS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
     *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
@@ -49,7 +49,7 @@ SETTING_OF = {"openblas": "OPENBLAS_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "ope
 TICK_SECONDS = 0.05
 BACKSTOP_SECONDS = 2.0
 SETTLE_SECONDS = 1.0
-"""How long threads may take to end: the kernel lists one for a moment after it was joined."""
+"""How long threads may take to end. The kernel still lists a thread for a moment after it was joined."""
 TASKS = Path("/proc/self/task")
 CHILDREN = Path("/proc/thread-self/children")
 
@@ -119,7 +119,7 @@ def _import(name: str) -> None:
 
 @contextlib.contextmanager
 def _single_threaded_libraries() -> Iterator[None]:
-    """Have OpenBLAS and others start no threads when they are imported."""
+    """Make OpenBLAS and other libraries start no threads at their import."""
     before = {name: os.environ.get(name) for name in THREAD_SETTINGS}
     os.environ.update(dict.fromkeys(THREAD_SETTINGS, "1"))
     try:

@@ -1,9 +1,8 @@
 """The worker: a plain Gunicorn sync worker. It accepts a connection only when it is free.
 
 Its listening socket belongs to the arbiter and stays open while the worker computes, loads or is replaced. Connections wait in
-the kernel's accept queue, first come, first served. So a gateway need not ask again and again whether the worker is free, and
-no connection is refused. On one machine each group of cores has a socket of its own: a worker serves the socket of the cores
-that it holds.
+the kernel's accept queue, first come, first served. So a gateway does not have to poll the worker, and no connection is
+refused. On one machine each group of cores has a socket of its own: a worker serves the socket of the cores that it holds.
 """
 
 from __future__ import annotations
@@ -36,12 +35,15 @@ from percore.worker.watchdog import Deadline, Watchdog
 EXIT_SECONDS = 3.0
 LOAD_FAILED = 1
 LOCAL = ("127.0.0.1", 0)
-"""The address of a peer on a unix socket, which has none."""
+"""Stands for the address of a peer on a unix socket, which has no address."""
 
 
 def shut_down(listener: socket.socket) -> None:
-    """Stop listening in every process that has the socket, which ``close`` does not; connections not yet accepted are reset."""
-    with contextlib.suppress(OSError):  # a kernel without this option: assume that it listens
+    """Stop listening in every process that has the socket; ``close`` would not do that.
+
+    Connections that were not accepted are reset.
+    """
+    with contextlib.suppress(OSError):  # without this option of the kernel, assume that it listens
         if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
     with contextlib.suppress(OSError):
@@ -234,7 +236,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         os._exit(0)
 
     def _run_exit_functions(self) -> None:
-        """Run what a handler or an app has registered with ``atexit``, for a few seconds at most."""
+        """Run the functions that a handler or an app has registered with ``atexit``, for a few seconds at most."""
         self.watchdog.arm(Deadline(EXIT_SECONDS, on_expired=lambda: os._exit(0)))
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()

@@ -33,7 +33,8 @@ CLIENT_DISCONNECT = "client-disconnect"
 UNDELIVERED = "undelivered"
 INCOMPLETE = "incomplete"
 HELD_SECONDS = 1.0
-"""A connection that holds the worker for longer is counted and logged, even if it is a read, half a request, or silent."""
+"""If a connection holds the worker for longer than this, it is counted and logged, even if it is a read, half a request, or
+silent."""
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[receive.Buffer]]
 
@@ -78,7 +79,7 @@ class Exchange:
         self._gateway = ""
         self._request_id = ""
         self._call_id = self._run_number = ""
-        """Of a stored call: its run ends with its connection, because it may be sent again."""
+        """Set if this is a stored call. Then its run ends with its connection, because the call may be sent again."""
         self._request_bytes = 0
         self._client_left = False
         self._pid = os.getpid()
@@ -149,7 +150,7 @@ class Exchange:
                 log.exception("the application raised %s", type(error).__name__)
             if not reply.headers_sent:
                 raise (self._run_timeout() if timed_out else self._failed()) from error
-            code = "504" if timed_out else "500"  # the caller sees an answer without its end
+            code = "504" if timed_out else "500"  # the caller sees that the end of the answer is missing
         else:
             code = str(reply.status).split(" ", 1)[0]
         finally:
@@ -220,7 +221,7 @@ class Exchange:
         environ[ENVIRON_KEY] = self._context
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is supported
         environ.pop("HTTP_TRANSFER_ENCODING", None)
-        environ["CONTENT_LENGTH"] = str(len(body))  # chunks are joined, and a read's body is left out
+        environ["CONTENT_LENGTH"] = str(len(body))  # of the received body: chunks are joined, and a read has none
         if self._user_app is not None:
             self._user_app.adapt(environ, head.headers, by_gateway=bool(self._gateway))
         self._call_environ = environ
@@ -235,7 +236,10 @@ class Exchange:
         )
 
     def _begin_stream(self, reply: Reply) -> Headers:
-        """Begin a streamed answer. From now on the watchdog closes the connection at the run timeout instead of a 504."""
+        """Begin a streamed answer.
+
+        From now on the watchdog closes the connection at the run timeout, because it can no longer answer 504.
+        """
         left = self._worker.watchdog.disarm()
         self._worker.watchdog.arm(self._deadline(left, lambda: self._end_streamed(reply)))
         return self._added_headers()

@@ -40,7 +40,7 @@ Parser = Iterator[Any]
 
 
 class Head(Protocol):
-    """What Gunicorn's parser knows of a request once its head is read."""
+    """The parts of Gunicorn's parsed request that are known after its head."""
 
     method: str
     uri: str
@@ -51,7 +51,7 @@ class Head(Protocol):
     _expected_100_continue: bool
 
     def should_close(self) -> bool:
-        """Tell whether the client said that nothing follows on the connection."""
+        """Return whether the client said that no more requests follow on the connection."""
 
 
 class EndedEarly(ConnectionError):
@@ -67,7 +67,7 @@ class TimedSource:
 
     def __init__(self, client: socket.socket, seconds: float) -> None:
         self.ended = False
-        """Whether the client has sent all that it will ever send."""
+        """Whether the client has closed its side: it sends nothing more."""
         self._client = client
         self._whole = seconds
         self._unread = b""
@@ -184,7 +184,7 @@ class Reservations:
     def read(self, client: socket.socket, source: TimedSource, address: Address) -> tuple[Head | None, str]:
         """Return the call's head, or None if no call comes; and the name of the gateway that reserved the worker, or "".
 
-        Raises what ``read_head`` raises.
+        Raises the same errors as ``read_head``.
         """
         data = source.recv(HEAD_STEP)
         if not data:
@@ -204,7 +204,8 @@ class Reservations:
 
     def _learn(self, data: bytes, head: Head) -> str:
         gateway = dict(head.headers).get("PERCORE-GATEWAY", "")[:128]
-        if data.find(END) == len(data) - len(END) and not head.should_close():  # all of it was the head, and more may follow
+        # The data is only the head, and a call may follow.
+        if data.find(END) == len(data) - len(END) and not head.should_close():
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             self._known[data] = gateway
@@ -250,7 +251,8 @@ def is_reservation(head: Head) -> bool:
 
 
 def read_rest(head: Head, client: socket.socket, source: TimedSource, largest: int | None) -> tuple[Buffer, bool]:
-    """Return the body of a call, and whether the client has left since it sent the last byte. Raises what ``read_body`` raises.
+    """Return the body of a call, and whether the client has left since it sent the last byte. Raises the same errors as
+    ``read_body``.
 
     If ``largest`` is None this is a read. Its body is not received, so a client that never sends it holds no worker.
     """

@@ -91,12 +91,12 @@ class Reporter:
                 return
             if len(self._unsent) < MOST_UNSENT_BYTES:
                 self._unsent += line
-            else:  # the status server does not read: it gets the present state when it reads again
+            else:  # the status server does not read now: it gets the present state later
                 self._state_is_due = True
             self._flush()
 
     def _flush(self) -> None:
-        """Send what the socket takes; forget the connection if the status server has closed it."""
+        """Send as many bytes as the socket takes. Forget the connection if the status server has closed it."""
         if self._socket is None or not self._unsent:
             return
         try:

@@ -2,7 +2,7 @@
 
 It knows whether a worker was ever ready, and how many have started since one was last ready. If a load fails before a worker
 was ever ready, the operator has made a mistake, and the service ends. If a load fails later, when a worker is replaced, the
-other workers go on, and the load is tried again, less and less often.
+other workers go on. The load is tried again, after a longer and longer delay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RestartBackoff:
         self._shared = mmap.mmap(-1, 2)
 
     def begin(self) -> float:
-        """Count one more start and return the seconds to wait before it: none for the first of each worker."""
+        """Count one more start and return the seconds to wait before it. The first start of each worker does not wait."""
         begun = self._shared[BEGUN]
         self._shared[BEGUN] = min(begun + 1, MOST_BEGUN)
         return restart_delay(begun + 1 - self._workers)

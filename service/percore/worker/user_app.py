@@ -19,7 +19,7 @@ from percore.worker import answer, receive
 APP = "app"
 """The name of a user's app in the catalog, and the route of a call whose route is not known."""
 MOST_ROUTES = 200
-"""Routes that become values of a metric's label. An app can add routes without end."""
+"""How many routes may become values of a metric's label. An app can add routes without end."""
 CLIENT = "HTTP_PERCORE_CLIENT"
 """The address of the gateway's client. The gateway sets this header, and drops a client's own header of that name."""
 
@@ -29,14 +29,14 @@ class UserApp:
 
     def __init__(self) -> None:
         self.route = Routes().of
-        config = Config()  # Gunicorn's own defaults, which read FORWARDED_ALLOW_IPS
+        config = Config()  # Gunicorn's defaults come from FORWARDED_ALLOW_IPS
         self._trusts_all = "*" in config.forwarded_allow_ips
         self._trusted = config.forwarded_allow_networks()
         self._https: dict[str, str] = config.secure_scheme_headers
 
     @staticmethod
     def is_call(path: str) -> bool:
-        """Tell whether a request of this percent-encoded path is the app's."""
+        """Return whether a request with this percent-encoded path is for the app."""
         return not reserved.is_reserved(path)
 
     @staticmethod
@@ -49,7 +49,7 @@ class UserApp:
         return [whole if head.method == "HEAD" else whole + body]
 
     def adapt(self, environ: dict[str, Any], headers: Sequence[tuple[str, str]], *, by_gateway: bool) -> None:
-        """Change the environ to what it would be without a gateway."""
+        """Change the environ, so that the app sees the request as without a gateway."""
         client = environ.pop(CLIENT, "")
         if by_gateway and client:
             environ["REMOTE_ADDR"] = client
@@ -66,7 +66,7 @@ class UserApp:
             return True
         try:
             address = ip_address(client)
-        except ValueError:  # a unix socket's peer has none
+        except ValueError:  # the peer of a unix socket has no address
             return False
         return any(address in network for network in self._trusted)
 

@@ -1,8 +1,8 @@
 """The watchdog: a thread that checks the time and the client while the main thread is inside TensorFlow.
 
 The main thread can check nothing while a call computes, and Python runs no signal handler before TensorFlow returns. So a
-second thread checks every 100 ms. If a call must end, this thread answers and ends the process. For a call, the main thread
-only sets an attribute.
+second thread checks every 100 ms. If a call must end, this thread answers and ends the process. To start or end the watch of a
+call, the main thread only sets an attribute.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Deadline:
     on_expired: Callable[[], None]
     """Called by the watchdog, at most once, when the limit has passed."""
     is_disconnected: Callable[[], bool] = lambda: False
-    """Asked at every tick: has the client disconnected?"""
+    """Returns whether the client has disconnected; called at each tick."""
     on_disconnect: Callable[[float], bool] = lambda _left: False
     """Called by the watchdog when the client has disconnected, with the seconds that are left. True: do not ask again."""
     deadline: float = field(init=False, default=math.inf)
@@ -92,7 +92,10 @@ class Watchdog:
             self.tick()
 
     def tick(self) -> None:
-        """Check the deadline, and run the regular checks. If this fails, the process ends: no call may run without it."""
+        """Check the deadline, and run the regular checks.
+
+        If this fails, the process ends, because no call may run without a watchdog.
+        """
         try:
             self.check()
         except BaseException:

@@ -1,4 +1,4 @@
-"""A handler as a user writes one: no base class, nothing of percore imported."""
+"""A handler as a user writes it: without a base class, and without an import of percore."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 class Fortune:
-    """Multiplies."""
+    """Multiplies its input."""
 
     def load(self) -> None:
-        """Once in the worker."""
+        """Called once in the worker."""
         self.weights = np.array([2.0, 3.0])
 
     def predict(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Once a call."""
+        """Called for each call."""
         return {"fortune": inputs["stars"] @ self.weights}

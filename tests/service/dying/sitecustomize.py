@@ -1,4 +1,5 @@
-"""Has a gateway die at one of its writes: the file ``DIE_AT`` says at which, and whether before it or after it.
+"""Makes a gateway die at one of its writes. The file ``DIE_AT`` has the number of the write, and whether to die before or after
+it.
 
 Python imports this module by itself when its folder is in PYTHONPATH.
 """

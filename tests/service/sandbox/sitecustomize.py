@@ -1,4 +1,4 @@
-"""Python imports this at its start where this folder is in PYTHONPATH: the kernel then fails as that of a sandbox does.
+"""Makes the kernel fail like that of a sandbox. Python imports this module at its start if this folder is in PYTHONPATH.
 
 A filter of system calls, which children inherit: options of sockets are unknown, and processes cannot be pinned.
 """
@@ -15,13 +15,13 @@ SETSOCKOPT, GETSOCKOPT, SETAFFINITY, GETAFFINITY = (
 SO_PEERCRED, SO_ACCEPTCONN = 17, 30
 LOAD, IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 NUMBER, LEVEL, OPTION = 0, 24, 32
-"""Where a filter finds the number of a system call, and its second and third argument."""
+"""The offsets of the number of a system call, and of its second and third argument, in the data of a filter."""
 ALLOW, FAIL = 0x7FFF0000, 0x00050000
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, MODE_FILTER = 38, 22, 2
 
 
 def _fails(*tests: tuple[int, int], with_error: int) -> list[tuple[int, int, int, int]]:
-    """Return a piece of a filter: where every value is as given, the call fails."""
+    """Return a part of a filter: the call fails if all values are equal to the given ones."""
     program = []
     for left, (offset, value) in zip(range(len(tests) - 1, -1, -1), tests, strict=True):
         program += [(LOAD, 0, 0, offset), (IF_EQUAL, 0, 2 * left + 1, value)]
@@ -31,9 +31,9 @@ def _fails(*tests: tuple[int, int], with_error: int) -> list[tuple[int, int, int
 def _install() -> None:
     tcp = [(socket.IPPROTO_TCP, option) for option in range(2, 40)]  # all but TCP_NODELAY
     common = [(socket.SOL_SOCKET, option) for option in (socket.SO_KEEPALIVE, socket.SO_LINGER, socket.SO_REUSEPORT)]
-    told = [(socket.SOL_SOCKET, option) for option in (SO_PEERCRED, SO_ACCEPTCONN)]
+    queried = [(socket.SOL_SOCKET, option) for option in (SO_PEERCRED, SO_ACCEPTCONN)]
     program = []
-    for call, options in ((SETSOCKOPT, tcp + common), (GETSOCKOPT, tcp + told)):
+    for call, options in ((SETSOCKOPT, tcp + common), (GETSOCKOPT, tcp + queried)):
         for level, option in options:
             program += _fails((NUMBER, call), (LEVEL, level), (OPTION, option), with_error=errno.ENOPROTOOPT)
     for call in (SETAFFINITY, GETAFFINITY):

@@ -1,4 +1,4 @@
-"""Python imports this at its start where this folder is in PYTHONPATH: while a file exists, no process can be forked."""
+"""Lets no process fork while a file exists. Python imports this module at its start if this folder is in PYTHONPATH."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Has the leases of gateways end sooner: ``SHRINK`` gives constants of ``stored_calls`` other values.
+"""Makes the leases of gateways shorter: ``SHRINK`` has new values for constants of ``stored_calls``.
 
 Python imports this module by itself when its folder is in PYTHONPATH.
 """
