@@ -116,4 +116,4 @@ def pin(cores: Sequence[int]) -> None:
     try:
         os.sched_setaffinity(0, cores)
     except (OSError, AttributeError) as error:
-        log.warning("this process cannot be pinned to its cores (%s): the kernel chooses its cores", error)
+        log.warning("the kernel cannot pin this process to its cores (%s): it may run on any core", error)

@@ -49,6 +49,6 @@ def test_a_kernel_without_options_of_sockets_and_without_pinning_serves_and_says
         assert set(said.values()) == {1}
         messages = "\n".join(message for _, message in said)
         assert "TCP_KEEPIDLE" in messages
-        assert ("cannot be pinned" in messages) is not pod
+        assert ("cannot pin" in messages) is not pod
         service.processes[-1].terminate()
         assert service.processes[-1].wait(20) == 0
