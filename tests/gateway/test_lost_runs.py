@@ -91,8 +91,10 @@ def test_a_call_waits_until_the_pod_of_its_lost_run_is_free_and_others_go_on(bre
         time.sleep(LONG)
         assert (status(gateway, path)["state"], ends(gateway, path)) == ("queued", ["pod-lost"])
         assert b"lost" not in other.bodies
+        assert gateway.metric("percore_in_flight_requests", state="queued") == 1, "autoscaling must not remove its pod"
         breaking.free.set()
         eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
+        eventually(lambda: gateway.metric("percore_in_flight_requests") == 0)
 
 
 def test_a_pod_that_is_gone_lets_the_call_begin(breaking: Busy, tmp_path: Path) -> None:
@@ -130,6 +132,7 @@ def test_a_call_that_waits_for_a_pod_can_be_cancelled_and_expires(breaking: Busy
         breaking.free.set()
         time.sleep(1)
         assert (other.bodies, len(breaking.worker.runs)) == ([], 1)
+        assert gateway.metric("percore_in_flight_requests") == 0
 
 
 def test_a_call_that_waits_for_a_pod_holds_up_no_stop(breaking: Busy, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ class Gateway:
     def observe(self) -> None:
         """Set the gauges; may be called from any thread."""
         to = self.metrics
-        executing, queued = self.dispatcher.running, len(self.queue)
+        executing, queued = self.dispatcher.running, len(self.queue) + (self.store.held if self.store is not None else 0)
         to.in_flight.labels("executing").set(executing)
         to.in_flight.labels("queued").set(queued)
         to.in_flight_calls.set(executing + queued)

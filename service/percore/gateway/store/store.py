@@ -70,6 +70,11 @@ class Store:
         """How many runs have not ended."""
         return self._stored.busy
 
+    @property
+    def held(self) -> int:
+        """How many calls wait for the pod of their lost run."""
+        return self._stored.held
+
     def stop(self) -> None:
         """Give no more stored calls to pods."""
         self._stored.stop()

@@ -197,6 +197,8 @@ class StoredCalls:
         self._by_id: dict[str, StoredCall] = {}
         self._running: set[StoredCall] = set()
         """Calls with a run that has begun and is not recorded as ended."""
+        self._held: set[StoredCall] = set()
+        """Calls that are queued when the pod of their lost run is free."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changes: dict[str, set[asyncio.Future[None]]] = {}
         self._held_bytes = 0
@@ -484,6 +486,7 @@ class StoredCalls:
         if row.start_by is not None:
             call.timer = self._loop.call_later(max(0.0, row.start_by - time.time()), self._overdue, call)
         if lost_pod:
+            self._held.add(call)
             call.hold = self._spawn(self._hold(call, lost_pod))
         else:
             self._push(call)
@@ -497,6 +500,7 @@ class StoredCalls:
         log.info("call %s: run %d was lost; the next one begins when pod %s is free or gone", call.id, call.run, pod)
         await self._dispatcher.until_free(pod)
         call.hold = None
+        self._held.discard(call)
         self._push(call)
 
     def _withdraw(self, call: StoredCall) -> bool:
@@ -504,6 +508,7 @@ class StoredCalls:
         if call.hold is not None:
             call.hold.cancel()
             call.hold = None
+            self._held.discard(call)
             return True
         if self._queue.remove(call):
             self._dispatcher.queue_shrank()
@@ -788,6 +793,11 @@ class StoredCalls:
     def busy(self) -> int:
         """How many runs have not ended."""
         return len(self._running)
+
+    @property
+    def held(self) -> int:
+        """How many calls wait for the pod of their lost run. They are in flight: they need pods as those in the queue do."""
+        return len(self._held)
 
     def stop(self) -> None:
         """Take no calls from now on, and give no more to pods. Runs go on to their end."""
