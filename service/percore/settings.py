@@ -141,14 +141,14 @@ class ModelSettings:
     """What is served."""
 
     repository: Path = setting("PERCORE_MODEL_REPOSITORY", "models", PATH)
-    """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`; or a file, a
-    `models.config` of TensorFlow Serving. Not read if a handler or an app is set."""
+    """Folder that holds `NAME/VERSION/saved_model.pb`, `NAME/VERSION/model.keras` or `NAME/VERSION/model.h5`. Or a file in
+    the format of TensorFlow Serving's `models.config`. Not read if a handler or an app is set."""
     handler: str = setting("PERCORE_HANDLER", "", HANDLER)
     """Your own code instead of a repository: a class with `load(self)` and `predict(self, inputs)`."""
     imports: tuple[str, ...] = setting("PERCORE_IMPORT", "", MODULES)
     """Modules of yours that are imported before a repository is loaded: they register the custom classes of Keras models."""
     tags: tuple[str, ...] = setting("PERCORE_MODEL_TAGS", "serve", TAGS)
-    """Which graph of a SavedModel is served, if it has several."""
+    """If a SavedModel has several graphs, the graph with these tags is served."""
     allow_code: bool = setting("PERCORE_ALLOW_CODE", "no", YES_OR_NO)
     """Whether Keras files may hold Python functions (`Lambda` layers), which then run with all rights of percore. With `no`
     such a file is refused."""
@@ -161,15 +161,14 @@ class ModelSettings:
     labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)
     """Names for versions, as `digits:stable=1,digits:canary=2`; called by `/v1/models/digits/labels/stable:predict`."""
     digest: str = setting("PERCORE_MODEL_DIGEST", "", DIGEST)
-    """Digest of the models. `percore fetch` refuses models with another one. Status, metadata and the metric
-    `percore_model_info` show it. Empty: any, and the one that `percore fetch` found is shown."""
+    """Digest of the models. `percore fetch` refuses models with another digest. Status, metadata and the metric
+    `percore_model_info` show it. Empty: every digest is accepted, and the digest that `percore fetch` has computed is
+    shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchSettings:
-    """How `percore fetch` reaches models. Credentials come from the environment variables that each store's own tools read: see
-    [models from a store](model-sources.md).
-    """
+    """How `percore fetch` reaches models. For credentials see [models from a store](model-sources.md)."""
 
     endpoint: str = setting("PERCORE_FETCH_ENDPOINT", "", ENDPOINT)
     """Address of a store of your own that speaks S3 (MinIO, Ceph), Azure or Google Cloud Storage. Empty: the cloud's."""
@@ -178,11 +177,11 @@ class FetchSettings:
     authorization: str = setting("PERCORE_FETCH_AUTHORIZATION", "", TEXT)
     """Value of the header `Authorization` for `https://`, such as `Bearer ...`. It is a secret, and is never logged."""
     anonymous: bool = setting("PERCORE_FETCH_ANONYMOUS", "no", YES_OR_NO)
-    """Whether a store is read without credentials, as public data can be."""
+    """Whether a store is read without credentials. This works for public data."""
     connections: int = setting("PERCORE_FETCH_CONNECTIONS", "8", within(1, 32))
-    """Ranges that are fetched at the same time."""
+    """How many parts of files are fetched at the same time."""
     max_bytes: int = setting("PERCORE_FETCH_MAX_BYTES", "107374182400", within(1, 2**50))
-    """The most bytes that a fetch may write. For an archive that is the archive and what it unpacks to."""
+    """The most bytes that a fetch may write. An archive counts together with the files in it."""
     max_files: int = setting("PERCORE_FETCH_MAX_FILES", "100000", within(1, 10_000_000))
     """The most files that a fetch may write."""
 
@@ -203,14 +202,16 @@ class ServerSettings:
     """Addresses, the state directory, and the log."""
 
     host: str = setting("PERCORE_HOST", "127.0.0.1", TEXT)
-    """Address of both ports. The default keeps a service without authentication to this machine; images set `0.0.0.0`."""
+    """Address of both ports. With the default only programs on this machine can connect, because there is no
+    authentication. Images set `0.0.0.0`."""
     port: int = setting("PERCORE_PORT", "8080", PORT)
-    """Calls."""
+    """Port for calls."""
     status_port: int = setting("PERCORE_STATUS_PORT", "9090", PORT)
-    """Probes, metrics and reads. They are answered even while every worker computes."""
+    """Port for probes, metrics and reads. They are answered even while every worker computes."""
     state_dir: Path = setting("PERCORE_STATE_DIR", "/tmp/percore", SOCKET_FOLDER)  # noqa: S108 - its owner is checked
-    """Folder for unix sockets, the locks of cores, and the gateway's spool if `PERCORE_GATEWAY_SPOOL_DIR` is not set. Two
-    services on one machine need a folder each, and cores of their own (`taskset`): their locks do not exclude each other."""
+    """Folder for unix sockets, the locks of cores, and the gateway's spool if `PERCORE_GATEWAY_SPOOL_DIR` is not set. If
+    two services run on one machine, give each its own folder and its own cores (`taskset`), because a service does not see
+    the locks of the other."""
     log_level: str = setting("PERCORE_LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"))
     """Lowest level of the lines that are logged. Lines are JSON, on standard error; the line of each call is `info`."""
 
@@ -238,19 +239,21 @@ class LimitSettings:
     """A timeout for each phase of a call, and bounds for bodies and the queue."""
 
     load_timeout: float = setting("PERCORE_LOAD_TIMEOUT", "600", SECONDS)
-    """Importing TensorFlow may take this long, and then loading and warming up every model may take this long again. If one of
-    them takes longer, the process ends."""
+    """Timeout for importing TensorFlow, and again for loading and warming up every model. If one of the two takes longer,
+    the process ends."""
     body_timeout: float = setting("PERCORE_BODY_TIMEOUT", "60", SECONDS)
-    """Receiving a request. A slower client gets 408."""
+    """Timeout for receiving a request. A slower client gets 408."""
     queue_timeout: float = setting("PERCORE_QUEUE_TIMEOUT", "7200", SECONDS)
-    """How long a call may be queued, from its last byte on. A call that is queued longer gets 503 and never runs."""
+    """How long a call may be queued. The time begins when its last byte has arrived. A call that is queued longer gets 503
+    and never runs."""
     run_timeout: float = setting("PERCORE_RUN_TIMEOUT", "3600", SECONDS)
-    """Computing one call. A call that computes longer gets 504, and its worker is replaced."""
+    """Timeout for computing one call. If a call computes longer, it gets 504, and its worker is replaced."""
     answer_timeout: float = setting("PERCORE_ANSWER_TIMEOUT", "60", SECONDS)
-    """Sending an answer, or the next part of one that streams. A slower client loses the connection."""
+    """Timeout for sending an answer, or the next part of a streamed answer. If a client is slower, its connection is
+    closed."""
     shutdown_timeout: float = setting("PERCORE_SHUTDOWN_TIMEOUT", "3600", SECONDS)
-    """After SIGTERM: how long calls may still take before they are killed. In a pod this is the running call, on one machine
-    the queued calls too."""
+    """How long calls may take after SIGTERM before they are killed. In a pod this is the running call. On one machine it is
+    also the queued calls."""
     max_body_bytes: int = setting("PERCORE_MAX_BODY_BYTES", "33554432", within(1, 2**40))
     """Largest request body, in bytes; a larger one gets 413. JSON takes up to 40 times its size in
     memory, until its tensors are made."""

@@ -49,11 +49,11 @@ class GatewayMetrics:
     in_flight: Gauge = field(init=False)
     """Consumer: autoscaling, the dashboard's headline."""
     in_flight_calls: Gauge = field(init=False)
-    """Consumer: KEDA without Prometheus, which reads one series and adds nothing up within a gateway."""
+    """Consumer: KEDA without Prometheus. It can read only one series of each gateway."""
     queue: Histogram = field(init=False)
     """Consumer: alerts on long queue times; sizing of the largest number of pods."""
     total: Histogram = field(init=False)
-    """Consumer: success ratio (its count), what callers see of latency."""
+    """Consumer: the success ratio, from its count; the latency that callers see."""
     disconnects: Counter = field(init=False)
     """Consumer: the dashboard; many of them mean that callers time out before their answer."""
     rejected: Counter = field(init=False)
@@ -61,7 +61,7 @@ class GatewayMetrics:
     requeued: Counter = field(init=False)
     """Consumer: the dashboard; many of them mean that workers end while they receive calls."""
     interrupted: Counter = field(init=False)
-    """Consumer: the dashboard; answers that were cut after their first byte."""
+    """Consumer: the dashboard; each of them is an answer that was cut after its first byte."""
     pods: Gauge = field(init=False)
     """Consumer: alerts on pods that cannot be reached."""
     knowledge_age: Gauge = field(init=False)
@@ -79,7 +79,7 @@ class GatewayMetrics:
     uploads: Gauge = field(init=False)
     """Consumer: the dashboard; many at a time mean slow clients."""
     lines_lost: Counter = field(init=False)
-    """Consumer: trust in the log; a lost line is a call that the log does not have."""
+    """Consumer: an alert on gaps in the log; a lost line may be a call that the log does not have."""
     costs: Counter = field(init=False)
     """Consumer: checks of scaling in; failures mean that the right to patch pods is missing."""
     build_info: Gauge = field(init=False)
@@ -116,12 +116,12 @@ class GatewayMetrics:
         self.rejected = Counter("percore_gateway_rejected_calls", "Calls that never ran.", ["reason"], registry=to)
         self.requeued = Counter(
             "percore_gateway_requeued_calls",
-            "Times a call was put back because its worker was lost before it began.",
+            "Calls that went back to the queue because their worker was lost before they began.",
             registry=to,
         )
         self.interrupted = Counter(
             "percore_gateway_interrupted_answers",
-            "Answers that ended after their first byte and before their last.",
+            "Answers that were cut after their first byte.",
             registry=to,
         )
         self.pods = Gauge("percore_gateway_pods", "Pods, by their state in this gateway.", ["state"], registry=to)
@@ -132,9 +132,11 @@ class GatewayMetrics:
         self.spool = Gauge(
             "percore_gateway_spool_bytes", "Bytes of bodies and answers that the spool holds.", ["place"], registry=to
         )
-        self.spool_limit = Gauge("percore_gateway_spool_limit_bytes", "Bound of the spool.", ["place"], registry=to)
+        self.spool_limit = Gauge(
+            "percore_gateway_spool_limit_bytes", "The most bytes that the spool may hold.", ["place"], registry=to
+        )
         self.connections = Gauge("percore_gateway_connections", "Connections of clients.", registry=to)
-        self.connections_limit = Gauge("percore_gateway_connections_limit", "Bound of connections.", registry=to)
+        self.connections_limit = Gauge("percore_gateway_connections_limit", "The most connections of clients.", registry=to)
         self.uploads = Gauge("percore_gateway_uploads", "Bodies that are being received.", registry=to)
         self.lines_lost = Counter(
             "percore_gateway_log_lines_lost", "Log lines that were dropped because the log was read too slowly.", registry=to

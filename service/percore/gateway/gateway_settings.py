@@ -83,34 +83,37 @@ class GatewaySettings:
     """Without Kubernetes: the pods, as `10.0.0.5:8080/9090,10.0.0.6:8080/9090`. `percore serve` ignores it: its workers are
     its pods."""
     endpoints_file: Path = setting("PERCORE_GATEWAY_ENDPOINTS_FILE", "", PATH)
-    """Without Kubernetes: a file with such entries, one a line. It may change: replace it in one piece, by renaming."""
+    """Without Kubernetes: a file with such entries, one in each line. To change it, write a new file and rename it, so that
+    the gateway never reads half of it."""
     pod_port: int = setting("PERCORE_GATEWAY_POD_PORT", "8080", PORT)
     """In Kubernetes: the port on which pods take calls."""
     pod_status_port: int = setting("PERCORE_GATEWAY_POD_STATUS_PORT", "9090", PORT)
     """In Kubernetes: the port of the pods' status servers. The gateway asks them for the catalog and the slot."""
     connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
-    """Connections of clients beyond those of queued calls. At the bound the connection that has been idle longest
-    is closed. If none is idle, further connections wait in the kernel."""
+    """How many client connections the gateway accepts, besides one for each queued call. When the bound is reached, the
+    gateway closes the connection that has been idle longest. If none is idle, further connections wait in the kernel."""
     idle_timeout: float = setting("PERCORE_GATEWAY_IDLE_TIMEOUT", "620", SECONDS)
     """How long a connection may be idle between requests. It must be longer than the idle timeout of load balancers in
     front."""
     uploads: int = setting("PERCORE_GATEWAY_UPLOADS", "256", within(1, 65535))
-    """Bodies over 64 KiB, or of unknown length, that may be received at once; the next one gets 503. Others do not count."""
+    """How many bodies over 64 KiB, or of unknown length, may be received at once. The next one gets 503. Other bodies do
+    not count."""
     upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", within(1, 2**50))
-    """Bytes that these bodies may have together. A body of unknown length counts as it comes. A single body is always
-    received."""
+    """Bytes that these bodies may have together. A body of unknown length counts with the bytes that have arrived. If it is
+    the only one, a body is received even if it is larger."""
     spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
-    """Folder, on a disk, for bodies and answers that wait. Files in it have no name. Empty: the state directory."""
+    """Folder on a disk for bodies of queued calls, and for answers that clients read slowly. Files in it have no name.
+    Empty: the state directory."""
     spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", within(0, 2**50))
-    """Bytes that may wait in files. Beyond it callers get 503."""
+    """Bytes that these files may have together. Beyond it callers get 503."""
     spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", within(0, 2**40))
-    """Bytes of bodies and answers that may stay in memory; large ones may use half of it. All others go to files."""
+    """Bytes of bodies and answers that may stay in memory. Those over 64 KiB may use half of it. All others go to files."""
     shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
     """Seconds from SIGTERM to closing the listener. In this time load balancers see that the gateway is not ready. On one
     machine this time is part of `PERCORE_SHUTDOWN_TIMEOUT`."""
     priority_header: str = setting("PERCORE_GATEWAY_PRIORITY_HEADER", "", HEADER)
-    """A request header in which callers may set 1 to 9: higher ones are served first. Calls without the header are
-    served last. Empty: there is no such header."""
+    """A request header in which callers may set a priority from 1 to 9. Calls with a higher priority are served first.
+    Calls without the header are served last. Empty: there is no such header."""
     caller_header: str = setting("PERCORE_GATEWAY_CALLER_HEADER", "", HEADER)
     """A request header that identifies the caller. With it callers take turns: each has one call in each round of the queue.
     The proxy in front must set this header, because callers can send any value. Empty: the order is that of arrival."""
@@ -123,21 +126,22 @@ class GatewaySettings:
     """URL of a PostgreSQL database for stored calls instead of a folder: `postgresql://USER:PASSWORD@HOST/NAME`. Several
     gateways share it."""
     calls_limit: int = setting("PERCORE_GATEWAY_CALLS_LIMIT", "10000", within(1, 10**7))
-    """Stored calls that may be unfinished; the next one gets 429."""
+    """How many stored calls may be unfinished. The next one gets 429."""
     calls_bytes: int = setting("PERCORE_GATEWAY_CALLS_BYTES", "10737418240", within(1, 2**50))
-    """Bytes that bodies of stored calls and results may have; beyond it callers get 503."""
+    """Bytes that the bodies of stored calls and the results may have together. Beyond it callers get 503."""
     calls_free_bytes: int = setting("PERCORE_GATEWAY_CALLS_FREE_BYTES", "536870912", within(0, 2**50))
     """Bytes that must stay free on the disk of the folder; otherwise callers get 503."""
     calls_retention: float = setting("PERCORE_GATEWAY_CALLS_RETENTION", "86400", SECONDS)
-    """How long a stored call and its result are kept after its end. For a week after that they are answered 410, then 404."""
+    """How long a stored call and its result are kept after its end. For a week after that, requests about the call get 410,
+    and then 404."""
     calls_max_runs: int = setting("PERCORE_GATEWAY_CALLS_MAX_RUNS", "2", within(1, 10))
-    """How many pods may be lost while they compute a stored call, before it has failed. A caller may set another number."""
+    """When so many pods were lost while they computed a stored call, the call has failed. A caller may set another number."""
     webhook_hosts: tuple[Host, ...] = setting("PERCORE_GATEWAY_WEBHOOK_HOSTS", "", WEBHOOK_HOSTS)
     """Hosts that [webhooks](webhooks.md) may be sent to, as `receiver.example.com,*.example.org,10.0.0.0/8`. Private addresses
     must be listed as addresses or networks. Empty: no webhooks are sent."""
     webhook_secrets: tuple[str, ...] = setting("PERCORE_GATEWAY_WEBHOOK_SECRETS", "", WEBHOOK_SECRETS)
-    """One or two secrets that sign webhooks, as Standard Webhooks has them: `whsec_` and base64. Both sign: two while they are
-    rotated."""
+    """One or two secrets that sign webhooks, in the format of Standard Webhooks: `whsec_` and base64. If there are two,
+    both sign. Use two while you rotate them."""
     webhook_timeout: float = setting("PERCORE_GATEWAY_WEBHOOK_TIMEOUT", "15", SECONDS)
     """How long one attempt to send a webhook may take."""
     health_paths: frozenset[str] = setting("PERCORE_GATEWAY_HEALTH_PATHS", "", PATHS)
