@@ -131,10 +131,15 @@ def footprint(found: Footprint) -> str:
     )
 
 
+INTRODUCTION = "How fast percore is beside usual set-ups of Flask and Gunicorn, and what its own parts cost."
+
+
 def document(results: Results) -> str:
     """Return the whole report."""
     return (
-        "\n\n".join(["# Measurements", f"On {results.machine}. `make bench` repeats the measurements.", *_sections(results)])
+        "\n\n".join(
+            ["# Measurements", INTRODUCTION, f"Measured on {results.machine}. `make bench` repeats it.", *_sections(results)]
+        )
         + "\n"
     )
 

@@ -179,7 +179,11 @@ def document(found: Stored, queues: dict[str, dict[str, float]], described: str)
         [f"status with {STORED:,} queued calls, p50", milliseconds(found.status_p50), ""],
         [f"status with {STORED:,} queued calls, p99", milliseconds(found.status_p99), "20 ms"],
         [f"memory of the gateway with {STORED:,} queued calls", f"{found.memory:.0f} MB", "400 MB"],
-        ["from the receipt to the begin, free worker, p50", milliseconds(quantile(found.receipt_to_begin, 0.5)), "15 ms"],
+        [
+            "from the receipt to the begin of the run, with a free worker, p50",
+            milliseconds(quantile(found.receipt_to_begin, 0.5)),
+            "15 ms",
+        ],
         ["the same, p99", milliseconds(quantile(found.receipt_to_begin, 0.99)), ""],
     ]
     beside = [
@@ -189,16 +193,18 @@ def document(found: Stored, queues: dict[str, dict[str, float]], described: str)
     for name, each in queues.items():
         beside.append([name, f"{each['rate']:.0f}", milliseconds(each["begin"]), milliseconds(each["result"])])
     introduction = (
-        f"What a stored call costs, and what a task queue costs for the same work. On {described}. Writes are flushed to the "
-        "disk before a call is receipted."
+        f"What a stored call costs, and what a task queue costs for the same work. Measured on {described}. percore flushes "
+        "a call to the disk before it sends the receipt."
     )
     together = "One flush of the disk serves all calls that wait for it."
     how = (
-        f"{AT_ONCE} senders at once; then one task at a time with a free worker. Redis ran with `appendonly yes` and "
-        "`appendfsync always`: the same durability. Celery acknowledges a task at its end. RQ forks a process for each task."
+        f"The first column is with {AT_ONCE} senders at once, the others with one task at a time and a free worker. Redis ran "
+        "with `appendonly yes` and `appendfsync always`, so it loses as little as percore. Celery acknowledges a task at its "
+        "end. RQ forks a process for each task."
     )
     again = (
-        "Both deliver a task again when it takes longer than a time that must be guessed, or lose it with its worker: see "
+        "Both have one of two problems: a task that takes longer than a configured time is delivered again, or a task is lost "
+        "with its worker. See "
         "[decision 18](../decisions/0018-the-queue-is-not-a-task-queue.md)."
     )
     heads = ["", "sent, a second", "from sending to the begin, p50", "from sending to the result, p50"]

@@ -335,7 +335,7 @@ def numbers() -> Kind:
 
 
 def images() -> Kind:
-    """Images: convolution, batch normalisation, dropout, and augmentation that rests when it serves."""
+    """Images: convolution, batch normalisation, dropout, and augmentation that has no effect when a call is served."""
     chain = [
         *(keras.Input((8, 8, 3)), layers.Rescaling(1 / 255), layers.RandomFlip(), layers.Conv2D(4, 3)),
         *(layers.BatchNormalization(), layers.Dropout(0.5), layers.GlobalAveragePooling2D(), layers.Dense(2)),

@@ -50,15 +50,23 @@ def settings_page() -> str:
         NOTICE,
         "# Settings",
         "",
-        "Read once from the environment, by `service/percore/settings.py` and `service/percore/gateway/gateway_settings.py`.",
-        "A value that breaks its rule stops the start, and so does a `PERCORE_` key that does not exist; one line names it. In",
-        "Kubernetes set `enableServiceLinks: false` on pods. Otherwise a Service named `percore` adds keys such as",
-        "`PERCORE_PORT=tcp://...`, which stop the start.",
+        "Every environment variable that percore reads, with its default and its rule. `service/percore/settings.py` and",
+        "`service/percore/gateway/gateway_settings.py` read them once, at the start. If a value breaks its rule, or if there is",
+        "no such `PERCORE_` key, percore does not start, and one line names the key. In Kubernetes set",
+        "`enableServiceLinks: false` on pods. Otherwise a Service named `percore` adds keys such as `PERCORE_PORT=tcp://...`,",
+        "and percore does not start.",
     ]
     groups = [*settings.GROUPS.values(), gateway_settings.GatewaySettings]
     for group in groups:
-        title = (inspect.getdoc(group) or "").rstrip(".")
-        lines += ["", f"## {title}", "", "| key | default | rule | meaning |", "|---|---|---|---|"]
+        title, _, more = " ".join((inspect.getdoc(group) or "").split()).partition(". ")
+        lines += [
+            "",
+            f"## {title.rstrip('.')}",
+            *(["", more] if more else []),
+            "",
+            "| key | default | rule | meaning |",
+            "|---|---|---|---|",
+        ]
         docstrings = field_docstrings(group)
         for each in dataclasses.fields(group):
             data = each.metadata
@@ -85,26 +93,26 @@ def metrics_page() -> str:
         NOTICE,
         "# Metrics",
         "",
-        "Seconds, bytes and counts, in base units; every label is bounded. Declared in `service/percore/worker_metrics.py` and",
-        "`service/percore/gateway/gateway_metrics.py`.",
+        "Every metric, its labels, and who uses it. Units are seconds and bytes, and the number of values of a label is",
+        "bounded. The code is in `service/percore/worker_metrics.py` and `service/percore/gateway/gateway_metrics.py`.",
         "",
         "## Inference service: the status server's `/metrics`, port 9090",
         "",
-        "| metric | type | labels | meaning | who looks at it |",
+        "| metric | type | labels | meaning | who uses it |",
         "|---|---|---|---|---|",
         *_metric_rows(WorkerMetrics, WorkerMetrics()),
         "",
         "## Gateway: its `/metrics`, port 9090",
         "",
-        "| metric | type | labels | meaning | who looks at it |",
+        "| metric | type | labels | meaning | who uses it |",
         "|---|---|---|---|---|",
         *_metric_rows(GatewayMetrics, GatewayMetrics()),
         "",
         "## Gateway: stored calls, on the same page",
         "",
-        "Declared in `service/percore/gateway/store/store_metrics.py`. They are there if calls can be stored.",
+        "The code is in `service/percore/gateway/store/store_metrics.py`. A gateway has these metrics only if it stores calls.",
         "",
-        "| metric | type | labels | meaning | who looks at it |",
+        "| metric | type | labels | meaning | who uses it |",
         "|---|---|---|---|---|",
         *_metric_rows(StoreMetrics, StoreMetrics(CollectorRegistry())),
     ]

@@ -53,10 +53,10 @@ class WorkerMetrics:
         self.duration = Histogram(
             "percore_call_run_seconds", "Run time of a call.", ["model"], buckets=DURATION_BUCKETS, registry=to
         )
-        self.workers = Gauge("percore_workers", "Workers, by what they do.", ["state"], registry=to)
+        self.workers = Gauge("percore_workers", "Workers, by state: free, busy or loading.", ["state"], registry=to)
         self.restarts = Counter("percore_worker_restarts", "Workers that ended and were replaced.", ["reason"], registry=to)
         self.client_disconnects = Counter(
-            "percore_worker_client_disconnects", "Calls whose client went away before the answer.", ["state"], registry=to
+            "percore_worker_client_disconnects", "Calls whose client disconnected before the answer.", ["state"], registry=to
         )
         self.load = Gauge("percore_model_load_seconds", "How long the latest load took.", ["model", "version"], registry=to)
         self.model_info = Gauge(

@@ -1,5 +1,6 @@
 """Files, headings and values that the documentation names exist. No network: links to other sites are not followed."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -123,6 +124,13 @@ def test_a_diagram_s_groups_have_a_name_and_their_words_in_brackets(path: Path) 
 )
 def test_a_link_that_leads_nowhere_is_found(line: str, found: list[str]) -> None:
     assert list(broken(ROOT / "CHANGELOG.md", line)) == found
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_heading_is_one_line(path: Path) -> None:
+    """The next line would be text of its own, which begins in the middle of a sentence."""
+    lines = [*FENCE.sub("", path.read_text()).splitlines(), ""]
+    assert [line for line, after in itertools.pairwise(lines) if re.match(r"#+ ", line) and after] == []
 
 
 def test_a_heading_s_anchor_is_github_s() -> None:

@@ -19,7 +19,7 @@ class StoreMetrics:
     calls: Gauge = field(init=False)
     """Consumer: the dashboard."""
     oldest: Gauge = field(init=False)
-    """Consumer: an alert on calls that nothing computes."""
+    """Consumer: an alert on calls that are queued for too long."""
     bytes: Gauge = field(init=False)
     """Consumer: an alert on a store that is nearly full."""
     bytes_limit: Gauge = field(init=False)
@@ -43,7 +43,7 @@ class StoreMetrics:
             registry=to,
         )
         self.bytes = Gauge("percore_stored_bytes", "Bytes of the bodies of stored calls and of results.", registry=to)
-        self.bytes_limit = Gauge("percore_stored_bytes_limit", "Bound of those bytes.", registry=to)
+        self.bytes_limit = Gauge("percore_stored_bytes_limit", "The most bytes that may be stored.", registry=to)
         self.ended = Counter("percore_stored_calls_ended", "Stored calls that have ended, by state.", ["state"], registry=to)
         self.runs = Counter("percore_stored_call_runs", "Runs of stored calls, by how they ended.", ["end"], registry=to)
         self.webhooks = Counter("percore_webhook_attempts", "Attempts to send a webhook, by outcome.", ["outcome"], registry=to)
