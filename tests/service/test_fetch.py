@@ -18,13 +18,20 @@ from pathlib import Path
 
 import pytest
 from percore.fetch import digest
-from percore.fetch.transfer import PART_BYTES
+from percore.fetch.transfer import SMALLEST_PART
 
 from harness.service import MODELS, ROOT, Service
 from tests.stores import Site, s3
 
 LARGE = random.Random(0).randbytes(40_000_000)
 """Five parts, the last of them short."""
+
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""Prints the peak memory of a command in KiB. A process of its own, because a child begins with the peak of its parent."""
 
 
 class Fetched:
@@ -33,6 +40,7 @@ class Fetched:
         lines = done.stderr.splitlines()
         self.messages = [json.loads(line)["message"] for line in lines if line.startswith("{")]
         self.error = "".join(line for line in lines if line.startswith("percore: "))
+        self.output = done.stdout
         self.everything = done.stdout + done.stderr
 
 
@@ -69,7 +77,7 @@ ARCHIVE = archive_of(("1/saved_model.pb", b"graph"), ("1/variables/data", LARGE)
 
 def parts() -> list[str]:
     """Return the ranges of all parts of the archive."""
-    return [f"bytes={at}-{min(at + PART_BYTES, len(ARCHIVE)) - 1}" for at in range(0, len(ARCHIVE), PART_BYTES)]
+    return [f"bytes={at}-{min(at + SMALLEST_PART, len(ARCHIVE)) - 1}" for at in range(0, len(ARCHIVE), SMALLEST_PART)]
 
 
 @pytest.fixture
@@ -146,6 +154,15 @@ def test_an_archive_comes_over_https_by_several_ranges_or_without_them(tmp_path:
     assert not (tmp_path / ".models.fetch").exists()
 
 
+@pytest.mark.parametrize("ranged", [True, False])
+def test_a_fetch_keeps_no_file_in_memory(tmp_path: Path, site: Site, ranged: bool) -> None:
+    site.ranged = ranged
+    site.content = bytes(300_000_000)
+    done = run([sys.executable, "-c", PEAK, *command(f"{site.url}/model.keras", tmp_path / "models")], FETCH_CA_FILE=site.ca)
+    assert (tmp_path / "models/model/1/model.keras").stat().st_size == len(site.content)
+    assert int(done.output) < 128_000
+
+
 def test_a_ca_that_is_not_known_is_one_sentence(tmp_path: Path, site: Site) -> None:
     done = fetch(f"{site.url}/a.zip", tmp_path / "models")
     assert done.status == 78
@@ -176,7 +193,7 @@ def test_a_process_that_was_killed_leaves_what_it_has_to_the_next_one(tmp_path: 
     first = subprocess.Popen(
         command(f"{site.url}/a.tar.gz", tmp_path / "models"), cwd=ROOT, env=given, stderr=subprocess.DEVNULL
     )
-    while site.sent < 1.5 * PART_BYTES:
+    while site.sent < 1.5 * SMALLEST_PART:
         time.sleep(0.05)
         assert first.poll() is None
     first.kill()
