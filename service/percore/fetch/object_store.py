@@ -38,6 +38,7 @@ LASTING_CAUSES = (
         "169.254.169.254",
         "no credentials were found: give them by the environment, or set PERCORE_FETCH_ANONYMOUS=yes for public data",
     ),
+    ("Invalid Access Key", "the key of the account is not valid Base64"),
     ("UnknownIssuer", "the certificate of the server is signed by a CA that is not known: name it by PERCORE_FETCH_CA_FILE"),
     ("NotValidForName", "the certificate of the server is for another name"),
     ("Expired", "the certificate of the server has expired"),
