@@ -129,12 +129,17 @@ def sees_a_seven(release: Release) -> None:
 
 
 def says(release: Release, digest: str) -> None:
+    """Version and digest are in both protocols, in the log and in the metric; an empty digest is not known."""
     with release.forwarded() as gateway:
         [version] = requests.get(f"{gateway}/v1/models/digits", timeout=SECONDS).json()["model_version_status"]
-        assert version.get("digest", "") == digest
+        assert (version["version"], version.get("digest", "")) == ("1", digest)
+        model = requests.get(f"{gateway}/v2/models/digits", timeout=SECONDS).json()
+        assert (model["versions"], model.get("parameters", {}).get("digest", "")) == (["1"], digest)
     [pod] = release.ready()
     with release.forwarded(f"pod/{pod}", 9090) as status:
-        assert metric(status, "percore_model_info", model="digits", digest=digest) == 1
+        assert metric(status, "percore_model_info", model="digits", version="1", digest=digest) == 1
+    logged = [line["message"] for line in release.lines(pod)]
+    assert f"model 'digits' version 1 is loaded, digest {digest or 'not known'}" in logged
 
 
 def fetch_message(release: Release) -> str:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 SMALLEST_PART, LARGEST_PART = 8 << 20, 64 << 20
 PARTS = 64
 """Of a file, where the bounds of a part allow it. Fewer requests cost less, and the last parts keep all connections busy."""
-HASH_BYTES = 1 << 18
+HASH_BYTES = 1 << 20
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 15.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
