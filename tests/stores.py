@@ -1,10 +1,12 @@
-"""Servers that models are fetched from: S3 by rclone, and https with faults."""
+"""Servers that models are fetched from: S3 by rclone, Azure by azurite, Google's by fake-gcs-server, and https with faults."""
 
 from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -16,11 +18,18 @@ from pathlib import Path
 
 import trustme
 
-from harness.service import eventually, free_port
+from harness.service import ROOT, eventually, free_port
 
 RCLONE = str(Path(sys.executable).parent / "rclone")
 KEY, SECRET = "rclones-own-key", "rclones-own-secret"
 REGION = "us-east-1"
+
+
+AZURITE = Path(os.environ.get("NODE_PATH") or ROOT / "build/node/node_modules") / "azurite/dist/src/blob/main.js"
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""azurite's own, which everybody knows."""
+FAKE_GCS = shutil.which("fake-gcs-server", path=f"{ROOT / 'build/bin'}:{os.environ['PATH']}")
 
 
 @contextlib.contextmanager
@@ -39,10 +48,38 @@ def s3(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         f"{KEY},{SECRET}",
         str(folder),
     ]
+    with _server(command, port) as address:
+        yield address, {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": REGION}
+
+
+@contextlib.contextmanager
+def azure(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The same for Azure, whose containers are filled from the folders."""
+    port = free_port()
+    command = ["node", str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    with _server([*command, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"], port) as address:
+        endpoint = f"{address}/{AZURE_ACCOUNT}"
+        remote = f':azureblob,account={AZURE_ACCOUNT},key="{AZURE_KEY}",endpoint="{endpoint}":'
+        subprocess.run([RCLONE, "copy", "--config", "", str(folder), remote], check=True, capture_output=True)
+        yield endpoint, {"AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}
+
+
+@contextlib.contextmanager
+def google(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The same for Google Cloud Storage. It asks for no credentials."""
+    port = free_port()
+    command = [str(FAKE_GCS), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
+    own = ["-public-host", f"127.0.0.1:{port}", "-backend", "memory", "-data", str(folder)]
+    with _server([*command, *own], port) as address:
+        yield address, {"FETCH_ANONYMOUS": "yes"}
+
+
+@contextlib.contextmanager
+def _server(command: list[str], port: int) -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: _listens(port))
-        yield f"http://127.0.0.1:{port}", {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": REGION}
+        eventually(lambda: _listens(port), 30)
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(10)

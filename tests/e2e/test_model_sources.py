@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import requests
 import trustme
 import yaml
 
+from tests.e2e import prometheus
 from tests.e2e.conftest import Install, restricted
-from tests.e2e.harness import SECONDS, Release, eventually, images, kubectl, metric, run
+from tests.e2e.harness import SECONDS, Release, eventually, images, kubectl, metric
 from tests.e2e.volumes import volume
 
 KEY, SECRET = "the-key-of-the-test", "the-secret-of-the-test"
@@ -126,12 +129,27 @@ def sees_a_seven(release: Release) -> None:
 
 
 def says(release: Release, digest: str) -> None:
+    """Version and digest are in both protocols, in the log and in the metric; an empty digest is not known."""
     with release.forwarded() as gateway:
         [version] = requests.get(f"{gateway}/v1/models/digits", timeout=SECONDS).json()["model_version_status"]
-        assert version.get("digest", "") == digest
+        assert (version["version"], version.get("digest", "")) == ("1", digest)
+        model = requests.get(f"{gateway}/v2/models/digits", timeout=SECONDS).json()
+        assert (model["versions"], model.get("parameters", {}).get("digest", "")) == (["1"], digest)
     [pod] = release.ready()
     with release.forwarded(f"pod/{pod}", 9090) as status:
-        assert metric(status, "percore_model_info", model="digits", digest=digest) == 1
+        assert metric(status, "percore_model_info", model="digits", version="1", digest=digest) == 1
+    logged = [line["message"] for line in release.lines(pod)]
+    assert f"model 'digits' version 1 is loaded, digest {digest or 'not known'}" in logged
+
+
+def fetch_message(release: Release) -> str:
+    """Return what the container that fetches said when it failed; empty if it has not."""
+    for pod in release.pods("inference"):
+        for status in pod["status"].get("initContainerStatuses", []):
+            ended = status["state"].get("terminated") or status["lastState"].get("terminated")
+            if status["name"] == "fetch-model" and ended and ended["exitCode"]:
+                return str(ended.get("message", "without a word"))
+    return ""
 
 
 FOLDER = r"cd /buckets/bucket/models && find . -type f -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum"
@@ -220,35 +238,69 @@ def test_a_volume_with_models(install: Install, store: str) -> None:
 def test_a_fetch_that_fails_is_one_sentence_of_the_pod(install: Install, model: dict[str, Any], words: str) -> None:
     release = install(f"bad-{hashlib.sha256(words.encode()).hexdigest()[:6]}", **LOADS, model=model)
 
-    def message() -> str:
-        for pod in release.pods("inference"):
-            for status in pod["status"].get("initContainerStatuses", []):
-                ended = status["state"].get("terminated") or status["lastState"].get("terminated")
-                if status["name"] == "fetch-model" and ended and ended["exitCode"]:
-                    return str(ended.get("message", "without a word"))
-        return ""
-
-    said = eventually(message)
+    said = eventually(lambda: fetch_message(release))
     assert words in said
     assert len(said.splitlines()) == 1
     assert not release.ready()
 
 
-def test_a_revision_that_cannot_be_fetched_leaves_the_one_before_serving(install: Install) -> None:
-    release = install("revisions", **LOADS, model={"uri": "s3://bucket/models", **STORE})
-    before = release.wait(1)
-    release.upgrade({"model": {"uri": "s3://bucket/nothing"}})
-    eventually(lambda: len(release.pods("inference")) == 2)
-    eventually(
-        lambda: any(
-            status.get("restartCount", 0) > 0
-            for pod in release.pods("inference")
-            for status in pod["status"].get("initContainerStatuses", [])
-            if status["name"] == "fetch-model"
-        )
-    )
-    assert release.ready() == before
-    sees_a_seven(release)
-    run("kubectl", "-n", release.namespace, "rollout", "undo", f"deployment/{release.full_name}-inference")
-    eventually(lambda: len(release.pods("inference")) == 1)
-    sees_a_seven(release)
+class Callers:
+    """Three callers that call the demo model again and again."""
+
+    def __init__(self, gateway: str) -> None:
+        self.statuses: Counter[int] = Counter()
+        self._url = f"{gateway}/v1/models/digits:predict"
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._call, daemon=True) for _ in range(3)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(SECONDS)
+
+    def more(self) -> None:
+        """Wait until more calls have been answered."""
+        before = self.statuses.total()
+        eventually(lambda: self.statuses.total() > before + 10)
+
+    def _call(self) -> None:
+        while not self._ended.wait(0.05):
+            try:
+                self.statuses[requests.post(self._url, json={"instances": [SEVEN]}, timeout=SECONDS).status_code] += 1
+            except requests.RequestException:
+                self.statuses[0] += 1
+
+
+def test_a_new_revision_loses_no_call_and_of_a_broken_one_an_alert_says_so(install: Install, store: str) -> None:
+    """Takes minutes: Prometheus has to know the rules and the Deployment."""
+    model = {"uri": "s3://bucket/models", **STORE}
+    release = install("revisions", **LOADS, model=model, monitoring={"enabled": True})
+    deployment = f"deployment/{release.full_name}-inference"
+    first = release.wait(1)
+    with release.forwarded() as gateway, Callers(gateway) as callers:
+        callers.more()
+        release.upgrade({"model": {"revision": "2"}})
+        second = eventually(lambda: [pod for pod in release.wait(1) if pod not in first])
+        callers.more()
+
+        release.upgrade({"model": {"revision": "3", "uri": "s3://bucket/nothing"}})
+        # The chart's own deadline is minutes long. This changes no pod.
+        kubectl("-n", store, "patch", deployment, "--patch", '{"spec": {"progressDeadlineSeconds": 5}}')
+        said = eventually(lambda: fetch_message(release))
+        assert said == "s3://bucket/nothing has no files\n"
+        alert = f'ALERTS{{alertname="PercoreRevisionNotReady",namespace="{store}",alertstate="firing"}}'
+        eventually(lambda: prometheus.query(alert), seconds=300, every=2)
+        assert release.ready() == second
+        callers.more()
+
+        kubectl("-n", store, "rollout", "undo", deployment)
+        eventually(lambda: len(release.pods("inference")) == 1)
+        assert release.ready() == second
+        callers.more()
+    assert set(callers.statuses) == {200}
+    eventually(lambda: not prometheus.query(alert), seconds=120, every=2)

@@ -8,6 +8,7 @@ from tests.rules.harness import Case, gateway, kubernetes, status_server
 
 AT_MAXIMUM, NOT_READY = "PercoreCallsWaitAtMaximum", "PercorePodsNotReady"
 BLIND, UNFOLLOWED = "PercoreAutoscalerBlind", "PercoreAutoscalerStuck"
+REVISION = "PercoreRevisionNotReady"
 RESTART, CRASH = "PercoreContainersRestart", "PercoreWorkersCrash"
 FULL, HPA = "first-percore-inference", "horizontalpodautoscaler"
 POD = f"{FULL}-6d4f9c7b8-x2v4k"
@@ -37,6 +38,11 @@ def inactive(value: int) -> Mapping[str, str]:
     return {kubernetes("kube_horizontalpodautoscaler_status_condition", **labels): f"{value}x240"}
 
 
+def stuck(values: str, deployment: str = FULL) -> Mapping[str, str]:
+    labels = {"deployment": deployment, "condition": "Progressing", "status": "false"}
+    return {kubernetes("kube_deployment_status_condition", **labels): values}
+
+
 def restarts(values: str, pod: str = POD, container: str = "inference", kind: str = "container") -> Mapping[str, str]:
     return {kubernetes(f"kube_pod_{kind}_status_restarts_total", pod=pod, container=container): values}
 
@@ -45,6 +51,9 @@ def crashes(values: str, reason: str = "crashed") -> Mapping[str, str]:
     return {status_server("percore_worker_restarts_total", reason=reason): values}
 
 
+BROKEN = (
+    "No pod of the new revision has become ready for 900s. Pods of the revision before continue to serve, if there are any."
+)
 NONE, ONE, TWO, THREE = "0x240", "0x10 1x230", "0x10 1x10 2x220", "0x10 1x10 2x10 3x210"
 TWICE = "Container inference of pod " + POD + " was restarted 2 times within an hour."
 SIDECAR = "Container status-server of pod " + POD + " was restarted 2 times within an hour."
@@ -96,6 +105,15 @@ CASES = [
         15,
         LATE + " Calls are queued for them.",
         "critical",
+    ),
+    Case(REVISION, "an update goes on, or has ended", {**stuck("0x240"), **deployment(1, 1)}, 30),
+    Case(REVISION, "an update of the gateway does not go on", stuck("1x240", "first-percore-gateway"), 30),
+    Case(
+        REVISION,
+        "an update does not go on, and the pods before it are ready",
+        {**stuck("0x19 1x220"), **deployment(1, 1)},
+        10,
+        BROKEN,
     ),
     Case(RESTART, "one restart", restarts(ONE), HOUR),
     Case(RESTART, "two restarts", restarts(TWO), HOUR, TWICE, labels={"pod": POD, "container": "inference"}),

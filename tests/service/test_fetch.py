@@ -18,13 +18,20 @@ from pathlib import Path
 
 import pytest
 from percore.fetch import digest
-from percore.fetch.transfer import PART_BYTES
+from percore.fetch.transfer import SMALLEST_PART
 
 from harness.service import MODELS, ROOT, Service
-from tests.stores import Site, s3
+from tests.stores import AZURITE, FAKE_GCS, Site, azure, google, s3
 
 LARGE = random.Random(0).randbytes(40_000_000)
 """Five parts, the last of them short."""
+
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""Prints the peak memory of a command in KiB. A process of its own, because a child begins with the peak of its parent."""
 
 
 class Fetched:
@@ -33,6 +40,7 @@ class Fetched:
         lines = done.stderr.splitlines()
         self.messages = [json.loads(line)["message"] for line in lines if line.startswith("{")]
         self.error = "".join(line for line in lines if line.startswith("percore: "))
+        self.output = done.stdout
         self.everything = done.stdout + done.stderr
 
 
@@ -41,8 +49,11 @@ def command(uri: str, folder: Path, *more: str) -> list[str]:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    given = {key: value for key, value in os.environ.items() if not key.startswith(("PERCORE_", "AWS_"))}
-    return {**given, **{key if key.startswith("AWS_") else f"PERCORE_{key}": str(value) for key, value in settings.items()}}
+    given = {key: value for key, value in os.environ.items() if not key.startswith(("PERCORE_", "AWS_", "AZURE_", "GOOGLE_"))}
+    return {
+        **given,
+        **{key if key.startswith(("AWS_", "AZURE_")) else f"PERCORE_{key}": str(value) for key, value in settings.items()},
+    }
 
 
 def fetch(uri: str, folder: Path, *more: str, **settings: object) -> Fetched:
@@ -64,12 +75,18 @@ def archive_of(*members: tuple[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
+def link(name: str, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc"
+    return member
+
+
 ARCHIVE = archive_of(("1/saved_model.pb", b"graph"), ("1/variables/data", LARGE))
 
 
 def parts() -> list[str]:
     """Return the ranges of all parts of the archive."""
-    return [f"bytes={at}-{min(at + PART_BYTES, len(ARCHIVE)) - 1}" for at in range(0, len(ARCHIVE), PART_BYTES)]
+    return [f"bytes={at}-{min(at + SMALLEST_PART, len(ARCHIVE)) - 1}" for at in range(0, len(ARCHIVE), SMALLEST_PART)]
 
 
 @pytest.fixture
@@ -88,6 +105,11 @@ def digest_of(content: bytes) -> str:
     return digest.PREFIX + hashlib.sha256(content).hexdigest()
 
 
+def digest_of_folder(folder: Path) -> str:
+    files = (each for each in folder.rglob("*") if each.is_file())
+    return digest.of_folder({str(each.relative_to(folder)): hashlib.sha256(each.read_bytes()).hexdigest() for each in files})
+
+
 # --- stores ---
 
 
@@ -96,12 +118,7 @@ def test_a_folder_of_an_s3_store_is_fetched_and_served_and_its_digest_is_known_e
     with s3(tmp_path / "buckets") as (endpoint, credentials):
         done = fetch("s3://bucket/some models/digits", tmp_path / "models", FETCH_ENDPOINT=endpoint, **credentials)
     assert done.status == 0, done.everything
-    hashes = {
-        str(each.relative_to(MODELS / "digits")): hashlib.sha256(each.read_bytes()).hexdigest()
-        for each in (MODELS / "digits").rglob("*")
-        if each.is_file()
-    }
-    known = digest.of_folder(hashes)
+    known = digest_of_folder(MODELS / "digits")
     assert done.messages[-1].endswith(f"holds the models of s3://bucket/some models/digits, digest {known}")
     with Service(model_repository=tmp_path / "models") as service:
         service.ready()
@@ -111,6 +128,33 @@ def test_a_folder_of_an_s3_store_is_fetched_and_served_and_its_digest_is_known_e
         assert service.get("/v2/models/digits").json()["parameters"] == {"digest": known}
         assert service.metric("percore_model_info", model="digits", version="1", digest=known) == 1
         assert service.log(f"model 'digits' version 1 is loaded, digest {known}")
+
+
+@pytest.mark.skipif(not AZURITE.exists(), reason="needs azurite: tools/install-test-programs installs it")
+def test_models_come_from_azure_and_a_wrong_key_is_one_sentence_without_it(tmp_path: Path) -> None:
+    shutil.copytree(MODELS / "digits", tmp_path / "buckets/container/some models/digits")
+    with azure(tmp_path / "buckets") as (endpoint, credentials):
+        done = fetch("az://container/some models/digits", tmp_path / "models", FETCH_ENDPOINT=endpoint, **credentials)
+        wrong = {**credentials, "AZURE_STORAGE_ACCOUNT_KEY": "c2VjcmV0"}
+        refused = fetch("az://container/some models/digits", tmp_path / "other", FETCH_ENDPOINT=endpoint, **wrong)
+    assert done.status == 0, done.everything
+    assert done.messages[-1].endswith(f"digest {digest_of_folder(MODELS / 'digits')}")
+    assert digest_of_folder(tmp_path / "models/digits") == digest_of_folder(MODELS / "digits")
+    assert re.fullmatch(r"percore: cannot fetch: az://container/.* the server answers 403 .*", refused.error), refused.error
+    assert "c2VjcmV0" not in refused.everything
+
+
+@pytest.mark.skipif(FAKE_GCS is None, reason="needs fake-gcs-server: tools/install-test-programs installs it if there is Go")
+def test_models_come_from_google_cloud_storage_also_in_several_parts(tmp_path: Path) -> None:
+    (tmp_path / "buckets/bucket/some models").mkdir(parents=True)
+    (tmp_path / "buckets/bucket/some models/a.tar.gz").write_bytes(ARCHIVE)
+    with google(tmp_path / "buckets") as (endpoint, public):
+        done = fetch("gs://bucket/some models/a.tar.gz", tmp_path / "models", FETCH_ENDPOINT=endpoint, **public)
+        nothing = fetch("gs://bucket/nothing", tmp_path / "other", FETCH_ENDPOINT=endpoint, **public)
+    assert done.status == 0, done.everything
+    assert holds_all(tmp_path / "models")
+    assert done.messages[-1].endswith(f"digest {digest_of(ARCHIVE)}")
+    assert nothing.error == "percore: cannot fetch: gs://bucket/nothing has no files"
 
 
 def test_wrong_credentials_are_one_sentence_without_them(tmp_path: Path) -> None:
@@ -146,6 +190,15 @@ def test_an_archive_comes_over_https_by_several_ranges_or_without_them(tmp_path:
     assert not (tmp_path / ".models.fetch").exists()
 
 
+@pytest.mark.parametrize("ranged", [True, False])
+def test_a_fetch_keeps_no_file_in_memory(tmp_path: Path, site: Site, ranged: bool) -> None:
+    site.ranged = ranged
+    site.content = bytes(300_000_000)
+    done = run([sys.executable, "-c", PEAK, *command(f"{site.url}/model.keras", tmp_path / "models")], FETCH_CA_FILE=site.ca)
+    assert (tmp_path / "models/model/1/model.keras").stat().st_size == len(site.content)
+    assert int(done.output) < 128_000
+
+
 def test_a_ca_that_is_not_known_is_one_sentence(tmp_path: Path, site: Site) -> None:
     done = fetch(f"{site.url}/a.zip", tmp_path / "models")
     assert done.status == 78
@@ -176,7 +229,7 @@ def test_a_killed_process_leaves_its_fetched_parts_to_the_next_one(tmp_path: Pat
     first = subprocess.Popen(
         command(f"{site.url}/a.tar.gz", tmp_path / "models"), cwd=ROOT, env=given, stderr=subprocess.DEVNULL
     )
-    while site.sent < 1.5 * PART_BYTES:
+    while site.sent < 1.5 * SMALLEST_PART:
         time.sleep(0.05)
         assert first.poll() is None
     first.kill()
@@ -252,6 +305,30 @@ def test_an_archive_that_unpacks_to_more_than_the_bound_is_refused(tmp_path: Pat
     done = fetch(f"{site.url}/a.tar.gz", tmp_path / "models", FETCH_CA_FILE=site.ca, FETCH_MAX_BYTES=60_000_000)
     assert "archive a.tar.gz: unpacks to more than PERCORE_FETCH_MAX_BYTES=60000000 allows" in done.error
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (tarfile.TarInfo("1/../../../outside"), r"entry '1/../../../outside': must be a path below the folder"),
+        (tarfile.TarInfo("/outside"), "entry '/outside': must be a path below the folder"),
+        (link("1/assets", tarfile.SYMTYPE), "entry '1/assets' of the archive is a link or special file"),
+        (link("1/assets", tarfile.LNKTYPE), "entry '1/assets' of the archive is a link or special file"),
+    ],
+)
+def test_a_hostile_archive_is_one_sentence_and_nothing_is_in_place(
+    tmp_path: Path, site: Site, member: tarfile.TarInfo, words: str
+) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("1/saved_model.pb"))
+        tar.addfile(member)
+    site.content = packed.getvalue()
+    done = fetch(f"{site.url}/a.tar.gz", tmp_path / "deep/er/models", FETCH_CA_FILE=site.ca)
+    assert done.status == 78
+    assert words in done.error
+    assert not (tmp_path / "deep/er/models").exists()
+    assert not list(tmp_path.rglob("outside"))
 
 
 def on_a_small_disk(folder: Path, options: str) -> tuple[str, ...]:

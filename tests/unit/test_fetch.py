@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import subprocess
 import tarfile
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +279,10 @@ def test_the_note_beside_the_models_is_read_back(tmp_path: Path) -> None:
         ),
         (GenericError("odd https://u:SECRET@h/a?sig=SECRET, more\n\nDebug SECRET"), "odd https://h/a?... more"),
         (GenericError("Error performing PUT http://169.254.169.254/latest - SECRET"), "no credentials were found"),
+        (
+            GenericError("Generic MicrosoftAzure error: Invalid Access Key: SECRET"),
+            "the key of the account is not valid Base64",
+        ),
         (FileNotFoundError("Object at location SECRET not found"), "it is not there"),
     ],
 )
@@ -301,6 +308,35 @@ def test_a_pod_shows_the_sentence_of_a_failure(tmp_path: Path, monkeypatch: pyte
         assert (tmp_path / "log").exists() == (attempt == 1)
         (tmp_path / "log").touch()
     assert (tmp_path / "log").read_text() == "file:///nowhere/at-all has no files\n"
+
+
+def test_what_is_unpacked_after_the_timeout_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacking, late, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(*given: Any) -> None:
+        unpacking.set()
+        late.wait(30)
+        unpack(*given)
+
+    @contextlib.contextmanager
+    def until_the_end(staging: Path) -> Iterator[None]:
+        with locked(staging):
+            try:
+                yield
+            finally:
+                ended.set()
+
+    locked = command._locked
+    monkeypatch.setattr(archive, "unpack", slowly)
+    monkeypatch.setattr(command, "_locked", until_the_end)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo(f"1/{MODEL}"))
+    with pytest.raises(LoadError, match=r"was not fetched within PERCORE_LOAD_TIMEOUT=1 s"):
+        command.fetch(settings.load({"PERCORE_LOAD_TIMEOUT": "1"}), f"file://{tmp_path}/a.tar.gz", tmp_path / "models", "")
+    assert unpacking.is_set()
+    late.set()
+    assert ended.wait(30)
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
 import logging
 import os
+import queue
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from pathlib import Path
 from percore import model_source
 from percore.errors import LoadError
 from percore.fetch import archive, digest, layout, object_store
+from percore.fetch.object_store import StoreError
 from percore.fetch.progress import MEGA, Progress
-from percore.fetch.transfer import Journal, Transfer, retry
+from percore.fetch.transfer import Journal, Stopped, Transfer, retry
 from percore.fetch.uri import Source, parse
 from percore.model_source import ModelSource
 from percore.settings import Settings
@@ -43,15 +45,13 @@ class Wanted:
 
 
 def fetch(settings: Settings, uri: str, folder: Path, name: str) -> None:
-    """Fetch models to ``folder``, in TensorFlow Serving's layout. Raises LoadError, which the pod shows too."""
-    seconds = settings.limits.load_timeout
-    progress: list[Progress] = []
+    """Fetch models to ``folder``, in TensorFlow Serving's layout. Raises LoadError, which the pod shows too.
+
+    After an error the caller ends the process: threads may still wait for the server.
+    """
     try:
         wanted = Wanted(parse(uri), folder.absolute(), name, settings.models.digest)
-        try:
-            asyncio.run(_within(seconds, wanted, settings, progress))
-        except TimeoutError:
-            raise LoadError(_late(wanted.source, seconds, progress)) from None
+        _Fetch(wanted, settings).within(settings.limits.load_timeout)
     except LoadError as error:
         with contextlib.suppress(OSError):
             if TERMINATION_LOG.exists():
@@ -59,57 +59,79 @@ def fetch(settings: Settings, uri: str, folder: Path, name: str) -> None:
         raise
 
 
-async def _within(seconds: float, wanted: Wanted, settings: Settings, progress: list[Progress]) -> None:
-    async with asyncio.timeout(seconds):
-        await _fetch(wanted, settings, progress)
+class _Fetch:
+    """One fetch. It has a thread of its own, so that nothing that it waits for delays its timeout."""
 
+    def __init__(self, wanted: Wanted, settings: Settings) -> None:
+        self._wanted = wanted
+        self._settings = settings
+        self._progress = Progress()
+        self._stop = threading.Event()
 
-def _late(source: Source, seconds: float, progress: list[Progress]) -> str:
-    reached = progress[0].text() if progress else "its files are not known yet"
-    trouble = f"; the last error: {progress[0].trouble}" if progress and progress[0].trouble else ""
-    return f"{source.shown} was not fetched within PERCORE_LOAD_TIMEOUT={seconds:g} s: {reached}{trouble}"
+    def within(self, seconds: float) -> None:
+        """Fetch; raise LoadError if it fails, or is not done in time."""
+        ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-
-async def _fetch(wanted: Wanted, settings: Settings, shown: list[Progress]) -> None:
-    source, folder = wanted.source, wanted.folder
-    known = _known(folder)
-    if known and wanted.digest and known.digest == wanted.digest:
-        logger.info("%s holds the models with the digest %s", folder, known.digest)
-        return
-    staging = folder.with_name(f".{folder.name}.fetch")
-    with _disk_errors(source, staging), _locked(staging):
-        opened = object_store.open_store(source, settings.fetch)
-        try:
-            remotes = await retry(lambda: object_store.find(opened, source, settings.fetch.max_files))
-            total = sum(remote.size for remote in remotes)
-            journal = Journal(staging / "journal", remotes)
-            if not journal.resumes:
-                archive.remove(staging / "files")
-            _check_room(source, staging, total, settings)
-            progress = Progress(total)
-            shown.append(progress)
-            logger.info("fetching %s: %d files, %.1f MB", source.shown, len(remotes), total / MEGA)
-            showing = asyncio.create_task(progress.show())
+        def run() -> None:
             try:
-                hashes = await Transfer(opened, staging / "files", journal, progress, settings.fetch.connections).run(remotes)
-            finally:
-                showing.cancel()
-                await asyncio.wait([showing])
-                journal.close()
-        except LoadError:
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
-                raise
-            raise LoadError(f"{source.shown} cannot be fetched: {object_store.reason(error)}") from error
-        logger.info("fetched %s", progress.text())
-        found = digest.PREFIX + hashes[remotes[0].path] if source.is_file else digest.of_folder(hashes)
-        if wanted.digest and wanted.digest != found:
-            archive.remove(staging / "journal")
+                self._run()
+                ended.put(None)
+            except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+                ended.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            error = ended.get(timeout=seconds)
+        except queue.Empty:
+            self._stop.set()
+            trouble = f"; the last error: {self._progress.trouble}" if self._progress.trouble else ""
+            raise LoadError(
+                f"{self._wanted.source.shown} was not fetched within PERCORE_LOAD_TIMEOUT={seconds:g} s: "
+                f"{self._progress.text()}{trouble}"
+            ) from None
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        source, folder, digest_wanted = self._wanted.source, self._wanted.folder, self._wanted.digest
+        known = _known(folder)
+        if known and digest_wanted and known.digest == digest_wanted:
+            logger.info("%s holds the models with the digest %s", folder, known.digest)
+            return
+        staging = folder.with_name(f".{folder.name}.fetch")
+        with _disk_errors(source, staging), _locked(staging):
+            try:
+                found = self._transfer(staging)
+            except StoreError as error:
+                raise LoadError(f"{source.shown} cannot be fetched: {error}") from error
+            if digest_wanted and digest_wanted != found:
+                archive.remove(staging / "journal")
+                archive.remove(staging / "files")
+                raise LoadError(f"{source.shown} has the digest {found}: must be {digest_wanted}")
+            repository = _arranged(self._wanted, staging, self._settings)
+            model_source.write(repository, ModelSource(source.shown, found))
+            if self._stop.is_set():
+                raise Stopped
+            _put(repository, folder, staging)
+            logger.info("%s holds the models of %s, digest %s", folder, source.shown, found)
+
+    def _transfer(self, staging: Path) -> str:
+        """Fetch the files to ``staging``, and return their digest. Raises StoreError, LoadError and OSError."""
+        source, progress, options = self._wanted.source, self._progress, self._settings.fetch
+        store = object_store.open_store(source, options)
+        remotes = retry(lambda: object_store.find(store, source, options.max_files), progress, self._stop)
+        total = sum(remote.size for remote in remotes)
+        journal = Journal(staging / "journal", remotes)
+        if not journal.resumes:
             archive.remove(staging / "files")
-            raise LoadError(f"{source.shown} has the digest {found}: must be {wanted.digest}")
-        await asyncio.to_thread(_put, wanted, staging, found, settings)
-        logger.info("%s holds the models of %s, digest %s", folder, source.shown, found)
+        _check_room(source, staging, total, self._settings)
+        progress.total = total
+        logger.info("fetching %s: %d files, %.1f MB", source.shown, len(remotes), total / MEGA)
+        with progress.shown(), contextlib.closing(journal):
+            transfer = Transfer(store, staging / "files", journal, progress, self._stop)
+            hashes = transfer.run(remotes, options.connections)
+        logger.info("fetched %s", progress.text())
+        return digest.PREFIX + hashes[remotes[0].path] if source.is_file else digest.of_folder(hashes)
 
 
 def _known(folder: Path) -> ModelSource | None:
@@ -122,23 +144,27 @@ def _known(folder: Path) -> ModelSource | None:
     return note
 
 
-def _put(wanted: Wanted, staging: Path, found: str, settings: Settings) -> None:
-    """Unpack, arrange, and replace the folder."""
-    source, folder = wanted.source, wanted.folder
-    tree, repository, old = staging / "tree", staging / "repository", staging / "old"
-    for each in (tree, repository, old):
+def _arranged(wanted: Wanted, staging: Path, settings: Settings) -> Path:
+    """Unpack and arrange what was fetched; return the folder with the models, in ``staging``."""
+    tree, repository, fetched = staging / "tree", staging / "repository", staging / "files"
+    for each in (tree, repository):
         archive.remove(each)
-    fetched = staging / "files"
-    if source.is_archive:
-        packed = fetched / source.file_name
+    if wanted.source.is_archive:
+        packed = fetched / wanted.source.file_name
         archive.unpack(packed, tree, _room(staging, settings))
         packed.unlink()
     else:
         fetched.rename(tree)
     archive.remove(staging / "journal")
-    name, version = source.default_name()
+    name, version = wanted.source.default_name()
     layout.arrange(tree, repository, wanted.name or name, version)
-    model_source.write(repository, ModelSource(source.shown, found))
+    return repository
+
+
+def _put(repository: Path, folder: Path, staging: Path) -> None:
+    """Replace the folder."""
+    old = staging / "old"
+    archive.remove(old)
     if folder.exists():
         folder.rename(old)
     repository.rename(folder)

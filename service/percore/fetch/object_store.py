@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore import store as stores
-from obstore.exceptions import NotSupportedError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 
 from percore.errors import LoadError
 from percore.fetch.uri import Source
@@ -37,6 +38,7 @@ LASTING_CAUSES = (
         "169.254.169.254",
         "no credentials were found: give them by the environment, or set PERCORE_FETCH_ANONYMOUS=yes for public data",
     ),
+    ("Invalid Access Key", "the key of the account is not valid Base64"),
     ("UnknownIssuer", "the certificate of the server is signed by a CA that is not known: name it by PERCORE_FETCH_CA_FILE"),
     ("NotValidForName", "the certificate of the server is for another name"),
     ("Expired", "the certificate of the server has expired"),
@@ -58,6 +60,15 @@ PASSING_CAUSES = (
 """The same for errors after which another attempt may succeed."""
 
 
+class StoreError(Exception):
+    """A store did not send what it was asked for. The text has nothing that may be secret."""
+
+    def __init__(self, text: str, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
+        """Whether another attempt would fail too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """One file in a store."""
@@ -77,8 +88,8 @@ def open_store(source: Source, settings: FetchSettings) -> Any:
     """Return the store of ``source``. Credentials come from the environment, as each store's own tools read them."""
     if source.scheme == "file":
         return stores.LocalStore()
-    try:
-        options = _client_options(source, settings)
+    options = _client_options(source, settings)
+    with store_errors():
         if source.scheme == "https":
             query = f"?{source.query}" if source.query else ""
             url = f"https://{source.host}/{source.path}{query}"
@@ -89,8 +100,6 @@ def open_store(source: Source, settings: FetchSettings) -> Any:
         if settings.anonymous:
             config["skip_signature"] = True
         return opened(source.host, config=config, client_options=options, retry_config=QUICK_RETRIES)
-    except Exception as error:  # noqa: BLE001 - whatever the library raises for its configuration
-        raise LoadError(f"{source.shown} cannot be opened: {reason(error)}") from None
 
 
 def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
@@ -110,14 +119,28 @@ def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
     return options
 
 
-async def find(store: Any, source: Source, most: int) -> list[Remote]:
-    """Return the files of ``source``, by path. Raises errors of obstore, and LoadError for no file or more than ``most``."""
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Raise StoreError for the errors of obstore, which also raises two that Python has."""
+    try:
+        yield
+    except (BaseError, FileNotFoundError, ValueError) as error:
+        raise StoreError(reason(error), final=is_final(error)) from error
+
+
+def find(store: Any, source: Source, most: int) -> list[Remote]:
+    """Return the files of ``source``, by path. Raises StoreError, and LoadError for no file or more than ``most``."""
+    with store_errors():
+        return _find(store, source, most)
+
+
+def _find(store: Any, source: Source, most: int) -> list[Remote]:
     if source.is_file:
-        meta, ranged = await _probe(store, "" if source.scheme == "https" else source.path)
+        meta, ranged = _probe(store, "" if source.scheme == "https" else source.path)
         return [_remote(meta, source.file_name, ranged=ranged)]
     root = f"{source.path}/" if source.path else ""
     found: dict[str, Any] = {}
-    async for batch in obstore.list(store, source.path or None):
+    for batch in obstore.list(store, source.path or None):
         found.update((meta["path"].removeprefix(root), meta) for meta in batch if meta["path"].startswith(root))
         if len(found) > most:
             raise LoadError(f"{source.shown} has more than PERCORE_FETCH_MAX_FILES={most} files")
@@ -129,7 +152,7 @@ async def find(store: Any, source: Source, most: int) -> list[Remote]:
     if not remotes:
         raise LoadError(f"{source.shown} has no files")
     largest = max(remotes, key=lambda each: each.size)
-    if largest.size and not (await _probe(store, largest.key))[1]:
+    if largest.size and not _probe(store, largest.key)[1]:
         return [replace(each, ranged=False) for each in remotes]
     return remotes
 
@@ -140,21 +163,27 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-async def open_stream(store: Any, remote: Remote, start: int, end: int) -> tuple[str, int, Any]:
+def open_stream(store: Any, remote: Remote, start: int, end: int) -> tuple[str, int, Iterator[bytes]]:
     """Return a file's tag, its size, and its bytes from ``start`` to ``end`` in pieces; all bytes if it is not ranged."""
     options: GetOptions = {"range": (start, end)} if remote.ranged else {}
-    result = await obstore.get_async(store, remote.key, options=options)
-    return _tag(result.meta), result.meta["size"], result.stream(min_chunk_size=PIECE_BYTES)
+    with store_errors():
+        result = obstore.get(store, remote.key, options=options)
+        return _tag(result.meta), result.meta["size"], _pieces(result)
 
 
-async def _probe(store: Any, key: str) -> tuple[Any, bool]:
+def _pieces(result: Any) -> Iterator[bytes]:
+    with store_errors():
+        yield from result.stream(min_chunk_size=PIECE_BYTES)
+
+
+def _probe(store: Any, key: str) -> tuple[Any, bool]:
     """Return what a store says of a file, and whether it sends a part of it. GET, because a signed URL may allow GET alone."""
     try:
-        return (await obstore.get_async(store, key, options={"range": (0, 1)})).meta, True
-    except Exception as error:
+        return obstore.get(store, key, options={"range": (0, 1)}).meta, True
+    except BaseError as error:
         if not any(mark in str(error) for mark in UNRANGED):
             raise
-    return (await obstore.get_async(store, key)).meta, False
+    return obstore.get(store, key).meta, False
 
 
 def _tag(meta: Any) -> str:
@@ -176,8 +205,6 @@ def is_final(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """Return one sentence for an error of a store. It has no header, no query and no body, because those may be secret."""
-    if isinstance(error, LoadError):
-        return str(error)
     text = str(error)
     status = STATUS.search(text)
     if status:
@@ -188,7 +215,5 @@ def reason(error: Exception) -> str:
             return meaning
     if isinstance(error, FileNotFoundError):
         return "it is not there"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     first = text.split("\n", 1)[0] or type(error).__name__
     return re.sub(r"\?\S+", "?...", re.sub(r"//\S*@", "//", first))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 logger = logging.getLogger("percore.fetch")
 
@@ -16,21 +18,28 @@ MEGA = 1_000_000
 
 
 class Progress:
-    """The bytes of one fetch."""
+    """The bytes of one fetch. Several threads count them."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        """Bytes that are on disk."""
+    def __init__(self) -> None:
+        self.total: int | None = None
+        """None until the files are known."""
         self.trouble = ""
         """The last error that was tried again."""
+        self._done = 0
+        """Bytes that are on disk."""
         self._began = time.monotonic()
         self._resumed = 0
         self._warned = -LINE_SECONDS
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        """Count bytes that came; a negative number if they come again."""
+        with self._lock:
+            self._done += size
 
     def resume(self, size: int) -> None:
         """Count bytes that an earlier attempt left on disk."""
-        self.done += size
+        self.add(size)
         self._resumed += size
 
     def fail(self, reason: str) -> None:
@@ -42,26 +51,36 @@ class Progress:
 
     def text(self) -> str:
         """Return how far it is, in words."""
-        share = 100 * self.done / self.total if self.total else 100.0
-        rate = (self.done - self._resumed) / max(time.monotonic() - self._began, 0.001)
-        return f"{self.done / MEGA:.1f} of {self.total / MEGA:.1f} MB, {share:.0f} %, {rate / MEGA:.1f} MB/s"
+        if self.total is None:
+            return "its files are not known yet"
+        share = 100 * self._done / self.total if self.total else 100.0
+        rate = (self._done - self._resumed) / max(time.monotonic() - self._began, 0.001)
+        return f"{self._done / MEGA:.1f} of {self.total / MEGA:.1f} MB, {share:.0f} %, {rate / MEGA:.1f} MB/s"
 
-    async def show(self) -> None:
-        """Show it, until cancelled."""
-        on_terminal = sys.stderr.isatty()
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show it meanwhile."""
+        ended = threading.Event()
+        showing = threading.Thread(target=self._show, args=(ended,), daemon=True)
+        showing.start()
         try:
-            while True:
-                await asyncio.sleep(BAR_SECONDS if on_terminal else LINE_SECONDS)
-                if on_terminal:
-                    self._draw()
-                else:
-                    logger.info("fetched %s", self.text())
+            yield
         finally:
+            ended.set()
+            showing.join()
+
+    def _show(self, ended: threading.Event) -> None:
+        on_terminal = sys.stderr.isatty()
+        while not ended.wait(BAR_SECONDS if on_terminal else LINE_SECONDS):
             if on_terminal:
                 self._draw()
-                sys.stderr.write("\n")
+            else:
+                logger.info("fetched %s", self.text())
+        if on_terminal:
+            self._draw()
+            sys.stderr.write("\n")
 
     def _draw(self) -> None:
-        full = BAR_WIDTH * self.done // self.total if self.total else BAR_WIDTH
+        full = BAR_WIDTH * self._done // self.total if self.total else BAR_WIDTH
         sys.stderr.write(f"\r[{'#' * full}{'.' * (BAR_WIDTH - full)}] {self.text()}\x1b[K")
         sys.stderr.flush()

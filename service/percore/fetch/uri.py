@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -52,7 +51,8 @@ class Source:
     def default_name(self) -> tuple[str, int]:
         """Return a name and a version from the end of the path, for one model that is fetched without them."""
         parts = [unquote(part) for part in PurePosixPath(self.path).parts] or [self.host]
-        last = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.zip|\.keras|\.h5|\.hdf5)$", "", parts[-1], flags=re.IGNORECASE)
+        suffix = next((each for each in (*ARCHIVES, *KERAS_SUFFIXES) if parts[-1].lower().endswith(each)), "")
+        last = parts[-1][: len(parts[-1]) - len(suffix)]
         version = int(last) if last.isascii() and last.isdigit() and len(last) < 19 else None
         name = last if version is None else (parts[-2] if len(parts) > 1 else DEFAULT_NAME)
         try:

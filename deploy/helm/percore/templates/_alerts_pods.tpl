@@ -78,6 +78,14 @@
   annotations:
     summary: Pods that are wanted do not become ready.
     description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}.'` (add (include "percore.loadSeconds" .) 300) }}
+# During an update the ready pods of the revision before hide from PercorePodsNotReady that the new pods are not ready.
+- alert: PercoreRevisionNotReady
+  expr: max by (namespace) (kube_deployment_status_condition{ {{- $pods }},condition="Progressing",status="false"}) == 1
+  labels:
+    severity: warning
+  annotations:
+    summary: A new revision of the pods does not become ready.
+    description: No pod of the new revision has become ready for {{ add (include "percore.loadSeconds" .) 300 }}s. Pods of the revision before continue to serve, if there are any.
 - alert: PercoreContainersRestart
   expr: |-
     round(max by (namespace, pod, container) (
