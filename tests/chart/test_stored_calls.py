@@ -191,6 +191,13 @@ def test_the_notes_say_where_calls_are_and_what_uninstall_keeps() -> None:
     assert "PostgreSQL database of Secret database" in notes(*DATABASE)
 
 
+def test_the_notes_say_what_binds_the_claim_where_no_storage_class_is_named() -> None:
+    words = "needs a default StorageClass"
+    assert words in notes(*VOLUME)
+    for values in ((*VOLUME, "calls.persistence.storageClass=fast"), CLAIMED, DATABASE):
+        assert words not in notes(*values)
+
+
 def test_a_threshold_is_a_value() -> None:
     text = yaml.safe_dump(one(render("monitoring.rules.storedCallQueueSeconds=7200"), "PrometheusRule", "-rules"), width=10**6)
     assert 'state="queued"}) > 7200' in text
