@@ -69,6 +69,15 @@ def test_every_object_is_one_that_kubernetes_knows(objects: list[Object]) -> Non
             kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
 
 
+@pytest.mark.parametrize("version", ["1.29", "1.33", "1.35", "1.37"])
+@pytest.mark.parametrize("variant", ["defaults", "everything", "stored, webhooks"])
+def test_each_version_of_kubernetes_knows_what_it_is_given(variant: str, version: str) -> None:
+    """An API server drops a field that it does not know, or refuses it."""
+    for each in render(*VARIANTS[variant], more=("--kube-version", version)):
+        if each["kind"] not in NOT_OF_KUBERNETES:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
 def test_every_object_says_whose_it_is_and_where(objects: list[Object]) -> None:
     for each in objects:
         assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "first", each["kind"]
