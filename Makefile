@@ -14,6 +14,7 @@ E2E_IMAGES :=
 # Where tools/install-test-programs puts the npm package.
 export NODE_PATH ?= $(CURDIR)/build/node/node_modules
 KUBE_SCORE := go run github.com/zegl/kube-score/cmd/kube-score@v1.20.0
+COMPOSE_VERSION := v2.40.3
 SCRIPTS := .ci/run .ci/pause-api-server $(addprefix tools/,install-system-packages install-test-programs lock package-chart) \
   $(addprefix tests/,one-machine e2e/addons e2e/images e2e/kind-image e2e/run)
 
@@ -121,6 +122,14 @@ chart-findings: .venv/installed ## checkov and kube-score on the chart: fail if 
 	$(BIN)/uv venv --quiet --allow-existing build/checkov
 	$(BIN)/uv pip sync --quiet --python build/checkov --require-hashes requirements/checkov.txt
 	$(BIN)/python -m tools.chart_findings --checkov build/checkov/bin/checkov --kube-score "$(KUBE_SCORE)"
+
+.PHONY: compose-check
+compose-check: ## Docker Compose reads compose.yaml, and starts nothing (needs Go, which builds it: minutes the first time)
+	@mkdir -p build/compose
+	@# A module of its own: `go run` takes no program whose go.mod excludes versions.
+	@printf 'module compose\n' >build/compose/go.mod
+	@cd build/compose && go get github.com/docker/compose/v2/cmd@$(COMPOSE_VERSION) 2>go.log && go build -o docker-compose github.com/docker/compose/v2/cmd
+	build/compose/docker-compose --file compose.yaml config --quiet
 
 .PHONY: rules-test
 rules-test: .venv/installed ## Tests of the alerts: promtool, on the rules as the chart renders them

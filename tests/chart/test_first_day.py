@@ -251,6 +251,19 @@ def test_the_guide_tags_every_image_that_it_names() -> None:
         assert f"--target {target} -t localhost/percore/{target}:0.1.0" in guide
 
 
+def test_every_release_of_the_guide_is_in_a_namespace_that_is_named() -> None:
+    """Otherwise a reader who copies two commands has two releases, one of them in `default`."""
+    pages = [ROOT / "deploy/README.md", ROOT / "docs/quickstart-kubernetes.md", *(ROOT / "docs/operations").glob("*.md")]
+    commands = [
+        line
+        for page in pages
+        for line in page.read_text().replace("\\\n", "").splitlines()
+        if line.startswith("helm ") and "deploy/helm/percore" in line
+    ]
+    assert len(commands) > 5
+    assert [line for line in commands if "--namespace percore" not in line] == []
+
+
 def test_docs_look_at_the_metric_that_the_autoscaler_reads() -> None:
     for page in ("docs/runbook.md", "docs/operations/symptoms.md"):
         text = (ROOT / page).read_text()

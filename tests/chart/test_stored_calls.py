@@ -194,6 +194,13 @@ def test_the_notes_name_the_place_of_calls_and_the_volume_that_uninstall_keeps()
     assert "PostgreSQL database of Secret database" in notes(*DATABASE)
 
 
+def test_the_notes_say_what_a_claim_without_a_storage_class_needs() -> None:
+    words = "needs a default StorageClass"
+    assert words in notes(*VOLUME)
+    for values in ((*VOLUME, "calls.persistence.storageClass=fast"), CLAIMED, DATABASE):
+        assert words not in notes(*values)
+
+
 def test_the_threshold_of_the_alert_on_old_calls_is_a_value() -> None:
     text = yaml.safe_dump(one(render("monitoring.rules.storedCallQueueSeconds=7200"), "PrometheusRule", "-rules"), width=10**6)
     assert 'state="queued"}) > 7200' in text

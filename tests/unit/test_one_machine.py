@@ -100,6 +100,10 @@ def test_the_files_that_compose_mounts_exist_and_images_have_a_version() -> None
     assert [file for file in files if not (ROOT / file).is_file()] == []
     used = {mount["source"] for service in COMPOSE["services"].values() for mount in service.get("configs", [])}
     assert used == COMPOSE["configs"].keys()
+    volumes = [mount.split(":")[0] for service in COMPOSE["services"].values() for mount in service.get("volumes", [])]
+    assert sorted(volumes) == sorted(COMPOSE["volumes"]), (
+        "the schema takes a volume that is not declared; Docker Compose does not"
+    )
     for service in COMPOSE["services"].values():
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
 

@@ -79,6 +79,28 @@ pods are selected; the chart refuses values that would.
 {{- $cores -}}
 {{- end }}
 
+{{/* A number of bytes and a quarter more, rounded up. */}}
+{{- define "percore.aQuarterMore" -}}
+{{- div (add (mul 5 (int64 .)) 3) 4 -}}
+{{- end }}
+
+{{/* A number of bytes in MiB, rounded up. */}}
+{{- define "percore.mebibytes" -}}
+{{- div (add (int64 .) 1048575) 1048576 -}}
+{{- end }}
+
+{{/* CPU, memory and disk of a container that has a worker's share: of the worker, and of the init container that runs before it. */}}
+{{- define "percore.workerResources" -}}
+requests:
+  cpu: {{ include "percore.cores" . | quote }}
+  memory: {{ include "percore.quantity" .Values.memory | quote }}
+  {{- /* Models that were fetched lie on the disk of the node as long as the pod lives. */}}
+  ephemeral-storage: {{ ternary (include "percore.modelVolumeBytes" .) (include "percore.quantity" .Values.ephemeralStorage.request) (ne .Values.model.uri "") | quote }}
+limits:
+  cpu: {{ include "percore.cores" . | quote }}
+  memory: {{ include "percore.quantity" .Values.memory | quote }}
+{{- end }}
+
 {{/* A map without the keys whose value is null. Helm itself drops such keys in most cases, but not in a parent chart's values. */}}
 {{- define "percore.withoutNulls" -}}
 {{- $kept := dict -}}
@@ -141,8 +163,8 @@ pods are selected; the chart refuses values that would.
 
 {{/* Its size: a quarter more than the gateway stores, for pages that are not given back yet, and 1 GiB, of which 512 MiB must stay free. */}}
 {{- define "percore.callsVolumeSize" -}}
-{{- $bytes := add (div (mul 5 (int64 .Values.calls.bytes)) 4) 1073741824 -}}
-{{- include "percore.quantity" .Values.calls.persistence.size | default (printf "%dMi" (div (add $bytes 1048575) 1048576)) -}}
+{{- $bytes := add (include "percore.aQuarterMore" .Values.calls.bytes) 1073741824 -}}
+{{- include "percore.quantity" .Values.calls.persistence.size | default (printf "%sMi" (include "percore.mebibytes" $bytes)) -}}
 {{- end }}
 
 {{/* Settings of stored calls. */}}
@@ -187,12 +209,12 @@ the libraries and the database's caches, and 8 KiB for each unfinished call.
 {{- define "percore.gatewayMemory" -}}
 {{- $stored := ternary (add 67108864 (mul 8192 (int64 .Values.calls.limit))) 0 .Values.calls.enabled -}}
 {{- $bytes := add (int64 .Values.gateway.spool.memoryBytes) (mul 24576 (int64 .Values.queue.length)) $stored -}}
-{{- include "percore.quantity" .Values.gateway.memory | default (printf "%dMi" (add 320 (div (add $bytes 1048575) 1048576))) -}}
+{{- include "percore.quantity" .Values.gateway.memory | default (printf "%dMi" (add 320 (include "percore.mebibytes" $bytes))) -}}
 {{- end }}
 
 {{/* Size of the spool's volume: a quarter more than the gateway writes, so that the kubelet does not evict a gateway for it. */}}
 {{- define "percore.spoolVolumeBytes" -}}
-{{- div (add (mul 5 (int64 .Values.gateway.spool.bytes)) 3) 4 -}}
+{{- include "percore.aQuarterMore" .Values.gateway.spool.bytes -}}
 {{- end }}
 
 {{/* The call that NOTES and the test make. None for a handler or an app of the user's own, unless its path is given. */}}
@@ -246,4 +268,23 @@ the libraries and the database's caches, and 8 KiB for each unfinished call.
 {{- else -}}
 {{- toJson (dict "ingress" dict "service" dict) -}}
 {{- end -}}
+{{- end }}
+
+{{/* DNS, in a NetworkPolicy. */}}
+{{- define "percore.dnsPorts" -}}
+- port: 53
+  protocol: UDP
+- port: 53
+  protocol: TCP
+{{- end }}
+
+{{/* All alerts. Those on the autoscaler are part of them if `.autoscaler` says so. */}}
+{{- define "percore.alerts" -}}
+{{- $groups := list "burn" "autoscaler" "pod" "gateway" "storedCall" -}}
+{{- if not .autoscaler -}}{{- $groups = without $groups "autoscaler" -}}{{- end -}}
+{{- $alerts := list -}}
+{{- range $group := $groups -}}
+{{- $alerts = concat $alerts (include (printf "percore.%sAlerts" $group) $.root | fromYamlArray) -}}
+{{- end -}}
+{{- toYaml $alerts -}}
 {{- end }}

@@ -2,7 +2,7 @@
 
 {{/* A quarter more than a fetch may write: file systems need more than the bytes of files. */}}
 {{- define "percore.modelVolumeBytes" -}}
-{{- div (mul (int64 .Values.model.maxBytes) 5) 4 -}}
+{{- include "percore.aQuarterMore" .Values.model.maxBytes -}}
 {{- end }}
 
 {{/* The port of the store; empty for a file. */}}
@@ -58,14 +58,7 @@
     - secretRef:
         name: {{ . | quote }}
   {{- end }}
-  resources:
-    requests:
-      cpu: {{ include "percore.cores" $ | quote }}
-      memory: {{ include "percore.quantity" $.Values.memory | quote }}
-      ephemeral-storage: {{ include "percore.modelVolumeBytes" $ | quote }}
-    limits:
-      cpu: {{ include "percore.cores" $ | quote }}
-      memory: {{ include "percore.quantity" $.Values.memory | quote }}
+  resources: {{- include "percore.workerResources" $ | nindent 4 }}
   terminationMessagePolicy: FallbackToLogsOnError
   securityContext: {{- include "percore.containerSecurity" $ | nindent 4 }}
   volumeMounts:
