@@ -1,11 +1,17 @@
 """Calls run in their order, one at a time in each pod, whichever gateway they came through."""
 
 import itertools
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from harness.gateway import PREDICT, Gateway, Worker, endpoint_of, holding, outcome, running, serve
+import pytest
+
+from harness.gateway import PREDICT, Gateway, Worker, endpoint_of, holding, outcome, read_answer, running, serve
 from harness.service import Service, eventually
 
 CALLS = 200
@@ -30,6 +36,41 @@ def test_calls_run_by_priority_and_then_in_the_order_of_their_last_bytes() -> No
         ranks = {"5": 5, "9": 9, "1": 1}
         expected = sorted(range(CALLS), key=lambda number: -ranks.get(given[number], 0))
         assert worker.bodies == [b"first", *(b"%d" % number for number in expected)]
+
+
+def queues(gateway: Gateway, count: int) -> bool:
+    return gateway.queued() == count
+
+
+@pytest.mark.parametrize("turns", [False, True], ids=["without turns", "with turns"])
+def test_stored_and_synchronous_calls_are_in_one_queue(tmp_path: Path, *, turns: bool) -> None:
+    """By arrival, whichever kind they are. With turns, each caller has one call in each round."""
+    release = threading.Event()
+    settings: dict[str, Any] = {"gateway_calls_dir": tmp_path, "gateway_caller_header": "X-Tenant" if turns else ""}
+    with (
+        Worker(holding(release), serve) as worker,
+        Gateway(worker.endpoint, **settings) as gateway,
+    ):
+        eventually(lambda: gateway.metric("percore_store_up") == 1)
+        first = gateway.ask(b"first")
+        eventually(gateway.executing)
+        answers: dict[str, list[socket.socket]] = {"stored": [], "synchronous": []}
+        kinds = ["stored"] * 4 + ["synchronous", "stored"] * 7 + ["synchronous"] * 4
+        for count, kind in enumerate(kinds):
+            headers = [f"X-Tenant: {kind}", *(["Prefer: respond-async"] if kind == "stored" else [])]
+            answers[kind].append(gateway.ask(f"{kind} {count}".encode(), *headers))
+            eventually(partial(queues, gateway, count + 1))
+        release.set()
+        assert {outcome(each) for each in (first, *answers["synchronous"])} == {(200, "")}
+        for each in answers["stored"]:
+            with each:
+                assert read_answer(each)[0] == 202
+        eventually(lambda: len(worker.bodies) == 23)
+    sent = [f"{kind} {count}" for count, kind in enumerate(kinds)]
+    if turns:  # the first who came begins each round
+        of = [[each for each in sent if each.startswith(kind)] for kind in ("stored", "synchronous")]
+        sent = [each for round_of in zip(*of, strict=True) for each in round_of]
+    assert worker.bodies == [b"first", *(each.encode() for each in sent)]
 
 
 def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_number() -> None:
