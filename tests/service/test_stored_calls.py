@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,38 @@ def test_large_bodies_and_results_are_stored_whole_and_sent_in_ranges() -> None:
         assert (head.status_code, int(head.headers["Content-Length"]), head.content) == (200, size, b"")
 
 
+def test_a_call_that_is_cancelled_while_it_finishes_has_one_end() -> None:
+    """The cancel comes later if the last one won, and earlier if it lost. So most meet the answer, or the write of it."""
+    stored = journalled()
+    states: list[str] = []
+    with stored.service.ready(2) as service:
+        delay, step = 0.0, 0.2
+        for number in range(16):
+            path = stored.store(n=number, sleep=0.1, fill=300_000)
+            eventually(partial(in_journal, stored, number))
+            time.sleep(delay)
+            stored.cancel(path)
+            found = stored.ended(path)
+            states.append(found["state"])
+            [run] = found["runs"]
+            if found["state"] == "succeeded":
+                assert (run["end"], stored.result(path).json()["outputs"]["fill"]) == ("answered", [number] * 300_000)
+            else:
+                assert (found["state"], run["end"], found.get("result")) == ("cancelled", "cancelled", None)
+                assert stored.result(path).status_code == 409
+            step = max(step * 0.7, 0.004)
+            delay = max(0.0, delay + (step if found["state"] == "cancelled" else -step))
+            assert stored.cancel(path)["state"] == found["state"]
+        assert set(states) == {"succeeded", "cancelled"}
+        for state, count in Counter(states).items():
+            assert service.metric("percore_stored_calls_ended_total", state=state) == count
+        assert len(service.log(logger="percore.gateway.stored_call")) == len(states)
+
+
+def in_journal(stored: Journalled, number: int) -> bool:
+    return any(line[:2] == ["begin", str(number)] for line in stored.lines())
+
+
 def test_a_pod_that_is_lost_twice_fails_the_call() -> None:
     with Service(handler=FAULTY).ready(2) as service:
         stored = Stored(service)
@@ -417,11 +450,15 @@ def test_bounds_are_answered_with_an_honest_status_and_nothing_is_half_stored() 
         assert service.call(sleep=0).status_code == 200
 
 
-def test_retention_erases_and_the_id_is_known_for_longer() -> None:
-    with Service(handler=FAULTY, gateway_calls_retention=1).ready(1) as service:
+def test_a_result_is_there_long_after_its_caller_left_then_retention_erases_it_and_the_id_is_known_for_longer() -> None:
+    """The caller's connection ends with the receipt. A third of the retention, by default eight hours, later it asks again."""
+    with Service(handler=FAULTY, gateway_calls_retention=6).ready(1) as service:
         stored = Stored(service)
         path = stored.store(sleep=0)
-        assert stored.ended(path)["state"] == "succeeded"
+        eventually(lambda: service.metric("percore_stored_calls_ended_total", state="succeeded") == 1)
+        time.sleep(2)
+        assert stored.result(path).json()["outputs"]["sleep"] == 0
+        assert stored.status(path)["state"] == "succeeded"
         eventually(lambda: requests.get(service.url(path), timeout=5).status_code == 410, 20)
         assert service.get("/v1/calls").json()["calls"] == []
 
