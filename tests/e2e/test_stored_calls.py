@@ -36,7 +36,7 @@ KILLED_BY = {
     "inference": KILL_THE_WORKER,
     postgresql.NAME: postgresql.KILL,
 }
-KILLS, EVERY = 30, 4.0
+KILLS, EVERY = 30 if THOROUGH else 10, 4.0
 """How often something is killed at the most, and how many seconds lie between."""
 
 
@@ -196,7 +196,7 @@ def test_they_do_so_too_with_two_gateways_and_postgresql_which_is_killed_as_well
         release.wait(4)
         release.wait(2, "gateway")
         # The calls of a gateway whose pod is gone wait for its lease.
-        _storm(release, tmp_path, {"gateway": 0.3 if THOROUGH else 0.0, "inference": 0.3, postgresql.NAME: 0.0})
+        _storm(release, tmp_path, {"gateway": 0.5 if THOROUGH else 0.0, "inference": 0.3, postgresql.NAME: 0.0})
 
 
 @pytest.fixture(scope="module")
