@@ -365,8 +365,11 @@ def test_who_waits_for_a_call_does_not_hold_up_a_stop() -> None:
 
 @pytest.mark.parametrize(("when", "pieces"), [("before", 1), ("after", 1), ("before", 3)])
 def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(when: str, pieces: int) -> None:
-    """It dies at the first write after the call was sent, then at the second, and so on until the call ends without a death."""
-    stored = journalled()
+    die_between_steps(journalled(), when, pieces)
+
+
+def die_between_steps(stored: Journalled, when: str, pieces: int = 1) -> None:
+    """Have it die at the first write after the call was sent, then at the second, until the call ends without a death."""
     service = stored.service
     die_at = Path(service.folder.name) / "die_at"
     service.environ["DIE_AT"] = str(die_at)

@@ -23,6 +23,8 @@ from tests.service.postgresql import PASSWORD, POOLER, QUOTED, USER, PostgreSQL,
 from tests.service.test_stored_calls import (  # noqa: F401
     JOURNAL,
     Stored,
+    die_between_steps,
+    journalled,
     test_a_4xx_and_a_500_are_results_and_final,
     test_a_call_is_receipted_runs_and_leaves_its_result,
     test_a_call_that_does_not_start_in_time_expires,
@@ -217,6 +219,10 @@ def test_two_gateways_share_a_database_behind_pgbouncer_in_transaction_mode(
             for each in (first, second):
                 assert not [line for line in each.log() if line["level"] in ("warning", "error")]
         pods.check_no_overlap()
+
+
+def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(database: str) -> None:
+    die_between_steps(journalled(gateway_calls_database=database), "before")
 
 
 def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_path: Path) -> None:
