@@ -1,4 +1,4 @@
-"""``python -m bench.stored_calls``: what stored calls cost. A minute; with ``--write-docs`` the page of the docs.
+"""``python -m bench.stored_calls``, by ``make bench`` too: what stored calls cost. A minute; ``--write-docs`` writes the page.
 
 Intake beside the disk's own rate, the status and the gateway's memory with 10,000 queued calls, and the way from the receipt to
 the begin. With ``--queues PYTHON REDIS_SERVER`` the same work by Celery and RQ, which that Python has.
@@ -189,7 +189,8 @@ def document(found: Stored, queues: dict[str, dict[str, float]], described: str)
         beside.append([name, f"{each['rate']:.0f}", milliseconds(each["begin"]), milliseconds(each["result"])])
     introduction = (
         f"What a stored call costs, and what a task queue costs for the same work. On {described}. Writes are flushed to the "
-        "disk before a call is receipted."
+        "disk before a call is receipted. `make bench` repeats the first table, and with "
+        '`QUEUES="PYTHON REDIS_SERVER"` the second one too: a Python that has `celery[redis]` and `rq`, and Redis\'s server.'
     )
     together = "One flush of the disk serves all calls that wait for it."
     how = (
