@@ -141,8 +141,9 @@ e2e: .venv/installed ## Tests on the cluster that KUBECONFIG points at (E2E: whi
 	images=$$(tests/e2e/images $(E2E_IMAGES)) && eval "$$images" && tests/e2e/run $(BIN)/pytest $(E2E)
 
 .PHONY: bench
-bench: $(MODELS)/built ## Measure percore and the usual set-ups; writes build/bench (under ten minutes)
+bench: $(MODELS)/built ## Measure percore and the usual set-ups; writes build/bench (eleven minutes; QUEUES: see docs/bench/stored-calls.md)
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.stored_calls $(if $(QUEUES),--queues $(QUEUES))
 
 .PHONY: lock
 lock: .venv/installed ## Pin the newest allowed versions of every dependency, with hashes

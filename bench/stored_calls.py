@@ -1,4 +1,4 @@
-"""``python -m bench.stored_calls``: measures what stored calls cost, in a minute.
+"""``python -m bench.stored_calls``, by ``make bench`` too: what stored calls cost. A minute; ``--write-docs`` writes the page.
 
 ``--write-docs`` writes the page of the docs. It measures the intake beside the disk's own rate, the status and the gateway's
 memory with 10,000 queued calls, and the time from the receipt to the begin. With ``--queues PYTHON REDIS_SERVER`` it also
@@ -193,8 +193,9 @@ def document(found: Stored, queues: dict[str, dict[str, float]], described: str)
     for name, each in queues.items():
         beside.append([name, f"{each['rate']:.0f}", milliseconds(each["begin"]), milliseconds(each["result"])])
     introduction = (
-        f"What a stored call costs, and what a task queue costs for the same work. Measured on {described}. percore flushes "
-        "a call to the disk before it sends the receipt."
+        f"What a stored call costs, and what a task queue costs for the same work. On {described}. Writes are flushed to the "
+        "disk before a call is receipted. `make bench` repeats the first table, and with "
+        '`QUEUES="PYTHON REDIS_SERVER"` the second one too: a Python that has `celery[redis]` and `rq`, and Redis\'s server.'
     )
     together = "One flush of the disk serves all calls that wait for it."
     how = (

@@ -31,6 +31,11 @@ def _chunked(*pieces: bytes) -> bytes:
 
 CALL_ID = b"0123456789abcdef" * 2
 STORED = (
+    _request(
+        b"POST /v1/models/default:predict",
+        *(b"Prefer: respond-async, wait=1", b"Idempotency-Key: one", b"Percore-Start-Within: 1", b"Percore-Max-Runs: 1"),
+        body=JSON_BODY,
+    ),
     _request(b"GET /v1/calls/" + CALL_ID, b"Prefer: wait=1"),
     _request(b"GET /v1/calls/" + CALL_ID + b"/result", b"Range: bytes=0-9"),
     _request(b"POST /v1/calls/" + CALL_ID + b"/cancel"),
@@ -57,11 +62,6 @@ VALID = (
     ),
     _request(b"POST /v1/models/default:predict", b"Expect: 100-continue", b"Connection: close", body=JSON_BODY),
     _request(b"POST /v1/models/default:predict", b"Upgrade: h2c", b"Connection: Upgrade", body=JSON_BODY),
-    _request(
-        b"POST /v1/models/default:predict",
-        *(b"Prefer: respond-async, wait=1", b"Idempotency-Key: one", b"Percore-Start-Within: 1", b"Percore-Max-Runs: 1"),
-        body=JSON_BODY,
-    ),
     *STORED,
     _request(b"GET /v1/models/default"),
     _request(b"GET /v2/models/default/versions/1", b"Accept: */*"),

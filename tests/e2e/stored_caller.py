@@ -1,8 +1,8 @@
 """Callers inside the cluster that store calls: send many calls, wait for the end of each, and print the results.
 
 ``python stored_caller.py PLAN`` with JSON: ``url`` and ``path``; ``count`` calls, ``at_once`` of them at the same time; each
-takes ``seconds``; ``sizes`` are pairs: a share of the calls, and the bytes of their bodies. Needs only Python. Each call has an
-input of its own, so that its result cannot be confused with that of another call.
+takes ``seconds``; ``sizes`` are pairs: a share of the calls, and about how many bytes their bodies have. Nothing but Python is
+needed. Each call has numbers of its own, and its result has them all: a byte that is lost, moved or another call's is noticed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from urllib.request import Request, urlopen
 ENDS = {"succeeded", "failed", "cancelled", "expired"}
 PATIENCE = 900.0
 AGAIN = {429, 503}
+BYTES = 10
+"""How many bytes one number takes in a body."""
+tried: Counter[str] = Counter()
+"""What was answered or failed instead of the answer that counts."""
 
 
 def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, bytes]:
@@ -32,8 +36,10 @@ def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, 
             status, found, said = _asked(request)
             if status not in AGAIN:
                 return status, found, said
-        except (OSError, HTTPException):
-            pass  # the gateway was killed, perhaps in the middle of its answer, or has not started yet
+            tried[str(status)] += 1
+        except (OSError, HTTPException) as error:
+            # The gateway was killed, in the middle of its answer too, or is not there yet.
+            tried[type(error).__name__] += 1
         if time.monotonic() > ends:
             raise TimeoutError(url)
         time.sleep(0.2)
@@ -49,10 +55,12 @@ def _asked(request: Request) -> tuple[int, Any, bytes]:
 
 
 def call(plan: dict[str, Any], number: int) -> dict[str, Any]:
-    """Store one call, wait for its end, and return the result."""
-    size = random.Random(number).choices(*reversed(list(zip(*plan["sizes"], strict=True))))[0]
-    given = plan["seconds"] + number / 1e6
-    body = json.dumps({"inputs": {"seconds": [given]}}).ljust(size).encode()
+    """Store one call, wait for its end, and return what came of it."""
+    chance = random.Random(number)
+    size = chance.choices(*reversed(list(zip(*plan["sizes"], strict=True))))[0]
+    # A call takes as long as its largest number says: the first.
+    given = [plan["seconds"] + number / 1e6, *(chance.randrange(10**6) / 1e7 for _ in range(size // BYTES))]
+    body = json.dumps({"inputs": {"seconds": given}}, separators=(",", ":")).encode()
     headers = {"Prefer": "respond-async", "Idempotency_Key": f"{plan['prefix']}-{number}", "Percore_Max_Runs": "10"}
     status, found, said = ask(plan["url"] + plan["path"], body, **headers)
     if status != 202:
@@ -66,15 +74,20 @@ def call(plan: dict[str, Any], number: int) -> dict[str, Any]:
         if seen["state"] in ENDS:
             break
     status, _, said = ask(where + "/result")
-    right = status == 200 and json.loads(said)["outputs"] == [given]
+    right = status == 200 and json.loads(said)["outputs"] == given
     again = json.loads(ask(where)[2])["state"]
     return {
         "state": seen["state"],
         "right": right,
         "again": again == seen["state"],
         "id": seen["id"],
-        "runs": len(seen["runs"]),
+        "ends": [run["end"] for run in seen["runs"]],
     }
+
+
+def is_right(made: dict[str, Any]) -> bool:
+    """Whether a call succeeded, by one answer, and has the right result."""
+    return bool(made["state"] == "succeeded" and made["right"] and made["again"] and made["ends"].count("answered") == 1)
 
 
 def main() -> None:
@@ -85,8 +98,9 @@ def main() -> None:
     summary = {
         "states": Counter(each["state"] for each in made),
         "ids": len({each.get("id") for each in made}),
-        "reruns": sum(each.get("runs", 1) > 1 for each in made),
-        "odd": [each for each in made if not (each["state"] == "succeeded" and each["right"] and each["again"])],
+        "ends": Counter(end for each in made for end in each.get("ends", ())),
+        "tried": tried,
+        "odd": [each for each in made if not is_right(each)],
     }
     sys.stdout.write(json.dumps(summary) + "\n")
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import objects
+from tests.e2e import objects, postgresql
 from tests.e2e.conftest import releases
 from tests.e2e.harness import CALL, Call, Release, eventually, kubectl, sleeping
 from tests.e2e.keda import Watch, health
+from tests.e2e.test_stored_calls import Callers
 
 pytestmark = pytest.mark.skipif(not objects.knows("scaledobjects.keda.sh"), reason="needs KEDA: chart kedacore/keda")
 CALLS = 11
@@ -90,6 +91,19 @@ def test_two_gateways_are_added_up(idle: Release) -> None:
         assert [call.done().status for call in calls] == [200] * 3
     idle.upgrade({"gateway": {"replicas": 1}})
     idle.wait(1, "gateway")
+
+
+def test_stored_calls_wake_as_many_pods_as_there_may_be_and_then_there_are_none_again(idle: Release) -> None:
+    """They are in a database that two gateways share, and each counts its own."""
+    with postgresql.postgresql(idle.namespace):
+        idle.upgrade(postgresql.CALLS)
+        idle.wait(2, "gateway")
+        callers = Callers(idle, "keda-callers", count=200, at_once=200, seconds=2).start()
+        eventually(lambda: idle.replicas() == CALLS, seconds=120, every=1)
+        assert callers.done()["states"] == {"succeeded": 200}
+        eventually(lambda: idle.replicas() == 0, seconds=90, every=1)
+        idle.upgrade({"gateway": {"replicas": 1}, "calls": {"enabled": False, "database": {"existingSecret": ""}}})
+        idle.wait(1, "gateway")
 
 
 def test_while_no_gateway_can_be_asked_the_number_of_pods_stays_and_then_it_follows_the_calls_again(idle: Release) -> None:

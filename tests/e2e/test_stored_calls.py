@@ -1,4 +1,4 @@
-"""Stored calls on a cluster: gateways and pods are killed at random, and there may be no pod at all when calls are stored."""
+"""Stored calls on a cluster: gateways, pods and the database are killed at random, and pods come and go with the calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
+from tests.e2e import postgresql
 from tests.e2e.conftest import Install, releases
 from tests.e2e.crowd import Crowd
 from tests.e2e.harness import Release, eventually, kubectl, merged, name
@@ -25,10 +28,17 @@ from tests.e2e.volumes import STORED_CALLS, volume
 
 CALLER = Path(__file__).with_name("stored_caller.py")
 SIZES = ((0.75, 1_000), (0.23, 100_000), (0.02, 8_000_000))
-STORED = int(os.environ.get("PERCORE_E2E_STORED", "500"))
+THOROUGH = "PERCORE_E2E_STORED" in os.environ
+STORED = int(os.environ.get("PERCORE_E2E_STORED", "300"))
 """How many calls are stored while gateways and pods are killed."""
-KILL_THE_GATEWAY = "kill -9 $(cat /proc/1/task/1/children)"
-KILLS, EVERY = 30, 4.0
+KILLED_BY = {
+    "gateway": "kill -9 $(cat /proc/1/task/1/children)",
+    "inference": KILL_THE_WORKER,
+    postgresql.NAME: postgresql.KILL,
+}
+GATEWAYS_DELETED = 0.5 if THOROUGH else 0.0
+"""How often it is the pod that goes, and not a process in it: then its calls wait for its lease, two minutes."""
+KILLS, EVERY = 30 if THOROUGH else 10, 4.0
 """How often something is killed at the most, and how many seconds lie between."""
 
 
@@ -88,34 +98,82 @@ class Logs:
         return found
 
 
-def _kill_something(release: Release, component: str, dice: random.Random) -> str:
+def _kill_something(release: Release, component: str, deleted: float, dice: random.Random) -> str:
     """Kill a process or a whole pod of a component; return what was done, and nothing if it was gone already.
 
-    Kubernetes starts a container that ends again and again later each time. A new pod starts at once, so gateways' pods go too.
+    Kubernetes starts a container that ends again and again later each time. A new pod starts at once, so pods are deleted too:
+    ``deleted`` is how often.
     """
-    pods = release.pods(component)
+    pods = [postgresql.NAME] if component == postgresql.NAME else [name(pod) for pod in release.pods(component)]
     if not pods:
         return ""
-    pod = name(dice.choice(pods))
+    pod = dice.choice(pods)
     where = ["kubectl", "-n", release.namespace]
-    if dice.random() < {"gateway": 0.5, "inference": 0.3}[component]:
+    if dice.random() < deleted:
         what = ["delete", "pod", pod, "--grace-period=0", "--force", "--wait=false"]
     else:
-        script = {"gateway": KILL_THE_GATEWAY, "inference": KILL_THE_WORKER}[component]
-        what = ["exec", pod, "-c", component, "--", "sh", "-c", script]
+        what = ["exec", pod, "-c", component, "--", "sh", "-c", KILLED_BY[component]]
     done = subprocess.run([*where, *what], capture_output=True, timeout=60, check=False)
     # 137: what ran in the container went with it.
     return f"{component} {what[0]}" if done.returncode in (0, 137) else ""
 
 
-def _kill_until(over: threading.Event, release: Release, killed: list[str]) -> None:
-    """Kill gateways and inference pods by turns until it is over, and take note of what was hit."""
+def _kill_until(over: threading.Event, release: Release, deleted: dict[str, float], killed: list[str]) -> None:
+    """Kill something of each component by turns until it is over, and take note of what was hit."""
     dice = random.Random(18)
-    for component in itertools.islice(itertools.cycle(["gateway", "inference"]), KILLS):
+    for component in itertools.islice(itertools.cycle(deleted), KILLS):
         if over.wait(EVERY * dice.uniform(0.5, 1.5)):
             return
-        if what := _kill_something(release, component, dice):
+        if what := _kill_something(release, component, deleted[component], dice):
             killed.append(what)
+
+
+def _storm(release: Release, folder: Path, deleted: dict[str, float]) -> None:
+    """Store calls while components are killed: each ends once, with the right result, and no two runs of it overlap."""
+    logs, over = Logs(release, folder), threading.Event()
+    killed: list[str] = []
+    callers = Callers(release, f"{release.name}-callers", count=STORED, at_once=48, seconds=0.2, sizes=SIZES).start()
+    threads = [
+        threading.Thread(target=logs.follow_until, args=(over,), daemon=True),
+        threading.Thread(target=_kill_until, args=(over, release, deleted, killed), daemon=True),
+    ]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    try:
+        summary = callers.done(1500)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        logs.stop()
+    print(f"{STORED} calls in {time.monotonic() - began:.0f} s; killed: {Counter(killed)}")
+    assert summary["states"] == {"succeeded": STORED}, summary["odd"][:5]
+    assert summary["odd"] == []
+    assert summary["ids"] == STORED, "one Idempotency-Key, one call"
+    assert {what.split()[0] for what in killed} == set(deleted), killed
+    assert summary["ends"]["answered"] == STORED
+    assert len(summary["ends"]) > 1, "no kill hit a run, so this has shown nothing"
+    assert Counter(_listed(release)) == {"succeeded": STORED}, "a call was left behind, or is there twice"
+    assert len(logs.runs()) > STORED / 2, "too few runs were read from logs, so overlaps could not be seen"
+    for call, runs in logs.runs().items():
+        ordered = sorted(runs)
+        assert len({number for _, _, number in runs}) == len(runs), (call, runs)
+        for (_, ended, _), (began, _, _) in itertools.pairwise(ordered):
+            assert began > ended - 0.002, (call, ordered)
+
+
+def _listed(release: Release) -> list[str]:
+    """Return the state of each call that operators see."""
+    [gateway, *_] = eventually(lambda: release.ready("gateway"))
+    states: list[str] = []
+    with release.forwarded(f"pod/{gateway}", 9090) as operators:
+        page = requests.get(f"{operators}/v1/calls?limit=1000", timeout=60).json()
+        states += [call["state"] for call in page["calls"]]
+        while page["next"] is not None:
+            page = requests.get(f"{operators}/v1/calls?limit=1000&after={page['next']}", timeout=60).json()
+            states += [call["state"] for call in page["calls"]]
+    return states
 
 
 @pytest.mark.proof
@@ -125,37 +183,21 @@ def test_every_receipted_call_ends_once_and_right_while_gateways_and_pods_are_ki
     with volume(namespace, "stored-percore-gateway-calls"):
         release = install("stored", replicas=4, **STORED_CALLS)
         release.wait(4)
-        logs, over = Logs(release, tmp_path), threading.Event()
-        killed: list[str] = []
-        callers = Callers(release, "stored-callers", count=STORED, at_once=48, seconds=0.2, sizes=SIZES).start()
-        threads = [
-            threading.Thread(target=logs.follow_until, args=(over,), daemon=True),
-            threading.Thread(target=_kill_until, args=(over, release, killed), daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            summary = callers.done(1500)
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
-            logs.stop()
-        print(f"killed: {Counter(killed)}")
-        assert summary["states"] == {"succeeded": STORED}, summary["odd"][:5]
-        assert summary["odd"] == []
-        assert summary["ids"] == STORED, "one Idempotency-Key, one call"
-        assert {what.split()[0] for what in killed} == {"gateway", "inference"}, killed
-        assert summary["reruns"] > 0, "no kill hit a run, so this has shown nothing"
-        assert len(logs.runs()) > STORED / 2, "too few runs were read from logs, so overlaps could not be seen"
-        for call, runs in logs.runs().items():
-            ordered = sorted(runs)
-            assert len({number for _, _, number in runs}) == len(runs), (call, runs)
-            for (_, ended, _), (began, _, _) in itertools.pairwise(ordered):
-                assert began > ended - 0.002, (call, ordered)
+        _storm(release, tmp_path, {"gateway": GATEWAYS_DELETED, "inference": 0.3})
         release.uninstall()
         kept = kubectl("-n", namespace, "get", "persistentvolumeclaim", "stored-percore-gateway-calls", "-o", "name")
         assert kept, "helm uninstall removed the callers' data"
+
+
+@pytest.mark.proof
+def test_they_do_so_too_with_two_gateways_and_postgresql_which_is_killed_as_well(
+    install: Install, namespace: str, tmp_path: Path
+) -> None:
+    with postgresql.postgresql(namespace):
+        release = install("shared", replicas=4, **postgresql.CALLS)
+        release.wait(4)
+        release.wait(2, "gateway")
+        _storm(release, tmp_path, {"gateway": GATEWAYS_DELETED, "inference": 0.3, postgresql.NAME: 0.0})
 
 
 @pytest.fixture(scope="module")

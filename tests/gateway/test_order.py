@@ -1,11 +1,17 @@
 """Calls run in their order, one at a time in each pod, through one gateway or two."""
 
 import itertools
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from harness.gateway import PREDICT, Gateway, Worker, endpoint_of, holding, outcome, running, serve
+import pytest
+
+from harness.gateway import PREDICT, Gateway, Worker, endpoint_of, holding, outcome, read_answer, running, serve
 from harness.service import Service, eventually
 
 CALLS = 200
@@ -32,8 +38,43 @@ def test_calls_run_by_priority_and_then_in_the_order_of_their_last_bytes() -> No
         assert worker.bodies == [b"first", *(b"%d" % number for number in expected)]
 
 
-def test_calls_in_flight_are_running_and_queued_calls_as_one_number() -> None:
-    """KEDA without Prometheus reads this number; it cannot add up several series of one gateway."""
+def queues(gateway: Gateway, count: int) -> bool:
+    return gateway.queued() == count
+
+
+@pytest.mark.parametrize("turns", [False, True], ids=["without turns", "with turns"])
+def test_stored_and_synchronous_calls_are_in_one_queue(tmp_path: Path, *, turns: bool) -> None:
+    """By arrival, whichever kind they are. With turns, each caller has one call in each round."""
+    release = threading.Event()
+    settings: dict[str, Any] = {"gateway_calls_dir": tmp_path, "gateway_caller_header": "X-Tenant" if turns else ""}
+    with (
+        Worker(holding(release), serve) as worker,
+        Gateway(worker.endpoint, **settings) as gateway,
+    ):
+        eventually(lambda: gateway.metric("percore_store_up") == 1)
+        first = gateway.ask(b"first")
+        eventually(gateway.executing)
+        answers: dict[str, list[socket.socket]] = {"stored": [], "synchronous": []}
+        kinds = ["stored"] * 4 + ["synchronous", "stored"] * 7 + ["synchronous"] * 4
+        for count, kind in enumerate(kinds):
+            headers = [f"X-Tenant: {kind}", *(["Prefer: respond-async"] if kind == "stored" else [])]
+            answers[kind].append(gateway.ask(f"{kind} {count}".encode(), *headers))
+            eventually(partial(queues, gateway, count + 1))
+        release.set()
+        assert {outcome(each) for each in (first, *answers["synchronous"])} == {(200, "")}
+        for each in answers["stored"]:
+            with each:
+                assert read_answer(each)[0] == 202
+        eventually(lambda: len(worker.bodies) == 23)
+    sent = [f"{kind} {count}" for count, kind in enumerate(kinds)]
+    if turns:  # the first who came begins each round
+        of = [[each for each in sent if each.startswith(kind)] for kind in ("stored", "synchronous")]
+        sent = [each for round_of in zip(*of, strict=True) for each in round_of]
+    assert worker.bodies == [b"first", *(each.encode() for each in sent)]
+
+
+def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_number() -> None:
+    """KEDA reads this number without Prometheus, and adds up no series of one gateway."""
     release = threading.Event()
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway:
         assert gateway.metric("percore_in_flight_calls") == 0

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ USER, PASSWORD = "percore", "a-pass:word/of@tests"
 QUOTED = "a-pass%3Aword%2Fof%40tests"
 """The password, encoded for a URL."""
 FOLDERS = "lib/postgresql/*/bin"
+# Debian keeps it where only root's PATH has it.
+POOLER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def programs() -> Path | None:
@@ -73,13 +76,34 @@ class PostgreSQL:
             )
         eventually(self._answers, 60)
 
-    def _answers(self) -> bool:
+    def _answers(self, port: int = 0) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, (self._folder / "log").read_text()
         with contextlib.suppress(psycopg.OperationalError):
-            self.execute("SELECT 1")
+            psycopg.connect(self.url("postgres", port), connect_timeout=10).close()
             return True
         return False
+
+    @contextlib.contextmanager
+    def pooled(self) -> Iterator[int]:
+        """Have PgBouncer in front, in transaction mode: each transaction may use another connection. Yield its port."""
+        port = free_port()
+        (self._folder / "users").write_text(f'"{USER}" "{PASSWORD}"\n')
+        (self._folder / "pgbouncer.ini").write_text(
+            f"[databases]\n* = host=127.0.0.1 port={self.port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\n"
+            f"auth_file = {self._folder}/users\npool_mode = transaction\ndefault_pool_size = 3\n"
+        )
+        with (self._folder / "pooler.log").open("ab") as log:
+            process = subprocess.Popen(
+                [POOLER or "pgbouncer", self._folder / "pgbouncer.ini"], stdout=log, stderr=log, **self._as
+            )
+        try:
+            eventually(lambda: self._answers(port), 60)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(60)
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """Stop it. The default mode ``immediate`` has the effect of a power loss."""
@@ -107,8 +131,8 @@ class PostgreSQL:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def url(self, database: str) -> str:
-        return f"postgresql://{USER}:{QUOTED}@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str, port: int = 0) -> str:
+        return f"postgresql://{USER}:{QUOTED}@127.0.0.1:{port or self.port}/{database}"
 
     def create(self, database: str) -> str:
         """Make a database and return its URL."""

@@ -17,12 +17,14 @@ import requests
 
 from harness.gateway import Gateway, endpoint_of
 from harness.service import FAULTY, Service, eventually
-from tests.service.postgresql import PASSWORD, QUOTED, USER, PostgreSQL, programs
+from tests.service.postgresql import PASSWORD, POOLER, QUOTED, USER, PostgreSQL, programs
 
 # The tests of one gateway with SQLite, run with PostgreSQL.
 from tests.service.test_stored_calls import (  # noqa: F401
     JOURNAL,
     Stored,
+    die_between_steps,
+    journalled,
     test_a_4xx_and_a_500_are_results_and_final,
     test_a_call_is_receipted_runs_and_leaves_its_result,
     test_a_call_that_does_not_start_in_time_expires,
@@ -198,6 +200,29 @@ def test_gateways_that_start_at_once_make_the_tables_once(database: str) -> None
         for each in fronts:
             each.opened()
             assert not [line for line in each.log() if line["level"] == "error"]
+
+
+@pytest.mark.skipif(POOLER is None, reason="no PgBouncer on this machine: Debian's package `pgbouncer` has it")
+def test_two_gateways_share_a_database_behind_pgbouncer_in_transaction_mode(
+    server: PostgreSQL, database: str, tmp_path: Path
+) -> None:
+    """A statement that was prepared on a connection would be unknown on the next one, or be another gateway's."""
+    pods = Pods(tmp_path, 2)
+    with server.pooled() as port, pods as both:
+        url = server.url(database.rpartition("/")[2], port)
+        with Front(url, *both) as first, Front(url, *both) as second, concurrent.futures.ThreadPoolExecutor(8) as pool:
+            first.opened(), second.opened()
+            paths = list(pool.map(lambda number: (first, second)[number % 2].store(n=number, fill=1000), range(60)))
+            for number, path in enumerate(paths):
+                assert [run["end"] for run in (second, first)[number % 2].ended(path)["runs"]] == ["answered"]
+                assert first.result(path).json()["outputs"]["fill"] == [number] * 1000
+            for each in (first, second):
+                assert not [line for line in each.log() if line["level"] in ("warning", "error")]
+        pods.check_no_overlap()
+
+
+def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(database: str) -> None:
+    die_between_steps(journalled(gateway_calls_database=database), "before")
 
 
 def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_path: Path) -> None:

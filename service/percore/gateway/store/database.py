@@ -43,6 +43,8 @@ CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
     "application_name": "percore",
+    # Behind a pooler in transaction mode, a statement that one gateway prepared would be executed for another one.
+    "prepare_threshold": None,
 }
 """A server whose machine is gone is noticed within 30 s. What the operator's URL has wins."""
 SESSION = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'; SET statement_timeout = '60s'"
