@@ -51,8 +51,8 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every environment variable that percore reads, with its default and its rule. `service/percore/settings.py` and",
-        "`service/percore/gateway/gateway_settings.py` read them once, at the start. If a value breaks its rule, or if there is",
-        "no such `PERCORE_` key, percore does not start, and one line names the key. In Kubernetes set",
+        "`service/percore/gateway/gateway_settings.py` read them once, at the start. If a value breaks its rule, or if there",
+        "is no such `PERCORE_` key, percore does not start, and one line names the key. In Kubernetes set",
         "`enableServiceLinks: false` on pods. Otherwise a Service named `percore` adds keys such as `PERCORE_PORT=tcp://...`,",
         "and percore does not start.",
     ]
