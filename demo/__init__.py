@@ -1,1 +1,1 @@
-"""What is shown: two small models, one that answers at once and one that computes for as long as it is asked to."""
+"""Two small models to try percore with: one answers at once, the other computes for as long as the caller asks."""

@@ -62,7 +62,7 @@ def test_a_value_that_does_not_exist_is_refused(value: str) -> None:
         (("autoscaling.minReplicas=12",), "minReplicas=12: must be at most autoscaling.maxReplicas, 11"),
         (("autoscaling.spareReplicas=12",), "spareReplicas=12: must be at most autoscaling.maxReplicas, 11"),
         (("gateway.spool.bytes=33554431",), "maxBodyBytes=33554432: must be at most gateway.spool.bytes, 33554431"),
-        (("monitoring.enabled=false",), "autoscaling.enabled=true: it reads a metric"),
+        (("monitoring.enabled=false",), "autoscaling.enabled=true: needs monitoring.enabled=true"),
         (
             ("model.image=a/b:1", "model.persistentVolumeClaim.claimName=c"),
             "model.image=a/b:1 model.persistentVolumeClaim.claimName=c: set one of them",

@@ -69,7 +69,7 @@ BURST = "0x10 0+100x8 800x220"
 """Four minutes with a hundred rejections every half minute, and then none."""
 REFUSED = "No gateway of the release is ready. Every caller is refused."
 BLIND = (
-    "percore_in_flight_requests has been missing for five minutes. Autoscaling stands still, "
+    "percore_in_flight_requests has been missing for five minutes. Autoscaling does not react, "
     "and no other alert on calls can fire."
 )
 SILENT = "Gateway pod first-gateway-1 has not answered Prometheus for a minute."

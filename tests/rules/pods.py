@@ -57,7 +57,7 @@ BROKEN = (
 NONE, ONE, TWO, THREE = "0x240", "0x10 1x230", "0x10 1x10 2x220", "0x10 1x10 2x10 3x210"
 TWICE = "Container inference of pod " + POD + " was restarted 2 times within an hour."
 SIDECAR = "Container status-server of pod " + POD + " was restarted 2 times within an hour."
-DIED = "Workers that died within an hour: 3. Each cost its call, and the time to load the models."
+DIED = "Workers that died within an hour: 3. A worker that computed lost its call, and each has to load the models again."
 LATE = "Wanted pods that have not been ready for 900s: 1."
 OTHER = "first-percore-inference-b-percore-gateway-6d4f9c7b8-x2v4k"
 """A pod of the release `first-percore-inference-b`, whose name begins with those of this one."""

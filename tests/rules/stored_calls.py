@@ -35,10 +35,10 @@ def attempts(outcome: str) -> Mapping[str, str]:
 
 CLOSED = (
     "No gateway of the release can use the store of calls. "
-    "Callers that send calls to be stored, or ask for stored calls, are answered 503."
+    'Calls with "Prefer: respond-async", and requests about stored calls, are answered 503.'
 )
 LATE = "The oldest queued stored call was received 1h 0m 1s ago."
-FILLED = "The store of calls is 90.1% full. When it is full, callers that send calls to be stored are answered 503."
+FILLED = 'The store of calls is 90.1% full. When it is full, new calls with "Prefer: respond-async" are answered 503.'
 LOST = (
     "Runs of stored calls that were lost with their pod or their gateway within an hour: 3. "
     "Each such call runs again, or has failed."

@@ -26,9 +26,8 @@ def panels() -> Iterator[make.Panel]:
         make.lines(
             "Pods wanted and ready",
             "Wanted at the maximum while calls are queued: raise autoscaling.maxReplicas. Wanted above ready for minutes: "
-            "pods do not start. "
-            "Wanted does not follow the calls: `kubectl describe hpa`. Wanted, least and most are the autoscaler's. "
-            "Needs kube-state-metrics.",
+            "pods do not start. Wanted does not follow the calls: `kubectl describe hpa`. `wanted`, `least` and `most` are "
+            "numbers of the autoscaler. Needs kube-state-metrics.",
             "none",
             [
                 line(f"max(kube_horizontalpodautoscaler_status_desired_replicas{{{HPA}}})", "wanted"),
@@ -43,8 +42,8 @@ def panels() -> Iterator[make.Panel]:
     yield make.lines(
         "From wanted to ready",
         "How long the present pods took from their creation until they were ready: to be scheduled, to pull the image, "
-        "and to load the models. A pod that became unready counts until it was ready again. "
-        "Long: keep images on nodes, or keep spare pods (autoscaling.spareReplicas). Needs kube-state-metrics.",
+        "and to load the models. If a pod was not ready for a time, this is the time until it was ready again. Long: "
+        "keep images on nodes, or keep spare pods (autoscaling.spareReplicas). Needs kube-state-metrics.",
         "s",
         [line(f"max({took})", "slowest"), line(f"avg({took})", "mean"), line(f"min({took})", "fastest")],
     )

@@ -14,9 +14,8 @@ def panels() -> Iterator[make.Panel]:
     """Yield the row's panels."""
     ended = make.lines(
         "Calls that ended, a minute",
-        "By status, a rare one by its class, such as `2xx`. `disconnected`: the client disconnected before its answer. "
-        "More of everything: more load. "
-        "More than pods can serve: calls are queued.",
+        "By status; rare statuses by class, such as `2xx`. `disconnected`: the client disconnected before its answer. "
+        "If all lines rise, there is more load.",
         "cpm",
         [line(a_minute(COUNT, GATEWAY, "code"), "{{code}}")],
     )

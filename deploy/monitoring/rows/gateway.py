@@ -29,7 +29,7 @@ def _dispatch() -> Iterator[make.Panel]:
         make.lines(
             "Calls of each gateway",
             "Queued and executing. One gateway may have all calls while another has none, because callers keep their "
-            "connections. That is harmless until its queue is full (queue.length).",
+            "connections. This does no harm until the queue of one gateway is full (queue.length).",
             "none",
             [line(calls, "{{pod}} {{state}}")],
         )
@@ -75,8 +75,9 @@ def _losses() -> Iterator[make.Panel]:
     }
     yield make.lines(
         "Lost pods, a minute",
-        "`requeued`: a pod was lost before its call began, and the call went back to its place in the queue. No caller is "
-        "hurt. `interrupted answers`: a pod was lost while it sent its answer, and the caller got a part of it.",
+        "`requeued`: a pod was lost before its call began, and the call went back to its place in the queue. The caller"
+        " notices nothing. `interrupted answers`: a pod was lost while it sent its answer, and the caller got a part of"
+        " it.",
         "cpm",
         [line(a_minute(counter, GATEWAY, "service"), legend) for legend, counter in losses.items()],
     ).interval(make.FEW_CALLS)
@@ -109,8 +110,8 @@ def _room() -> Iterator[make.Panel]:
     yield make.limited(
         make.lines(
             "Loop lag",
-            "The longest delay of each gateway's event loop within a minute. Every caller of that gateway is delayed as "
-            "much. Usually below 0.05 s. Above a second for minutes: the gateway needs more CPU (gateway.cpu).",
+            "The longest delay of each gateway's event loop within a minute. Every caller of that gateway is delayed by the"
+            " same time. Usually below 0.05 s. Above a second for minutes: the gateway needs more CPU (gateway.cpu).",
             "s",
             [line(f"max by (pod) (percore_gateway_loop_lag_seconds{{{GATEWAY}}})", "{{pod}}")],
         ),
@@ -128,8 +129,8 @@ def _health() -> Iterator[make.Panel]:
     yield make.limited(
         make.lines(
             "Endpoints confirmed",
-            "How long ago the API server last confirmed to each gateway which pods there are. It does so each minute. "
-            "Longer: new pods get no calls of this gateway; see the gateway's log.",
+            "How long ago the API server last confirmed the list of pods to each gateway. It does so each minute. If it is "
+            "longer, this gateway gives no calls to new pods; see its log.",
             "s",
             [line(f"max by (pod) (percore_gateway_endpoints_age_seconds{{{GATEWAY}}})", "{{pod}}")],
             span=12,
@@ -143,8 +144,8 @@ def _resources() -> Iterator[make.Panel]:
     yield make.limited(
         make.lines(
             "Lost log lines",
-            "Should be zero. Lines that a gateway could not write, because whatever reads its log was too slow. "
-            "Those calls have no line; the metrics count them.",
+            "Should be zero. Lines that a gateway could not write, because the reader of its log was too slow. Some calls "
+            "then have no line; the metrics count them.",
             "none",
             [line(lost, "{{pod}}")],
         ),

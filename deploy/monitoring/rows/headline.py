@@ -59,8 +59,8 @@ def _objectives() -> Iterator[make.Panel]:
     )
     yield make.number(
         "Queue time, p95",
-        "Of twenty calls that ended in the time range, nineteen were queued no longer than this. Long: too few pods, or "
-        "pods that start slowly.",
+        "95 % of the calls that ended in the time range were queued no longer than this. Long: too few pods, or pods "
+        "that start slowly.",
         "s",
         number(f"histogram_quantile(0.95, sum by (le) (increase(percore_call_queue_seconds_bucket{{{GATEWAY}}}[$__range])))"),
         {60.0: "orange", 600.0: "red"},

@@ -64,9 +64,9 @@ def panels() -> Iterator[make.Panel]:
     yield make.limited(
         make.lines(
             "CPU of its cores",
-            "What each worker uses of the cores that are its own. A busy pod far below 100 %: the model waits for "
-            "something, or does not use its "
-            "cores, and threads would serve it better. Needs cAdvisor and kube-state-metrics.",
+            "What each worker uses of the cores that are its own. If a busy pod is far below 100 %, the model waits for "
+            "something or does not use its cores. Then a server with threads is better than percore. Needs cAdvisor and "
+            "kube-state-metrics.",
             "percentunit",
             [line(USED, "{{pod}}")],
         ),
@@ -75,9 +75,8 @@ def panels() -> Iterator[make.Panel]:
     yield make.limited(
         make.lines(
             "Throttled",
-            "Share of the scheduler's periods in which a worker was stopped for having used up its CPU. More than a "
-            "little: something in the pod "
-            "computes beside the model, or TensorFlow has more threads than `cpu`. Needs cAdvisor.",
+            "Share of the scheduler's periods in which a worker was stopped because it had used up its CPU time. If it is "
+            "high, the pod computes something besides the model, or TensorFlow has more threads than `cpu`. Needs cAdvisor.",
             "percentunit",
             [line(THROTTLED, "{{pod}}")],
         ),
@@ -85,8 +84,8 @@ def panels() -> Iterator[make.Panel]:
     )
     yield make.lines(
         "Memory",
-        "What each worker holds, which its limit ends. Grows from call to call: the handler keeps what it should drop. "
-        "Near the limit: raise `memory`. Needs cAdvisor.",
+        "Memory of each worker. Above its limit the kernel ends the worker. If it grows from call to call, the handler "
+        "keeps data that it does not need. Near the limit: raise `memory`. Needs cAdvisor.",
         "bytes",
         [line(MEMORY, "{{pod}}")],
     )

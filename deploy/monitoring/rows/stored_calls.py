@@ -37,8 +37,8 @@ def _calls() -> Iterator[make.Panel]:
     )
     store = make.lines(
         "Bytes of stored calls",
-        "Bytes of bodies and results, and their limit (dashed). At the limit callers that send calls to be stored get 503: "
-        "raise calls.bytes with the size of the volume, or lower calls.retentionSeconds.",
+        "Bytes of bodies and results, and their limit (dashed). At the limit new calls with `Prefer: respond-async` get"
+        " 503: raise calls.bytes (and the size of the volume), or lower calls.retentionSeconds.",
         "bytes",
         [
             line(f"max(percore_stored_bytes{{{GATEWAY}}})", "stored"),
@@ -65,8 +65,8 @@ def _ends() -> Iterator[make.Panel]:
     )
     yield make.rises_a_minute(
         "Webhooks, a minute",
-        "Attempts to send a webhook. `failed`: it is tried again. `given-up`: the receiver has not taken it for a day, or has "
-        "refused it for good; see the gateway's log.",
+        "Attempts to send a webhook. `failed`: it is tried again. `given-up`: no attempt succeeded for a day, or the "
+        "receiver answered 410; see the gateway's log.",
         "percore_webhook_attempts_total",
         "outcome",
     )

@@ -2,7 +2,7 @@
 {{- define "percore.storedCallAlerts" -}}
 {{- $series := include "percore.gatewaySeries" . }}
 {{- $rules := .Values.monitoring.rules }}
-# Over all gateways: after an update the new one waits for the volume, while the old one still serves its running calls.
+# Only if no gateway can use the store. During an update the new gateway waits for the volume, while the old one serves its running calls.
 - alert: PercoreStoreDown
   expr: max by (namespace) (percore_store_up{ {{- $series }}}) == 0
   for: 2m
@@ -10,8 +10,8 @@
     severity: critical
   annotations:
     summary: Calls cannot be stored.
-    description: No gateway of the release can use the store of calls. Callers that send calls to be stored, or ask for stored calls, are answered 503.
-# Every gateway that shares a database says the same.
+    description: 'No gateway of the release can use the store of calls. Calls with "Prefer: respond-async", and requests about stored calls, are answered 503.'
+# Gateways that share a database export the same value, so this is a maximum and not a sum.
 - alert: PercoreStoredCallsWait
   expr: max by (namespace) (percore_stored_call_oldest_age_seconds{ {{- $series }},state="queued"}) > {{ int64 $rules.storedCallQueueSeconds }}
   for: 5m
@@ -29,7 +29,7 @@
     severity: warning
   annotations:
     summary: There is hardly any room for stored calls.
-    description: {{`'The store of calls is {{ $value | humanizePercentage }} full. When it is full, callers that send calls to be stored are answered 503.'`}}
+    description: {{`'The store of calls is {{ $value | humanizePercentage }} full. When it is full, new calls with "Prefer: respond-async" are answered 503.'`}}
 - alert: PercoreStoredRunsLost
   expr: |-
     round(sum by (namespace) (increase(percore_stored_call_runs_total{ {{- $series }},end=~"pod-lost|gateway-lost"}[1h]))) >= {{ int $rules.minimumCalls }}

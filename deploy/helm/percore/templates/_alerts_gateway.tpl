@@ -16,7 +16,8 @@
   annotations:
     summary: No gateway takes calls.
     description: No gateway of the release is ready. Every caller is refused.
-# Silent where the alert above fires. With several clusters, kube-state-metrics says which of them should have the metric. Prometheus may need three minutes to find a new target.
+# Silent when the alert above fires. If Prometheus has several clusters, kube-state-metrics says which of them should have the metric.
+# Prometheus may need three minutes to find a new target.
 - alert: PercoreMetricMissing
   expr: |-
     {{- if .Values.monitoring.clusterLabel }}
@@ -32,7 +33,7 @@
     severity: critical
   annotations:
     summary: Prometheus has no numbers of the gateways.
-    description: percore_in_flight_requests has been missing for five minutes. Autoscaling stands still, and no other alert on calls can fire.
+    description: percore_in_flight_requests has been missing for five minutes. Autoscaling does not react, and no other alert on calls can fire.
 - alert: PercoreGatewayDown
   expr: max by (namespace, pod) (up{ {{- $series }}}) == 0
   for: 1m
@@ -41,8 +42,8 @@
   annotations:
     summary: A gateway does not answer.
     description: {{`'Gateway pod {{ $labels.pod }} has not answered Prometheus for a minute.'`}}
-# The gauge is the longest delay within a minute, so this means one such delay in each of five minutes. A single delay is no alert. One
-# second is what the gateway needs at most to see that a client has disconnected; with longer delays it gives pods to clients that left.
+# The gauge is the longest delay within a minute, so the alert fires if there is such a delay in each of five minutes, and not after a
+# single one. With delays above a second the gateway notices late that a client has disconnected, and gives a pod to its call.
 - alert: PercoreGatewayLoopLag
   expr: max by (namespace, pod) (percore_gateway_loop_lag_seconds{ {{- $series }}}) > 1
   for: 5m
@@ -51,7 +52,7 @@
   annotations:
     summary: A gateway's event loop is delayed.
     description: {{`'The event loop of gateway pod {{ $labels.pod }} was delayed by {{ $value | humanizeDuration }} within a minute, and this has gone on for five minutes. Every caller of this gateway is delayed.'`}}
-# Only on disk: when the memory is full, bodies go to disk, and that is no fault.
+# Only the disk: if the memory is full, bodies go to disk, and this is normal.
 - alert: PercoreGatewaySpoolFull
   expr: |-
     max by (namespace, pod) (percore_gateway_spool_bytes{ {{- $series }},place="disk"})
@@ -62,7 +63,7 @@
   annotations:
     summary: A gateway has hardly any room for request bodies.
     description: {{`'The spool of gateway pod {{ $labels.pod }} is {{ $value | humanizePercentage }} full. When it is full, calls are answered 503.'`}}
-# The window is shorter than the time, so a burst that is over within five minutes is no alert.
+# The window of five minutes is shorter than `for`, so a burst that ends within five minutes does not fire this alert.
 - alert: PercoreCallsRejected
   expr: |-
     round(sum by (namespace, reason) (increase(percore_gateway_rejected_calls_total{ {{- $series }},reason=~"queue-full|overloaded"}[5m]))) >= {{ int $rules.minimumCalls }}
@@ -81,8 +82,8 @@
   annotations:
     summary: A gateway does not learn of new pods.
     description: {{`'The API server last confirmed the endpoints to gateway pod {{ $labels.pod }} {{ $value | humanizeDuration }} ago. This gateway gives no calls to pods that started since.'`}}
-# While calls are queued the gateway keeps a connection to every pod, even to one that still loads its models. A pod without one
-# refuses connections or does not answer. A new pod refuses them until its image is pulled, hence ten minutes.
+# While calls are queued the gateway keeps a connection to every pod, even to one that still loads its models. A pod without a connection
+# refuses it or does not answer. A new pod refuses connections until its image is pulled, so the alert waits for ten minutes.
 - alert: PercorePodsUnreachable
   expr: |-
     max by (namespace, pod) (percore_gateway_pods{ {{- $series }},state="unknown"}) > 0

@@ -29,7 +29,7 @@
   annotations:
     summary: The autoscaler cannot read how many calls there are.
     description: The autoscaler has not been able to scale for five minutes. The number of pods stays as it is, however many calls come.
-# Fires at zero pods too, and where KEDA's fallback hides from the HPA that there is no metric.
+# Fires at zero pods too, and when the HPA does not see that the metric is missing, because of KEDA's fallback.
 - alert: PercoreAutoscalerStuck
   expr: |-
     {{ $queued }}
@@ -104,5 +104,5 @@
     severity: warning
   annotations:
     summary: Workers crash.
-    description: {{`'Workers that died within an hour: {{ $value }}. Each cost its call, and the time to load the models.'`}}
+    description: {{`'Workers that died within an hour: {{ $value }}. A worker that computed lost its call, and each has to load the models again.'`}}
 {{- end }}

@@ -8,10 +8,10 @@
 {{- end }}
 
 {{/*
-The release's full name, at most 44 characters, which leaves room for suffixes. Release names may have dots, begin with a digit
-and be 53 characters long, but names of Services may not. Such a name is changed and gets a hash, so that two releases never have one
-name. A name that could be that of another release with a suffix gets a hash too. An alias is always part of the name: a release's
-name may contain the aliases of two dependencies.
+The release's full name, at most 44 characters, which leaves room for suffixes. Release names may have dots, begin with a digit and
+be 53 characters long, but names of Services may not. Such a name is changed and gets a hash, so that two releases never have the
+same name. A name that ends like one of the suffixes gets a hash too. An alias is always part of the name: a release's name may
+contain the aliases of two dependencies.
 */}}
 {{- define "percore.fullname" -}}
 {{- if .Values.fullnameOverride -}}

@@ -65,7 +65,7 @@ clamp_min(
 
 {{/*
 Long windows are summed from recorded rates, because the counters themselves have a sample every two seconds. The ratio of the sums
-weighs each call alike; an average of ratios would not. The dashboard computes the budget from thirty days, or from what
+counts each call equally; an average of ratios would not. The dashboard computes the budget from thirty days, or from what
 Prometheus keeps.
 */}}
 {{- define "percore.longRecordings" -}}
@@ -81,8 +81,8 @@ Prometheus keeps.
 {{- end }}
 
 {{/*
-A query that judges each cluster alone, if Prometheus has several. Every aggregation and every match of the rules names the namespace
-first, so the cluster is named beside it. Sums over recorded series keep all labels.
+If Prometheus has several clusters, make a query evaluate each cluster separately. Every aggregation and every match in the rules
+names the namespace first, so the label of the cluster is added before it. Sums over recorded series keep all labels.
 */}}
 {{- define "percore.perCluster" -}}
 {{- with .root.Values.monitoring.clusterLabel -}}
