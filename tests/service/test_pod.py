@@ -321,6 +321,21 @@ def test_on_sigterm_a_worker_with_nothing_to_do_ends_at_once(reserved: bool) -> 
         assert not [line for line in service.log() if "trace" in line or "Exception" in line["message"]]
 
 
+def test_signals_of_gunicorn_start_no_worker_beside_the_one_that_computes() -> None:
+    """On SIGHUP Gunicorn would fork a new worker at once, and end the old one when its call has ended."""
+    with Service(pod=True, handler=FAULTY).ready() as service:
+        before = service.pids("worker")
+        running = service.ask(sleep=4)
+        computing(service)
+        sent = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGWINCH)
+        for each in sent:
+            os.kill(before[0], each)
+        said = {f"{each.name} does nothing here: restart percore to have new workers or new settings" for each in sent}
+        eventually(lambda: said <= {line["message"] for line in service.log()})
+        assert answer_of(running)[0] == 200
+        assert service.pids("worker") == before
+
+
 def test_a_killed_arbiter_gives_the_port_up_while_its_worker_still_computes() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
         _, arbiter = service.processes

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +170,15 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         self.halting = True
         super().halt(reason, exit_status)
 
-    def _ignore(self, *_: object) -> None:
-        """Do nothing on Gunicorn's signals that change the number of workers or upgrade it: the number is fixed, and an upgrade
-        restarts the supervisor.
-        """
+    def _ignore(self, name: str) -> None:
+        """Say that a signal does nothing. On it, Gunicorn would start a worker beside one that computes, or end one."""
+        self.log.warning("%s does nothing here: restart percore to have new workers or new settings", name)
 
-    handle_ttin = handle_ttou = handle_usr2 = handle_winch = _ignore
+    handle_hup = partialmethod(_ignore, "SIGHUP")
+    handle_ttin = partialmethod(_ignore, "SIGTTIN")
+    handle_ttou = partialmethod(_ignore, "SIGTTOU")
+    handle_usr2 = partialmethod(_ignore, "SIGUSR2")
+    handle_winch = partialmethod(_ignore, "SIGWINCH")
 
     def reap_workers(self) -> None:
         """Take note of workers that ended. Stop only if a worker could not load and none was ever ready."""
