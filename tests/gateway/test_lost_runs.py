@@ -121,18 +121,66 @@ def test_a_pod_that_refuses_connections_is_not_gone(breaking: Busy, tmp_path: Pa
         eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
 
 
-@pytest.mark.parametrize("state", ["cancelled", "expired"])
-def test_a_call_that_waits_for_a_pod_can_be_cancelled_and_expires(breaking: Busy, tmp_path: Path, state: str) -> None:
+def test_a_call_that_waits_for_a_pod_is_in_flight_so_that_pods_stay_and_it_can_be_cancelled(
+    breaking: Busy, tmp_path: Path
+) -> None:
     with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
-        path = lose(gateway, breaking, {"Percore-Start-Within": "3"} if state == "expired" else None)
+        path = lose(gateway, breaking)
         gateway.know(breaking.worker.endpoint, other.endpoint)
-        if state == "cancelled":
-            requests.post(gateway.url(f"{path}/cancel"), timeout=30)
-        eventually(lambda: status(gateway, path)["state"] == state, 5)
+        eventually(lambda: gateway.queued() == 1)
+        assert gateway.metric("percore_in_flight_calls") == 1
+        requests.post(gateway.url(f"{path}/cancel"), timeout=30)
+        eventually(lambda: status(gateway, path)["state"] == "cancelled")
+        eventually(lambda: gateway.queued() == 0)
         breaking.free.set()
         time.sleep(1)
         assert (other.bodies, len(breaking.worker.runs)) == ([], 1)
         assert gateway.metric("percore_in_flight_requests") == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_start_within_bounds_the_first_begin_and_not_the_next_one(breaking: Busy, tmp_path: Path, restarted: bool) -> None:
+    with Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
+        path = lose(gateway, breaking, {"Percore-Start-Within": "3"})
+        if restarted:
+            gateway.signal(signal.SIGKILL)
+            gateway.wait(30)
+            gateway.__enter__()
+        time.sleep(3 + LONG)
+        assert status(gateway, path)["state"] == "queued"
+        breaking.free.set()
+        eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
+
+
+def break_before_the_last_byte(exchange: Exchange) -> None:
+    exchange.reserve()
+    exchange.read_head()
+    exchange.take(len(b"lost") - 1)
+    exchange.reset()
+
+
+def expires_after_a_break(folder: Path) -> bool:
+    """Have a call expire after a run that did not begin; return False if the last byte was sent before the connection broke."""
+    over = threading.Event()
+
+    def is_never_free(exchange: Exchange) -> None:
+        exchange.read_reservation()
+        over.wait(30)
+
+    worker = Worker(break_before_the_last_byte, is_never_free)
+    with worker, Gateway(worker.endpoint, gateway_calls_dir=str(folder)) as gateway:
+        path = store(gateway, headers={"Percore-Start-Within": "3"})
+        is_expired = eventually(lambda: ends(gateway, path) not in ([], [None]) and ends(gateway, path)) == ["not-begun"]
+        if is_expired:
+            assert status(gateway, path)["started"] is None
+            eventually(lambda: status(gateway, path)["state"] == "expired", 30)
+        over.set()
+    return is_expired
+
+
+def test_a_call_whose_worker_was_lost_before_its_last_byte_still_expires(tmp_path: Path) -> None:
+    """A run that did not begin is no first begin."""
+    assert any(expires_after_a_break(tmp_path / f"{attempt}") for attempt in range(10))
 
 
 def test_a_call_that_waits_for_a_pod_holds_up_no_stop(breaking: Busy, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ MOST_CLAIMED = 1000
 Row = sa.Row[Any]
 QUEUED_COLUMNS = (
     *(calls.c.sequence, calls.c.id, calls.c.priority, calls.c.caller, calls.c.request_id, calls.c.client, calls.c.head),
-    *(calls.c.request_bytes, calls.c.start_by, calls.c.run, calls.c.created_at),
+    *(calls.c.request_bytes, calls.c.start_by, calls.c.run, calls.c.pods_lost, calls.c.gateways_lost, calls.c.created_at),
     sa.func.coalesce(runs.c.pod, "").label("lost_pod"),
 )
 """What a gateway keeps in memory of a queued call. ``lost_pod``: where its last run was, if that was lost."""
@@ -275,7 +275,12 @@ def end_unbegun(to: sa.Connection, at: At, owned: Owned) -> Row | None:
     _end_run(to, row, at.now, RunEnd.NOT_BEGUN)
     if row.state == State.CANCELLING:
         return _end(to, row, at, State.CANCELLED)
-    return _set(to, row.sequence, state=State.QUEUED)
+    return _set(to, row.sequence, state=State.QUEUED, started_at=row.started_at if has_begun(row) else None)
+
+
+def has_begun(row: Row) -> bool:
+    """Tell whether a call that has no run now had one that began: then that run was lost."""
+    return bool(row.pods_lost or row.gateways_lost)
 
 
 def end_lost(to: sa.Connection, at: At, owned: Owned, end: RunEnd) -> Row | None:

@@ -136,7 +136,7 @@ class StoredCall(Call):
     """A stored call that this gateway owns."""
 
     is_stored = True
-    __slots__ = ("_stored", "hold", "id", "recorded", "run", "sequence", "timer")
+    __slots__ = ("_stored", "hold", "id", "recorded", "run", "sequence", "start_by", "timer")
 
     def __init__(self, stored: StoredCalls, row: Row, number: int) -> None:
         head = StoredHead.decoded(row.head, row.client)
@@ -147,6 +147,8 @@ class StoredCall(Call):
         self._stored = stored
         self.id: str = row.id
         self.sequence: int = row.sequence
+        self.start_by: float | None = None if records.has_begun(row) else row.start_by
+        """When it expires if its first run has not begun; None: never."""
         self.run: int = row.run
         """The number of its last run."""
         self.recorded = False
@@ -483,13 +485,17 @@ class StoredCalls:
         call = StoredCall(self, row, self._queue.number() if number is None else number)
         self._mine[call.sequence] = self._by_id[call.id] = call
         call.done.add_done_callback(partial(self._ended, call))
-        if row.start_by is not None:
-            call.timer = self._loop.call_later(max(0.0, row.start_by - time.time()), self._overdue, call)
+        self._limit_start(call)
         if lost_pod:
             self._held.add(call)
             call.hold = self._spawn(self._hold(call, lost_pod))
         else:
             self._push(call)
+
+    def _limit_start(self, call: StoredCall) -> None:
+        """End a call that does not begin in time. If a run began and was lost, the call has begun in time already."""
+        if call.start_by is not None:
+            call.timer = self._loop.call_later(max(0.0, call.start_by - time.time()), self._overdue, call)
 
     def _push(self, call: StoredCall) -> None:
         self._queue.push(call)
@@ -575,6 +581,7 @@ class StoredCalls:
             return
         call.recorded = False
         self._running.discard(call)
+        self._limit_start(call)
         self._spawn(self._unbegun(call))
 
     async def _unbegun(self, call: StoredCall) -> None:
