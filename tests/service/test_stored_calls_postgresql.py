@@ -247,6 +247,30 @@ def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_pa
         assert pods.begun(4) == 0
 
 
+def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tmp_path: Path) -> None:
+    """The server's clock is set forward by an hour again and again: whenever the gateways last renewed their leases."""
+    name = database.rpartition("/")[2]
+    stepped = "SELECT pg_catalog.clock_timestamp() + (SELECT by FROM stepped.step)"
+    for statement in (
+        "CREATE SCHEMA stepped",
+        "CREATE TABLE stepped.step AS SELECT interval '0 hours' AS by",
+        f"CREATE FUNCTION stepped.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS '{stepped}'",
+        f"ALTER DATABASE {name} SET search_path = stepped, pg_catalog, public",
+    ):
+        server.execute(statement, name)
+    pods = Pods(tmp_path, 1)
+    with pods as (pod,), Front(database, pod, lease="") as first, Front(database, lease="") as second:
+        first.opened(), second.opened()
+        path = first.store(n=1, sleep=10)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        for _ in range(8):
+            server.execute("UPDATE stepped.step SET by = by + interval '1 hour'", name)
+            time.sleep(1)
+        assert [run["end"] for run in second.ended(path)["runs"]] == ["answered"]
+        for each in (first, second):
+            assert not [line for line in each.log() if "took over" in line["message"] or "its runs end" in line["message"]]
+
+
 def test_a_gateway_that_is_restarted_in_its_place_need_not_wait_for_the_lease(database: str, tmp_path: Path) -> None:
     pods = Pods(tmp_path, 1)
     with pods as (pod,), Front(database, pod, lease="") as gateway:

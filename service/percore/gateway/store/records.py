@@ -126,12 +126,17 @@ def sign_off(to: sa.Connection, gateway: str) -> None:
         to.execute(gateways.delete().where(gateways.c.id == gateway))
 
 
-def ended_gateways(to: sa.Connection, gateway: str, machine: str, now: float, lease_seconds: float) -> list[str]:
-    """Return gateways that have ended: their lease is over, or this one has their address (``machine``, empty: not yet)."""
-    ended = gateways.c.seen_at < now - lease_seconds
-    if machine:
-        ended = sa.or_(ended, gateways.c.machine == machine)
-    which = sa.select(gateways.c.id).where(gateways.c.id != gateway, ended)
+def other_gateways(to: sa.Connection, gateway: str) -> list[Row]:
+    """Return all gateways but one."""
+    return list(to.execute(sa.select(gateways).where(gateways.c.id != gateway)))
+
+
+def unchanged(to: sa.Connection, ended: Iterable[Row]) -> list[str]:
+    """Return those gateways that have not renewed their lease and have not stopped in order since they were read."""
+    same = [
+        sa.and_(gateways.c.id == row.id, gateways.c.seen_at == row.seen_at, gateways.c.machine == row.machine) for row in ended
+    ]
+    which = sa.select(gateways.c.id).where(sa.or_(sa.false(), *same))
     # In the transaction that takes over, none of them can renew its lease, and no other gateway takes over from it.
     return list(to.execute(which.with_for_update(skip_locked=True)).scalars())
 

@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 120.0
-"""A gateway that has not renewed its lease for so long has ended. A worker notices within 60 s that its gateway is gone."""
+"""A gateway that has shown no new sign of life for so long has ended. A worker notices within 60 s that its gateway is gone."""
 OWN_LEASE_SECONDS = 60.0
 """A gateway that could not renew its lease for so long ends its own runs: before another may take them over."""
 FENCE_SECONDS = 2.0
@@ -194,6 +194,8 @@ class StoredCalls:
         """The id of this gateway's lease; empty while it has none."""
         self._signed_on = asyncio.Event()
         self._renewed = 0.0
+        self._others: dict[str, tuple[float, float]] = {}
+        """Of each other gateway its last sign of life, and when this one saw it first, by this one's monotonic clock."""
         self._mine: dict[int, StoredCall] = {}
         """Calls that this gateway may run, or runs, by their sequence numbers."""
         self._by_id: dict[str, StoredCall] = {}
@@ -278,18 +280,18 @@ class StoredCalls:
 
     async def _take_over(self, *, restarted: bool) -> None:
         """Take over from gateways that have ended."""
-        machine = self._machine if restarted else ""
         gateway, has_unknown = self._gateway, self._must_look
-
-        def ended(to: sa.Connection) -> list[str]:
-            found = records.ended_gateways(to, gateway, machine, self._now(to), LEASE_SECONDS)
-            return found + records.unknown_owners(to) if has_unknown else found
+        others = await self.database.read(lambda of: records.other_gateways(of, gateway))
+        silent = self._silent(others)
+        ended = [row for row in others if row.id in silent or (restarted and row.machine == self._machine)]
 
         def take(to: sa.Connection) -> tuple[int, list[Row]]:
-            which = ended(to)  # again: one may have renewed its lease
+            which = records.unchanged(to, ended)
+            which += records.unknown_owners(to) if has_unknown else []
             return len(which), records.take_over(to, self._at(to), gateway, which)
 
-        if not await self.database.read(ended):
+        unknown = await self.database.read(records.unknown_owners) if has_unknown else []
+        if not ended and not unknown:
             return
         count, changed = await self._write(take)
         log.info("stored calls: took over from %d gateways that have ended", count)
@@ -297,6 +299,19 @@ class StoredCalls:
             self._count_run(RunEnd.GATEWAY_LOST, row)
             self._report(row)
         self._must_look = True
+
+    def _silent(self, others: list[Row]) -> set[str]:
+        """Return the gateways whose lease is over: this one has seen no new sign of life of theirs for so long.
+
+        It measures that with its own monotonic clock. The clock of another machine may be set while a gateway runs.
+        """
+        now = self._loop.time()
+        known = self._others
+        self._others = {
+            row.id: known[row.id] if row.id in known and known[row.id][0] == row.seen_at else (row.seen_at, now)
+            for row in others
+        }
+        return {each for each, (_, since) in self._others.items() if now - since > LEASE_SECONDS}
 
     async def _claim(self) -> None:
         """Queue the calls that no gateway owns, and those of this one that it does not know of."""
