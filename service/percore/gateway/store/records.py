@@ -179,15 +179,21 @@ def claim(to: sa.Connection, gateway: str) -> list[Row]:
     taken = list(to.execute(free).scalars())
     if taken:
         to.execute(calls.update().where(calls.c.sequence.in_(taken)).values(owner=gateway))
-    return queued(to, gateway, taken)
+    return _some_queued(to, gateway, taken)
 
 
-def queued(to: sa.Connection, gateway: str, sequences: Sequence[int] | None = None) -> list[Row]:
-    """Return queued calls of a gateway, in order of arrival: all, or some."""
+def queued(to: sa.Connection, gateway: str, known: Collection[int]) -> list[Row]:
+    """Return queued calls of a gateway, in order of arrival, but not those that it knows. Only their heads are read."""
+    which = calls.c.owner == gateway, calls.c.state == State.QUEUED
+    all_queued = to.execute(sa.select(calls.c.sequence).where(*which).order_by(calls.c.sequence)).scalars()
+    unknown = [each for each in all_queued if each not in known]
+    starts = range(0, len(unknown), MOST_CLAIMED)  # a statement has a bound of parameters
+    return [row for start in starts for row in _some_queued(to, gateway, unknown[start : start + MOST_CLAIMED])]
+
+
+def _some_queued(to: sa.Connection, gateway: str, sequences: Sequence[int]) -> list[Row]:
     which = sa.select(*QUEUED_COLUMNS).select_from(calls.outerjoin(runs, LAST_RUN_LOST))
-    which = which.where(calls.c.owner == gateway, calls.c.state == State.QUEUED)
-    if sequences is not None:
-        which = which.where(calls.c.sequence.in_(sequences))
+    which = which.where(calls.c.owner == gateway, calls.c.state == State.QUEUED, calls.c.sequence.in_(sequences))
     return list(to.execute(which.order_by(calls.c.sequence)))
 
 

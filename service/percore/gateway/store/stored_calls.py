@@ -320,7 +320,8 @@ class StoredCalls:
         if self._must_look:
             self._must_look = False
             await self._end_adrift()
-            rows = await self._write(lambda to: records.queued(to, gateway))
+            known = frozenset(self._mine)
+            rows = await self._write(lambda to: records.queued(to, gateway, known))
         for row in rows:
             if row.sequence not in self._mine and gateway == self._gateway:
                 self._enqueue(row, lost_pod=row.lost_pod)
