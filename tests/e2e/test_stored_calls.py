@@ -36,8 +36,10 @@ KILLED_BY = {
     "inference": KILL_THE_WORKER,
     postgresql.NAME: postgresql.KILL,
 }
-GATEWAYS_DELETED = 0.5 if THOROUGH else 0.0
-"""How often it is the pod that goes, and not a process in it: then its calls wait for its lease, two minutes."""
+DELETED = {"gateway": 0.5, "inference": 0.3}
+"""The share of kills that delete the pod, and not a process in it."""
+DELETED_BESIDE_POSTGRESQL = {**DELETED, "gateway": 0.5 if THOROUGH else 0.0, postgresql.NAME: 0.0}
+"""With PostgreSQL the calls of a gateway whose pod was deleted wait for its lease, two minutes."""
 KILLS, EVERY = 30 if THOROUGH else 10, 4.0
 """How often something is killed at the most, and how many seconds lie between."""
 
@@ -183,7 +185,7 @@ def test_every_receipted_call_ends_once_and_right_while_gateways_and_pods_are_ki
     with volume(namespace, "stored-percore-gateway-calls"):
         release = install("stored", replicas=4, **STORED_CALLS)
         release.wait(4)
-        _storm(release, tmp_path, {"gateway": GATEWAYS_DELETED, "inference": 0.3})
+        _storm(release, tmp_path, DELETED)
         release.uninstall()
         kept = kubectl("-n", namespace, "get", "persistentvolumeclaim", "stored-percore-gateway-calls", "-o", "name")
         assert kept, "helm uninstall removed the callers' data"
@@ -197,7 +199,7 @@ def test_they_do_so_too_with_two_gateways_and_postgresql_which_is_killed_as_well
         release = install("shared", replicas=4, **postgresql.CALLS)
         release.wait(4)
         release.wait(2, "gateway")
-        _storm(release, tmp_path, {"gateway": GATEWAYS_DELETED, "inference": 0.3, postgresql.NAME: 0.0})
+        _storm(release, tmp_path, DELETED_BESIDE_POSTGRESQL)
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,19 @@ def test_a_call_waits_until_the_pod_of_its_lost_run_is_free_and_others_go_on(bre
         eventually(lambda: gateway.metric("percore_in_flight_requests") == 0)
 
 
+def test_a_gateway_in_another_place_that_has_the_folder_waits_for_no_lease(silent: Busy, tmp_path: Path) -> None:
+    """A gateway's pod that was deleted: the next one has another name, and the lock on the folder is free."""
+    with Gateway(silent.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
+        path = store(gateway)
+        eventually(lambda: ends(gateway, path) == [None])
+        gateway.signal(signal.SIGKILL)
+        gateway.wait(30)
+    with Gateway(silent.worker.endpoint, gateway_calls_dir=str(tmp_path)) as successor:
+        eventually(lambda: ends(successor, path) == ["gateway-lost"], 3 * LONG)
+        silent.free.set()
+        eventually(lambda: ends(successor, path) == ["gateway-lost", "answered"])
+
+
 def test_a_pod_that_is_gone_lets_the_call_begin(breaking: Busy, tmp_path: Path) -> None:
     with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = lose(gateway, breaking)

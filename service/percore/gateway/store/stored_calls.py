@@ -61,7 +61,8 @@ LEASE_SECONDS = 120.0
 OWN_LEASE_SECONDS = 60.0
 """A gateway that could not renew its lease for so long ends its own runs: before another may take them over."""
 FENCE_SECONDS = 2.0
-"""How long a gateway that was restarted waits before it takes over. The kernel has closed the old connections, a worker notices
+"""How long a gateway waits before it takes over, if it knows that the other one has ended: it has the lock on the folder, or
+the same machine and port. The kernel has closed the old connections, a worker notices
 that within 0.1 s, and then it ends."""
 TEND_SECONDS = 1.0
 HOUSE_SECONDS = 10.0
@@ -283,7 +284,8 @@ class StoredCalls:
         gateway, has_unknown = self._gateway, self._must_look
         others = await self.database.read(lambda of: records.other_gateways(of, gateway))
         silent = self._silent(others)
-        ended = [row for row in others if row.id in silent or (restarted and row.machine == self._machine)]
+        has_lock = self.database.folder is not None  # then no other gateway has the folder
+        ended = [row for row in others if row.id in silent or (restarted and (has_lock or row.machine == self._machine))]
 
         def take(to: sa.Connection) -> tuple[int, list[Row]]:
             which = records.unchanged(to, ended)
