@@ -97,6 +97,18 @@ class ComputesInC:
         return inputs
 
 
+class LeavesOrphans:
+    """Starts a process that starts another one and ends first."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        program = "import os, time\nif os.fork() == 0: time.sleep(0.3)\nos._exit(0)"
+        subprocess.run([sys.executable, "-S", "-c", program], check=True)
+        return inputs
+
+
 class LeavesThreads:
     """Starts a thread that goes on after the call, and prints."""
 
