@@ -26,6 +26,18 @@ class SlowToLoad:
         return inputs
 
 
+class FailsWhenAllowed:
+    """Cannot be loaded, and waits for a file before it says so."""
+
+    def load(self) -> None:
+        while not (Path(os.environ["PERCORE_STATE_DIR"]) / "allowed").exists():
+            time.sleep(0.02)
+        raise FileNotFoundError("no such weights")
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        return inputs
+
+
 class FailsToLoad:
     """Cannot be loaded."""
 

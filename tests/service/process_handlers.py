@@ -97,10 +97,12 @@ WAYS = tuple(name for name, each in vars(Processes).items() if ": " in (each.__d
 
 
 class ReturnsThreadSettings:
-    """Returns the environment variables that numerical libraries read at their import."""
+    """Returns the variables that numerical libraries read at their import, as they were when this module was imported."""
+
+    threads = tuple(int(os.environ.get(name, "0")) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"))
 
     def load(self) -> None:
-        self.threads = [int(os.environ[name]) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
+        pass
 
     def predict(self, _inputs: Tensors) -> Tensors:
         return {"threads": np.array(self.threads)}
