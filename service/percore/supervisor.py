@@ -181,8 +181,23 @@ class Supervisor:
     def _next_signal(self, seconds: float) -> bool:
         """Wait for a signal; return whether it was one that stops the service."""
         with contextlib.suppress(queue.Empty):
-            return self._signals.get(timeout=seconds) != signal.SIGCHLD
+            number = self._signals.get(timeout=seconds)
+            if number != signal.SIGCHLD:
+                return True
+            self._reap_orphans()
         return False
+
+    def _reap_orphans(self) -> None:
+        """Reap processes that handlers have left. The kernel gives them to this process if it is the first of its container.
+
+        The gateway and the arbiter are left to their ``Popen``, which needs their exit status.
+        """
+        ours = {child.process.pid for child in (self._gateway, self._arbiter) if child.process is not None}
+        with contextlib.suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in ours:
+                    break  # the next reconcile takes its status
+                os.waitpid(ended.si_pid, 0)
 
     def _stop(self, seconds: float) -> None:
         """Have the gateway answer every call that it has taken, then end the workers. A second signal ends all at once."""

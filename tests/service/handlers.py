@@ -26,6 +26,18 @@ class SlowToLoad:
         return inputs
 
 
+class FailsWhenAllowed:
+    """Cannot be loaded, and waits for a file before it says so."""
+
+    def load(self) -> None:
+        while not (Path(os.environ["PERCORE_STATE_DIR"]) / "allowed").exists():
+            time.sleep(0.02)
+        raise FileNotFoundError("no such weights")
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        return inputs
+
+
 class FailsToLoad:
     """Cannot be loaded."""
 
@@ -94,6 +106,18 @@ class ComputesInC:
 
     def predict(self, inputs: Tensors) -> Tensors:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
+        return inputs
+
+
+class LeavesOrphans:
+    """Starts a process that starts another one and ends first."""
+
+    def load(self) -> None:
+        pass
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        program = "import os, time\nif os.fork() == 0: time.sleep(0.3)\nos._exit(0)"
+        subprocess.run([sys.executable, "-S", "-c", program], check=True)
         return inputs
 
 

@@ -13,10 +13,6 @@ from percore.handlers import Tensors
 
 NUMBERS = list(range(8))
 SQUARES = [number * number for number in NUMBERS]
-WAYS = (
-    *("pool", "spawned_pool", "executor", "joblib", "subprocess"),
-    *("terminate", "fork_and_exit", "fork_and_raise", "fork_and_return"),
-)
 
 
 def square(number: int) -> int:
@@ -96,11 +92,17 @@ class Processes:
         return SQUARES
 
 
+WAYS = tuple(name for name, each in vars(Processes).items() if ": " in (each.__doc__ or ""))
+"""The methods that the table of docs/handlers.md lists."""
+
+
 class ReturnsThreadSettings:
-    """Returns the environment variables that numerical libraries read at their import."""
+    """Returns the variables that numerical libraries read at their import, as they were when this module was imported."""
+
+    threads = tuple(int(os.environ.get(name, "0")) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"))
 
     def load(self) -> None:
-        self.threads = [int(os.environ[name]) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
+        pass
 
     def predict(self, _inputs: Tensors) -> Tensors:
         return {"threads": np.array(self.threads)}

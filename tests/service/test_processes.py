@@ -1,9 +1,11 @@
 """Handlers that start processes, and the cores that libraries use."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +67,14 @@ def test_sigterm_while_the_service_loads_in_c_ends_it_at_once() -> None:
 
 
 def test_two_workers_that_cannot_load_end_the_service_once() -> None:
-    with Service(handler="tests.service.handlers:FailsToLoad") as service:
+    """The arbiter stands still until both have ended. So it learns of the second end while it stops because of the first."""
+    with Service(handler="tests.service.handlers:FailsWhenAllowed") as service:
+        eventually(lambda: len(service.workers) == 2)
+        arbiter = service.arbiter
+        os.kill(arbiter, signal.SIGSTOP)
+        (Path(service.environ["PERCORE_STATE_DIR"]) / "allowed").touch()
+        eventually(lambda: not service.workers)
+        os.kill(arbiter, signal.SIGCONT)
         assert service.processes[0].wait(30) == 78
         assert len(service.log("arbiter ended")) == 0
         assert not processes_in(service.mark)

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from functools import partialmethod
 from pathlib import Path
@@ -32,6 +33,8 @@ from percore.settings import LimitSettings, Settings
 from percore.worker import before_fork
 from percore.worker.call_worker import CallWorker, shut_down
 from percore.worker.restart_backoff import RestartBackoff, restart_delay
+
+log = logging.getLogger("percore.arbiter")
 
 MARGIN_SECONDS = 30.0
 QUIT_SECONDS = 2
@@ -86,10 +89,26 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
         "forwarded_allow_ips": "",
         "proc_name": "percore",
         "when_ready": _prepare,
+        "worker_tmp_dir": str(heartbeat_folder(settings)),
     }
-    if SHARED_MEMORY.is_dir():
-        chosen["worker_tmp_dir"] = str(SHARED_MEMORY)  # heartbeats must not wait for a disk
     return chosen
+
+
+def heartbeat_folder(settings: Settings) -> Path:
+    """Return the folder for the files in which workers show Gunicorn that they are alive.
+
+    These files must not wait for a disk. So the folder is in memory, unless no file can be created there.
+    """
+    try:
+        tempfile.TemporaryFile(dir=SHARED_MEMORY).close()
+    except OSError as error:
+        log.warning(
+            "%s cannot be used: %s. Heartbeats of workers are files in PERCORE_STATE_DIR",
+            SHARED_MEMORY,
+            error.strerror or error,
+        )
+        return settings.server.state_dir
+    return SHARED_MEMORY
 
 
 def _prepare(arbiter: CallArbiter) -> None:
@@ -155,7 +174,10 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             super().spawn_worker()
         except OSError as error:
             if error.errno not in OUT_OF_RESOURCES and not self.app.backoff.ever_ready:
-                raise  # such as no folder for Gunicorn's files: the operator must correct it
+                # Such as no room for Gunicorn's file: the operator must correct it.
+                reason = f"cannot start: a worker cannot be started: {error.strerror or error}"
+                self.log.critical(reason)
+                raise HaltServer(reason, START_FAILED) from error
             self.fork_failures += 1
             delay = restart_delay(self.fork_failures)
             self.fork_due = time.monotonic() + delay

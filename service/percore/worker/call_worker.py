@@ -228,7 +228,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         wait_for_helpers(EXIT_SECONDS)
         self._run_exit_functions()
         # Python's normal exit would wait for every thread that a handler left behind.
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it was closed when the process started
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         if reason == "arbiter-lost":

@@ -206,7 +206,7 @@ class Exchange:
         elif error is not None:
             traceback.print_exc()
             status = 1
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status if isinstance(status, int) else int(status is not None))

@@ -1,0 +1,68 @@
+"""What a container or a shell may lack: an init process, room in ``/dev/shm``, open outputs."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.service import FAULTY, Service, eventually, processes_below
+
+FULL = 'mount -t tmpfs -o nr_inodes=1 tmpfs /dev/shm && exec "$@"'
+
+
+def wrapped(handler: str, *command: str) -> Service:
+    service = Service(handler=handler)
+    service.program = [*command, *service.program]
+    return service
+
+
+def need_namespaces(*options: str) -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare (util-linux)")
+    if subprocess.run(["unshare", *options, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system makes no namespaces")
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
+
+
+def test_as_the_first_process_of_a_container_the_service_reaps_what_handlers_left() -> None:
+    options = ["--fork", "--pid", "--mount-proc", "--kill-child"]
+    need_namespaces(*options)
+    with wrapped("tests.service.handlers:LeavesOrphans", "unshare", *options).ready(1) as service:
+        [first] = processes_below(service.processes[0].pid)
+        for _ in range(3):
+            assert service.call(x=1).status_code == 200
+        eventually(lambda: len(processes_below(first)) == 2)
+        os.kill(service.gateway, signal.SIGKILL)  # its status is still the supervisor's
+        eventually(lambda: service.log("gateway ended with status -9"))
+        assert service.ready(1).call(x=1).status_code == 200
+        eventually(lambda: not any(is_zombie(pid) for pid in processes_below(first)))
+
+
+def test_without_room_in_shared_memory_the_service_serves_and_says_so_once() -> None:
+    need_namespaces("--mount")
+    with wrapped(FAULTY, "unshare", "--mount", "sh", "-c", FULL, "sh").ready(1) as service:
+        assert service.call(sleep=0).status_code == 200
+        [line] = service.log("/dev/shm cannot be used: No space left on device")
+        assert line["level"] == "warning"
+        service.processes[0].terminate()
+        assert service.processes[0].wait(20) == 0
+        assert not [line for line in service.log() if "trace" in line]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_outputs_end_neither_a_call_nor_the_order_of_the_stop(closed: str) -> None:
+    with wrapped(FAULTY, "sh", "-c", f'exec "$@" {closed}', "sh").ready(1) as service:
+        assert service.call(sleep=0).status_code == 200
+        service.processes[0].terminate()
+        assert service.processes[0].wait(20) == 0
+        written = service.log_path.read_text()
+        assert not [line for line in written.splitlines() if "trace" in line or not line.startswith("{")]
