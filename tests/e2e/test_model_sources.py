@@ -1,4 +1,7 @@
-"""Models from a store, an image and a volume: each answers right, says its digest, and a fault is one sentence of the pod."""
+"""Models from a store, an image and a volume: each answers correctly and shows its digest.
+
+If a fetch fails, the pod shows one sentence.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ KEY, SECRET = "the-key-of-the-test", "the-secret-of-the-test"
 SEVEN = [0, 0, 7, 8, 13, 16, 15, 1, 0, 0, 7, 7, 4, 11, 12, 0, 0, 0, 0, 0, 8, 13, 1, 0, 0, 4, 8, 8, 15, 15, 6, 0]
 SEVEN += [0, 2, 11, 15, 15, 4, 0, 0, 0, 0, 0, 16, 5, 0, 0, 0, 0, 0, 9, 15, 1, 0, 0, 0, 0, 0, 13, 5, 0, 0, 0, 0]
 LOADS = {"handler": "", "memory": "1Gi", "example": {"path": ""}}
-"""What a release with the demo model needs, beyond the sleeping handler."""
+"""Additional values for a release with the demo model."""
 STORE = {"endpoint": "http://store:8333", "existingSecret": "store", "maxBytes": 100_000_000}
 
 
 def digest_in_store(namespace: str, command: str) -> str:
-    """Return the digest of what the store has, by the tools of its image."""
+    """Return the digest of the store's files, computed by the tools of its image."""
     return "sha256:" + kubectl("-n", namespace, "exec", "deployment/store", "-c", "s3", "--", "bash", "-c", command).split()[0]
 
 
@@ -118,7 +121,7 @@ def store() -> Iterator[str]:
 
 @pytest.fixture
 def namespace(store: str) -> str:
-    """What `install` installs into."""
+    """The namespace that `install` uses."""
     return store
 
 
@@ -128,8 +131,8 @@ def sees_a_seven(release: Release) -> None:
         assert answer.json()["predictions"][0]["digit"] == 7
 
 
-def says(release: Release, digest: str) -> None:
-    """Version and digest are in both protocols, in the log and in the metric; an empty digest is not known."""
+def shows_digest(release: Release, digest: str) -> None:
+    """Check that version and digest are in both protocols, in the log and in the metric. Empty: the digest is not known."""
     with release.forwarded() as gateway:
         [version] = requests.get(f"{gateway}/v1/models/digits", timeout=SECONDS).json()["model_version_status"]
         assert (version["version"], version.get("digest", "")) == ("1", digest)
@@ -143,7 +146,7 @@ def says(release: Release, digest: str) -> None:
 
 
 def fetch_message(release: Release) -> str:
-    """Return what the container that fetches said when it failed; empty if it has not."""
+    """Return the error message of the container that fetches; empty if it has not failed."""
     for pod in release.pods("inference"):
         for status in pod["status"].get("initContainerStatuses", []):
             ended = status["state"].get("terminated") or status["lastState"].get("terminated")
@@ -160,7 +163,7 @@ def test_models_of_an_s3_store_with_a_digest(install: Install, store: str) -> No
     release = install("s3", **LOADS, model={"uri": "s3://bucket/models", "digest": digest, **STORE})
     [pod] = release.wait(1)
     sees_a_seven(release)
-    says(release, digest)
+    shows_digest(release, digest)
     document = json.loads(kubectl("-n", store, "get", "pod", pod, "-o", "json"))
     assert document["status"]["qosClass"] == "Guaranteed"
     [said] = [line["message"] for line in release.lines(pod, "fetch-model") if "holds the models of" in line["message"]]
@@ -175,7 +178,7 @@ def test_an_archive_of_an_https_server_whose_ca_is_private(install: Install, sto
     release = install("site", **LOADS, model=model)
     release.wait(1)
     sees_a_seven(release)
-    says(release, digest_in_store(store, "sha256sum /site/digits.tar.gz"))
+    shows_digest(release, digest_in_store(store, "sha256sum /site/digits.tar.gz"))
 
 
 def test_an_image_that_holds_nothing_but_models(install: Install) -> None:
@@ -185,7 +188,7 @@ def test_an_image_that_holds_nothing_but_models(install: Install) -> None:
     release = install("oci", **LOADS, model={"image": f"localhost/percore/models:{os.environ['PERCORE_E2E_MODELS_TAG']}"})
     release.wait(1)
     sees_a_seven(release)
-    says(release, "")
+    shows_digest(release, "")
 
 
 def test_a_volume_with_models(install: Install, store: str) -> None:
@@ -223,7 +226,7 @@ def test_a_volume_with_models(install: Install, store: str) -> None:
         release = install("volume", **LOADS, model={"persistentVolumeClaim": {"claimName": "models", "subPath": "of/this"}})
         release.wait(1)
         sees_a_seven(release)
-        says(release, "")
+        shows_digest(release, "")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +267,7 @@ class Callers:
             thread.join(SECONDS)
 
     def more(self) -> None:
-        """Wait until more calls have been answered."""
+        """Wait until further calls have been answered."""
         before = self.statuses.total()
         eventually(lambda: self.statuses.total() > before + 10)
 
@@ -277,7 +280,7 @@ class Callers:
 
 
 def test_a_new_revision_loses_no_call_and_of_a_broken_one_an_alert_says_so(install: Install, store: str) -> None:
-    """Takes minutes: Prometheus has to know the rules and the Deployment."""
+    """Takes minutes, because Prometheus must first load the rules and find the Deployment."""
     model = {"uri": "s3://bucket/models", **STORE}
     release = install("revisions", **LOADS, model=model, monitoring={"enabled": True})
     deployment = f"deployment/{release.full_name}-inference"

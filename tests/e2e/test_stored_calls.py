@@ -41,11 +41,11 @@ DELETED = {"gateway": 0.5, "inference": 0.3}
 DELETED_BESIDE_POSTGRESQL = {**DELETED, "gateway": 0.5 if THOROUGH else 0.0, postgresql.NAME: 0.0}
 """With PostgreSQL the calls of a gateway whose pod was deleted wait for its lease, two minutes."""
 KILLS, EVERY = 30 if THOROUGH else 10, 4.0
-"""How often something is killed at the most, and how many seconds lie between."""
+"""The most kills, and the mean of the seconds between two kills."""
 
 
 class Callers(Crowd):
-    """Callers who store their calls. ``stored_caller.py`` says what the plan means."""
+    """Callers that store calls. ``stored_caller.py`` describes the plan."""
 
     def _pod(self) -> dict[str, Any]:
         pod = super()._pod()
@@ -63,7 +63,7 @@ class Callers(Crowd):
 
 
 class Logs:
-    """The logs of all inference pods that there ever were: a pod that is deleted takes its log with it."""
+    """The logs of all inference pods of the test. They are read at once, because Kubernetes removes logs with their pod."""
 
     def __init__(self, release: Release, folder: Path) -> None:
         self._release = release
@@ -71,7 +71,7 @@ class Logs:
         self._followed: dict[str, subprocess.Popen[bytes]] = {}
 
     def follow(self) -> None:
-        """Begin to read the logs of new pods."""
+        """Start to read the logs of new pods."""
         for pod in self._release.ready():
             if pod not in self._followed:
                 command = ["kubectl", "-n", self._release.namespace, "logs", "--follow", pod, "-c", "inference"]
@@ -79,7 +79,7 @@ class Logs:
                     self._followed[pod] = subprocess.Popen(command, stdout=to, stderr=subprocess.DEVNULL)
 
     def follow_until(self, over: threading.Event) -> None:
-        """Read the logs of new pods until it is over."""
+        """Read the logs of new pods until ``over`` is set."""
         while not over.wait(1):
             self.follow()
 
@@ -89,7 +89,7 @@ class Logs:
             each.wait()
 
     def runs(self) -> dict[str, list[tuple[float, float, str]]]:
-        """Return begin, end and number of each run that was logged, by its call."""
+        """Return begin, end and number of each logged run, by its call."""
         found: dict[str, list[tuple[float, float, str]]] = {}
         for path in self._folder.iterdir():
             for text in path.read_text().rpartition("\n")[0].splitlines():
@@ -101,10 +101,10 @@ class Logs:
 
 
 def _kill_something(release: Release, component: str, deleted: float, dice: random.Random) -> str:
-    """Kill a process or a whole pod of a component; return what was done, and nothing if it was gone already.
+    """Kill a process or a whole pod of a component. Return the kind of kill; empty if the target was already gone.
 
-    Kubernetes starts a container that ends again and again later each time. A new pod starts at once, so pods are deleted too:
-    ``deleted`` is how often.
+    If a container ends again and again, Kubernetes waits longer each time before it restarts the container. A new pod starts at
+    once. So some kills delete pods; ``deleted`` is their share.
     """
     pods = [postgresql.NAME] if component == postgresql.NAME else [name(pod) for pod in release.pods(component)]
     if not pods:
@@ -116,12 +116,12 @@ def _kill_something(release: Release, component: str, deleted: float, dice: rand
     else:
         what = ["exec", pod, "-c", component, "--", "sh", "-c", KILLED_BY[component]]
     done = subprocess.run([*where, *what], capture_output=True, timeout=60, check=False)
-    # 137: what ran in the container went with it.
+    # 137: all processes of the container were killed, also the shell.
     return f"{component} {what[0]}" if done.returncode in (0, 137) else ""
 
 
 def _kill_until(over: threading.Event, release: Release, deleted: dict[str, float], killed: list[str]) -> None:
-    """Kill something of each component by turns until it is over, and take note of what was hit."""
+    """Kill a process or a pod of each component in turn until ``over`` is set, and record the kills."""
     dice = random.Random(18)
     for component in itertools.islice(itertools.cycle(deleted), KILLS):
         if over.wait(EVERY * dice.uniform(0.5, 1.5)):
@@ -131,7 +131,7 @@ def _kill_until(over: threading.Event, release: Release, deleted: dict[str, floa
 
 
 def _storm(release: Release, folder: Path, deleted: dict[str, float]) -> None:
-    """Store calls while components are killed: each ends once, with the right result, and no two runs of it overlap."""
+    """Store calls while components are killed. Each call ends once, with the right result, and its runs do not overlap."""
     logs, over = Logs(release, folder), threading.Event()
     killed: list[str] = []
     callers = Callers(release, f"{release.name}-callers", count=STORED, at_once=48, seconds=0.2, sizes=SIZES).start()
@@ -156,7 +156,7 @@ def _storm(release: Release, folder: Path, deleted: dict[str, float]) -> None:
     assert {what.split()[0] for what in killed} == set(deleted), killed
     assert summary["ends"]["answered"] == STORED
     assert len(summary["ends"]) > 1, "no kill hit a run, so this has shown nothing"
-    assert Counter(_listed(release)) == {"succeeded": STORED}, "a call was left behind, or is there twice"
+    assert Counter(_listed(release)) == {"succeeded": STORED}, "a call has not ended, or is stored twice"
     assert len(logs.runs()) > STORED / 2, "too few runs were read from logs, so overlaps could not be seen"
     for call, runs in logs.runs().items():
         ordered = sorted(runs)
@@ -166,7 +166,7 @@ def _storm(release: Release, folder: Path, deleted: dict[str, float]) -> None:
 
 
 def _listed(release: Release) -> list[str]:
-    """Return the state of each call that operators see."""
+    """Return the state of each call in the operators' list."""
     [gateway, *_] = eventually(lambda: release.ready("gateway"))
     states: list[str] = []
     with release.forwarded(f"pod/{gateway}", 9090) as operators:
@@ -204,7 +204,7 @@ def test_they_do_so_too_with_two_gateways_and_postgresql_which_is_killed_as_well
 
 @pytest.fixture(scope="module")
 def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release whose metrics the HPA can read."""
+    """A release with metrics that the HPA can read."""
     if not allowed(namespace):
         pytest.skip("needs the feature gate HPAScaleToZero, on by default in Kubernetes 1.37")
     with volume(namespace, "later-percore-gateway-calls"), releases(namespace, request.session) as install:

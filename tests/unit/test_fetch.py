@@ -18,12 +18,12 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from percore import model_source, settings
 from percore.errors import LoadError
 from percore.fetch import archive, command, digest, layout, object_store
-from percore.fetch.archive import Room, unpack
+from percore.fetch.archive import WriteLimits, unpack
 from percore.fetch.uri import parse
 from percore.model_source import ModelSource
 
 MODEL = "saved_model.pb"
-ROOM = Room(10_000_000, 100, "the test allows")
+ROOM = WriteLimits(10_000_000, 100, "the test allows")
 
 
 # --- URIs ---
@@ -71,7 +71,7 @@ def test_a_uri_that_breaks_a_rule_is_refused_with_a_sentence_that_tells_no_secre
 
 def test_a_query_is_kept_for_the_server_and_not_shown() -> None:
     source = parse("https://host/a.zip?sig=secret")
-    assert (source.query, source.shown) == ("sig=secret", "https://host/a.zip?...")
+    assert (source.query, source.loggable) == ("sig=secret", "https://host/a.zip?...")
 
 
 # --- archives ---
@@ -230,7 +230,7 @@ def test_models_are_found_in_fetched_files(tmp_path: Path, files: list[str], wan
 
 def test_files_without_a_model_are_refused_with_the_layout(tmp_path: Path) -> None:
     (tmp_path / "tree/notes").mkdir(parents=True)
-    with pytest.raises(LoadError, match=r"holds no models; expected NAME/VERSION/saved_model\.pb"):
+    with pytest.raises(LoadError, match=r"have no models; expected NAME/VERSION/saved_model\.pb"):
         layout.arrange(tmp_path / "tree", tmp_path / "models", "name", 1)
 
 

@@ -1,7 +1,7 @@
-"""Unpack an archive, which may be hostile: it writes nothing outside its folder, no links, and no more than it may.
+"""Unpack an archive, which may be hostile: write nothing outside of the folder, make no links, and bound all sizes.
 
-Only files and folders are unpacked. A name that is absolute, or has ``..``, is refused, and so is a second entry for the same
-file. Bytes and entries are counted before they are written.
+Only files and folders are unpacked. An absolute name, a name with ``..`` and a second entry for the same file are refused.
+Bytes and entries are counted before they are written.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from percore.errors import LoadError
 
 COPY_BYTES = 1 << 20
 LONGEST_HEADER = 1 << 16
-"""Bytes of an extended header of a tar archive, which tarfile reads into memory."""
+"""The most bytes of an extended header of a tar archive. Bounded, because tarfile reads it into memory."""
 DIRECTORY_ENTRY_BYTES = 400
-"""Most bytes of the directory of a zip archive, for each entry that is allowed. zipfile reads the directory into memory."""
+"""The most bytes of the directory of a zip archive, for each allowed entry. Bounded, because zipfile reads it into memory."""
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
 """Errors of the libraries for a damaged archive. RuntimeError: it is encrypted, or its compression is not known."""
 HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What may be written."""
+class WriteLimits:
+    """The bytes and files that may still be written."""
 
     size: int
     files: int
-    said: str
-    """What bounds the size, in words."""
+    bound_text: str
+    """The bound of the size, as text for errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +47,33 @@ class _Entry:
     name: str
     size: int
     kind: str
-    """``file``, ``folder``, or what else it is."""
+    """``file``, ``folder``, or the name of another kind."""
     content: IO[bytes] | None
 
 
-def unpack(archive: Path, into: Path, room: Room) -> None:
+def unpack(archive: Path, into: Path, limits: WriteLimits) -> None:
     """Write the files of an archive to a new folder. Raises LoadError with one sentence, also for a damaged archive."""
-    entries = _zip_entries(archive, room) if archive.name.lower().endswith(".zip") else _tar_entries(archive)
+    entries = _zip_entries(archive, limits) if archive.name.lower().endswith(".zip") else _tar_entries(archive)
     into.mkdir()
     size = 0
     try:
         for number, entry in enumerate(entries, 1):
             size += entry.size
-            if size > room.size:
-                raise LoadError(f"archive {archive.name}: unpacks to more than {room.said}")
-            if number > room.files:
-                raise LoadError(f"archive {archive.name}: has more than PERCORE_FETCH_MAX_FILES={room.files} entries")
-            _write(entry, into / safe(archive.name, entry.name))
+            if size > limits.size:
+                raise LoadError(f"archive {archive.name}: unpacks to more than {limits.bound_text}")
+            if number > limits.files:
+                raise LoadError(f"archive {archive.name}: has more than PERCORE_FETCH_MAX_FILES={limits.files} entries")
+            _write(entry, into / path_below(archive.name, entry.name))
     except FileExistsError as error:
         raise LoadError(f"archive {archive.name}: has two entries for {Path(error.filename).relative_to(into)}") from error
     except (*DAMAGED, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; bz2 raises one without a number
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the disk; the error of bz2 has no number
             raise
         raise LoadError(f"archive {archive.name}: cannot be read: {error}") from error
 
 
-def safe(archive: str, name: str) -> PurePosixPath:
-    """Return the path of an entry below its folder; raise LoadError if it could be elsewhere."""
+def path_below(archive: str, name: str) -> PurePosixPath:
+    """Return the path of an entry below its folder; raise LoadError if the path could lead out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
         raise LoadError(f"archive {archive}: entry {name[:200]!r}: must be a path below the folder, without `..`")
@@ -92,7 +92,7 @@ def _write(entry: _Entry, path: Path) -> None:
 
 
 class _Header(tarfile.TarInfo):
-    """Refuses headers that tarfile would read into memory, however long they are."""
+    """Refuses long headers, because tarfile would read headers of any length into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -114,9 +114,9 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
             tar.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; else tarfile keeps them all
 
 
-def _zip_entries(archive: Path, room: Room) -> Iterator[_Entry]:
-    if _directory_bytes(archive) > DIRECTORY_ENTRY_BYTES * room.files:
-        raise LoadError(f"archive {archive.name}: its directory is too long for PERCORE_FETCH_MAX_FILES={room.files} entries")
+def _zip_entries(archive: Path, limits: WriteLimits) -> Iterator[_Entry]:
+    if _directory_bytes(archive) > DIRECTORY_ENTRY_BYTES * limits.files:
+        raise LoadError(f"archive {archive.name}: its directory is too long for PERCORE_FETCH_MAX_FILES={limits.files} entries")
     with zipfile.ZipFile(archive) as packed:
         for info in packed.infolist():
             mode = info.external_attr >> 16
@@ -125,7 +125,7 @@ def _zip_entries(archive: Path, room: Room) -> Iterator[_Entry]:
 
 
 def _directory_bytes(archive: Path) -> int:
-    """Return the size of the directory of a zip archive in bytes, as the record at the end of the archive says."""
+    """Return the size of the directory of a zip archive in bytes. The record at the end of the archive has this number."""
     with archive.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 65536 - 22))

@@ -1,4 +1,4 @@
-"""``percore fetch``: fetch, check, unpack, arrange, and put in place by one rename."""
+"""``percore fetch``: fetch models, check, unpack and arrange them, and put them in place by one rename."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from percore.settings import Settings
 logger = logging.getLogger("percore.fetch")
 
 TERMINATION_LOG = Path("/dev/termination-log")
-"""Kubernetes shows what a container writes here as the reason why it ended."""
+"""A container writes its error to this file, and Kubernetes shows it as the reason of the end."""
 SPARE_BYTES = 1 << 30
 """A fetch leaves at least this much of the disk free, or a twentieth of the disk if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be fetched, and to where."""
+class FetchRequest:
+    """One fetch: the source, the folder and the digest."""
 
     source: Source
     folder: Path
     name: str
-    """For one model without a name; empty: as the URI says."""
+    """The name of a model that is fetched without one; empty: the name in the URI."""
     digest: str
     """Empty: any."""
 
@@ -50,7 +50,7 @@ def fetch(settings: Settings, uri: str, folder: Path, name: str) -> None:
     After an error the caller ends the process: threads may still wait for the server.
     """
     try:
-        wanted = Wanted(parse(uri), folder.absolute(), name, settings.models.digest)
+        wanted = FetchRequest(parse(uri), folder.absolute(), name, settings.models.digest)
         _Fetch(wanted, settings).within(settings.limits.load_timeout)
     except LoadError as error:
         with contextlib.suppress(OSError):
@@ -60,16 +60,16 @@ def fetch(settings: Settings, uri: str, folder: Path, name: str) -> None:
 
 
 class _Fetch:
-    """One fetch. It has a thread of its own, so that nothing that it waits for delays its timeout."""
+    """One fetch. It runs in a thread, so that a slow server or disk does not delay the timeout."""
 
-    def __init__(self, wanted: Wanted, settings: Settings) -> None:
+    def __init__(self, wanted: FetchRequest, settings: Settings) -> None:
         self._wanted = wanted
         self._settings = settings
         self._progress = Progress()
         self._stop = threading.Event()
 
     def within(self, seconds: float) -> None:
-        """Fetch; raise LoadError if it fails, or is not done in time."""
+        """Fetch; raise LoadError if the fetch fails, or if it takes longer than ``seconds``."""
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
         def run() -> None:
@@ -86,7 +86,7 @@ class _Fetch:
             self._stop.set()
             trouble = f"; the last error: {self._progress.trouble}" if self._progress.trouble else ""
             raise LoadError(
-                f"{self._wanted.source.shown} was not fetched within PERCORE_LOAD_TIMEOUT={seconds:g} s: "
+                f"{self._wanted.source.loggable} was not fetched within PERCORE_LOAD_TIMEOUT={seconds:g} s: "
                 f"{self._progress.text()}{trouble}"
             ) from None
         if error is not None:
@@ -94,26 +94,26 @@ class _Fetch:
 
     def _run(self) -> None:
         source, folder, digest_wanted = self._wanted.source, self._wanted.folder, self._wanted.digest
-        known = _known(folder)
-        if known and digest_wanted and known.digest == digest_wanted:
-            logger.info("%s holds the models with the digest %s", folder, known.digest)
+        earlier = _earlier_fetch(folder)
+        if earlier and digest_wanted and earlier.digest == digest_wanted:
+            logger.info("%s holds the models with the digest %s", folder, earlier.digest)
             return
         staging = folder.with_name(f".{folder.name}.fetch")
         with _disk_errors(source, staging), _locked(staging):
             try:
                 found = self._transfer(staging)
             except StoreError as error:
-                raise LoadError(f"{source.shown} cannot be fetched: {error}") from error
+                raise LoadError(f"{source.loggable} cannot be fetched: {error}") from error
             if digest_wanted and digest_wanted != found:
                 archive.remove(staging / "journal")
                 archive.remove(staging / "files")
-                raise LoadError(f"{source.shown} has the digest {found}: must be {digest_wanted}")
+                raise LoadError(f"{source.loggable} has the digest {found}: must be {digest_wanted}")
             repository = _arranged(self._wanted, staging, self._settings)
-            model_source.write(repository, ModelSource(source.shown, found))
+            model_source.write(repository, ModelSource(source.loggable, found))
             if self._stop.is_set():
                 raise Stopped
-            _put(repository, folder, staging)
-            logger.info("%s holds the models of %s, digest %s", folder, source.shown, found)
+            _install(repository, folder, staging)
+            logger.info("%s holds the models of %s, digest %s", folder, source.loggable, found)
 
     def _transfer(self, staging: Path) -> str:
         """Fetch the files to ``staging``, and return their digest. Raises StoreError, LoadError and OSError."""
@@ -126,7 +126,7 @@ class _Fetch:
             archive.remove(staging / "files")
         _check_room(source, staging, total, self._settings)
         progress.total = total
-        logger.info("fetching %s: %d files, %.1f MB", source.shown, len(remotes), total / MEGA)
+        logger.info("fetching %s: %d files, %.1f MB", source.loggable, len(remotes), total / MEGA)
         with progress.shown(), contextlib.closing(journal):
             transfer = Transfer(store, staging / "files", journal, progress, self._stop)
             hashes = transfer.run(remotes, options.connections)
@@ -134,8 +134,8 @@ class _Fetch:
         return digest.PREFIX + hashes[remotes[0].path] if source.is_file else digest.of_folder(hashes)
 
 
-def _known(folder: Path) -> ModelSource | None:
-    """Return what an earlier fetch left; raise LoadError if the folder holds anything else."""
+def _earlier_fetch(folder: Path) -> ModelSource | None:
+    """Return the source of an earlier fetch; raise LoadError if the folder has other content."""
     if not folder.exists():
         return None
     note = model_source.read(folder)
@@ -144,14 +144,14 @@ def _known(folder: Path) -> ModelSource | None:
     return note
 
 
-def _arranged(wanted: Wanted, staging: Path, settings: Settings) -> Path:
-    """Unpack and arrange what was fetched; return the folder with the models, in ``staging``."""
+def _arranged(wanted: FetchRequest, staging: Path, settings: Settings) -> Path:
+    """Unpack and arrange the fetched files; return the folder with the models, in ``staging``."""
     tree, repository, fetched = staging / "tree", staging / "repository", staging / "files"
     for each in (tree, repository):
         archive.remove(each)
     if wanted.source.is_archive:
         packed = fetched / wanted.source.file_name
-        archive.unpack(packed, tree, _room(staging, settings))
+        archive.unpack(packed, tree, _write_limits(staging, settings))
         packed.unlink()
     else:
         fetched.rename(tree)
@@ -161,8 +161,8 @@ def _arranged(wanted: Wanted, staging: Path, settings: Settings) -> Path:
     return repository
 
 
-def _put(repository: Path, folder: Path, staging: Path) -> None:
-    """Replace the folder."""
+def _install(repository: Path, folder: Path, staging: Path) -> None:
+    """Replace the folder by the repository."""
     old = staging / "old"
     archive.remove(old)
     if folder.exists():
@@ -175,26 +175,26 @@ def _bytes_on_disk(folder: Path) -> int:
     return sum(each.stat().st_blocks * 512 for each in folder.rglob("*") if each.is_file())
 
 
-def _room(folder: Path, settings: Settings) -> archive.Room:
-    """Return what may still be written."""
+def _write_limits(folder: Path, settings: Settings) -> archive.WriteLimits:
+    """Return the bytes and files that may still be written."""
     disk = shutil.disk_usage(folder)
     free = max(0, disk.free - min(SPARE_BYTES, disk.total // 20))
     allowed = settings.fetch.max_bytes - _bytes_on_disk(folder)
     if allowed <= free:
-        said = f"PERCORE_FETCH_MAX_BYTES={settings.fetch.max_bytes} allows"
-        return archive.Room(max(0, allowed), settings.fetch.max_files, said)
-    return archive.Room(free, settings.fetch.max_files, f"the disk has room for, {free} bytes")
+        text = f"PERCORE_FETCH_MAX_BYTES={settings.fetch.max_bytes} allows"
+        return archive.WriteLimits(max(0, allowed), settings.fetch.max_files, text)
+    return archive.WriteLimits(free, settings.fetch.max_files, f"the disk has room for, {free} bytes")
 
 
 def _check_room(source: Source, staging: Path, total: int, settings: Settings) -> None:
-    room = _room(staging, settings)
-    if total > room.size + _bytes_on_disk(staging / "files"):
-        raise LoadError(f"{source.shown} has {total} bytes, which is more than {room.said}")
+    limits = _write_limits(staging, settings)
+    if total > limits.size + _bytes_on_disk(staging / "files"):
+        raise LoadError(f"{source.loggable} has {total} bytes, which is more than {limits.bound_text}")
 
 
 @contextlib.contextmanager
 def _locked(staging: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes that fetch to the same place out of it."""
+    """Make the folder and lock it, so that no other process fetches to the same place."""
     staging.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -215,4 +215,4 @@ def _disk_errors(source: Source, staging: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(staging, ignore_errors=True)
-        raise LoadError(f"{source.shown} cannot be stored: {error.strerror or error}") from error
+        raise LoadError(f"{source.loggable} cannot be stored: {error.strerror or error}") from error

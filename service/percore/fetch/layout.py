@@ -1,4 +1,4 @@
-"""Find the models in what was fetched, and put them into the layout that is served: ``NAME/VERSION/...``."""
+"""Find the models in the fetched files, and put them into the layout of a repository: ``NAME/VERSION/...``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from percore.handlers import files
 
 
 def arrange(tree: Path, into: Path, name: str, version: int) -> None:
-    """Move what is in ``tree`` to ``into``, which does not exist yet, as a repository.
+    """Move the content of ``tree`` to ``into`` as a repository. ``into`` must not exist yet.
 
-    ``tree`` holds a repository, the versions of one model, or one version. The latter two get ``name``, and the last also gets
-    ``version``. A folder around all of it, as archives often have, is looked into. Raises LoadError.
+    ``tree`` holds a repository, the versions of one model, or one version. If it is not a repository, it gets ``name``. If it
+    is one version, it also gets ``version``. If there is a single folder around all files, as in many archives, its content is
+    used. Raises LoadError.
     """
     while True:
         if files.platform(tree) is not None:
@@ -29,7 +30,7 @@ def arrange(tree: Path, into: Path, name: str, version: int) -> None:
             tree.rename(into)
             break
         if len(folders) != 1:
-            raise LoadError(f"what was fetched holds no models; expected {model_store.LAYOUT}, or one model's folder")
+            raise LoadError(f"the fetched files have no models; expected {model_store.LAYOUT}, or one model's folder")
         tree = folders[0]
     model_store.scan(into, {})
 

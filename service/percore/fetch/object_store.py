@@ -1,4 +1,4 @@
-"""The one door to object stores: opens them, lists them, and says what their errors mean without what may be secret."""
+"""Opens and lists object stores, and turns their errors into sentences without secrets. The only module that uses obstore."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from percore.errors import LoadError
 from percore.fetch.uri import Source
 from percore.settings import FetchSettings
 
-if TYPE_CHECKING:  # the library has these types for checkers alone
+if TYPE_CHECKING:  # the library defines these types only for type checkers
     from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig
 
@@ -25,7 +25,7 @@ READ_SECONDS = 30
 """How long a server may send nothing."""
 CONNECT_SECONDS = 10
 PIECE_BYTES = 1 << 19
-"""How much of an answer is written at once."""
+"""How many bytes of an answer are written at once."""
 QUICK_RETRIES: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 """Retries inside obstore. After them ``transfer.retry`` tries again."""
 UNRANGED = ("Range request not supported", "non-partial response")
@@ -61,7 +61,7 @@ PASSING_CAUSES = (
 
 
 class StoreError(Exception):
-    """A store did not send what it was asked for. The text has nothing that may be secret."""
+    """A request to a store failed. The text has no secrets."""
 
     def __init__(self, text: str, *, final: bool = False) -> None:
         super().__init__(text)
@@ -76,10 +76,10 @@ class Remote:
     key: str
     """Its path in the store."""
     path: str
-    """Its path below what is fetched."""
+    """Its path relative to the fetched folder."""
     size: int
     tag: str
-    """Changes with the content, as far as the store tells."""
+    """Changes with the content, if the store has ETags or times of change."""
     ranged: bool = True
     """Whether the store can send a part of it."""
 
@@ -104,7 +104,7 @@ def open_store(source: Source, settings: FetchSettings) -> Any:
 
 def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
     options: ClientConfig = {
-        "timeout": timedelta(days=7),  # the load timeout ends what is slow
+        "timeout": timedelta(days=7),  # in effect no timeout, because the load timeout ends slow requests
         "read_timeout": timedelta(seconds=READ_SECONDS),
         "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
         "allow_http": settings.endpoint.startswith("http://") and source.scheme != "https",
@@ -121,7 +121,7 @@ def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise StoreError for the errors of obstore, which also raises two that Python has."""
+    """Turn the errors of obstore into StoreError. Two of them are Python's own errors."""
     try:
         yield
     except (BaseError, FileNotFoundError, ValueError) as error:
@@ -129,7 +129,7 @@ def store_errors() -> Iterator[None]:
 
 
 def find(store: Any, source: Source, most: int) -> list[Remote]:
-    """Return the files of ``source``, by path. Raises StoreError, and LoadError for no file or more than ``most``."""
+    """Return the files of ``source``, sorted by path. Raises StoreError; LoadError if there is none, or more than ``most``."""
     with store_errors():
         return _find(store, source, most)
 
@@ -143,14 +143,14 @@ def _find(store: Any, source: Source, most: int) -> list[Remote]:
     for batch in obstore.list(store, source.path or None):
         found.update((meta["path"].removeprefix(root), meta) for meta in batch if meta["path"].startswith(root))
         if len(found) > most:
-            raise LoadError(f"{source.shown} has more than PERCORE_FETCH_MAX_FILES={most} files")
-    # Consoles of S3 make empty objects that stand for folders.
+            raise LoadError(f"{source.loggable} has more than PERCORE_FETCH_MAX_FILES={most} files")
+    # Leave out the empty objects by which consoles of S3 represent folders.
     parents = {parent for path in found for parent in _parents(path)}
     remotes = [
         _remote(meta, path) for path, meta in sorted(found.items()) if path and not (path in parents and not meta["size"])
     ]
     if not remotes:
-        raise LoadError(f"{source.shown} has no files")
+        raise LoadError(f"{source.loggable} has no files")
     largest = max(remotes, key=lambda each: each.size)
     if largest.size and not _probe(store, largest.key)[1]:
         return [replace(each, ranged=False) for each in remotes]
@@ -164,7 +164,7 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def open_stream(store: Any, remote: Remote, start: int, end: int) -> tuple[str, int, Iterator[bytes]]:
-    """Return a file's tag, its size, and its bytes from ``start`` to ``end`` in pieces; all bytes if it is not ranged."""
+    """Return a file's tag, its size, and its bytes from ``start`` to ``end`` in pieces. If it is not ranged, all bytes."""
     options: GetOptions = {"range": (start, end)} if remote.ranged else {}
     with store_errors():
         result = obstore.get(store, remote.key, options=options)
@@ -177,7 +177,7 @@ def _pieces(result: Any) -> Iterator[bytes]:
 
 
 def _probe(store: Any, key: str) -> tuple[Any, bool]:
-    """Return what a store says of a file, and whether it sends a part of it. GET, because a signed URL may allow GET alone."""
+    """Return a file's metadata, and whether the store can send a part of it. By GET: a signed URL may allow only GET."""
     try:
         return obstore.get(store, key, options={"range": (0, 1)}).meta, True
     except BaseError as error:

@@ -1,4 +1,4 @@
-"""How far a fetch is: a bar on a terminal, otherwise a line of the log each five seconds."""
+"""Shows the progress of a fetch: a bar on a terminal, otherwise a line of the log every five seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
         self.total: int | None = None
         """None until the files are known."""
         self.trouble = ""
-        """The last error that was tried again."""
+        """The last error after which a request was sent again; empty if there was none."""
         self._done = 0
         """Bytes that are on disk."""
         self._began = time.monotonic()
@@ -33,7 +33,7 @@ class Progress:
         self._lock = threading.Lock()
 
     def add(self, size: int) -> None:
-        """Count bytes that came; a negative number if they come again."""
+        """Count bytes that were received. A negative number takes bytes back that will be received again."""
         with self._lock:
             self._done += size
 
@@ -43,14 +43,14 @@ class Progress:
         self._resumed += size
 
     def fail(self, reason: str) -> None:
-        """Take in an error that will be tried again; log one each five seconds."""
+        """Record an error after which the request is sent again. Log at most one such error in five seconds."""
         self.trouble = reason
         if time.monotonic() - self._warned >= LINE_SECONDS:
             self._warned = time.monotonic()
             logger.warning("trying again: %s", reason)
 
     def text(self) -> str:
-        """Return how far it is, in words."""
+        """Return the progress as text."""
         if self.total is None:
             return "its files are not known yet"
         share = 100 * self._done / self.total if self.total else 100.0
@@ -59,7 +59,7 @@ class Progress:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Show it meanwhile."""
+        """Show the progress until the end of the context."""
         ended = threading.Event()
         showing = threading.Thread(target=self._show, args=(ended,), daemon=True)
         showing.start()

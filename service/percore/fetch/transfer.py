@@ -1,10 +1,10 @@
-"""Move files from a store to a folder: several ranges at a time, resumed after a cut, hashed while they come.
+"""Fetch files from a store to a folder: several parts at a time, resumed after an error, hashed while they arrive.
 
-A file is fetched in parts, each by one of several threads. A journal says which parts are on disk, so that the next process,
-such as the next start of an init container, fetches only what is missing. Nothing of a file is kept in memory.
+A file is fetched in parts, each by one of several threads. A journal lists the parts that are on disk. So the next process,
+such as the next start of an init container, fetches only the missing parts. No part of a file is kept in memory.
 
-Threads, because asyncio costs twice as much processor time for each byte. A thread that waits for a server cannot be ended, so
-nobody waits for these threads after an error or a timeout: they are daemons, and the process ends without them.
+It uses threads, because asyncio needs twice as much processor time for each byte. A thread that waits for a server cannot be
+ended. So they are daemon threads, and after an error or a timeout the process ends without waiting for them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 SMALLEST_PART, LARGEST_PART = 8 << 20, 64 << 20
 PARTS = 64
-"""Of a file, where the bounds of a part allow it. Fewer requests cost less, and the last parts keep all connections busy."""
+"""How many parts a file has, if the bounds of a part allow it. Fewer parts cost less time for requests. But with too few parts,
+connections would be idle while the last parts are fetched."""
 HASH_BYTES = 1 << 20
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 15.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -38,9 +39,9 @@ class Stopped(Exception):
 
 
 def retry(attempt: Callable[[], T], progress: Progress, stop: threading.Event, moved: Callable[[], int] = lambda: 0) -> T:
-    """Call ``attempt`` until it succeeds, and return its result. Raises its error if another attempt would fail too.
+    """Call ``attempt`` until it succeeds, and return its result. If another attempt would fail too, raises its error.
 
-    Raises Stopped after ``stop``. Pauses grow from 0.2 to 15 s, and begin again after an attempt that ``moved`` bytes.
+    Raises Stopped after ``stop``. Pauses grow from 0.2 to 15 s. If an attempt has moved bytes, they begin at 0.2 s again.
     """
     pause, before = FIRST_PAUSE, moved()
     while True:
@@ -58,7 +59,10 @@ def retry(attempt: Callable[[], T], progress: Progress, stop: threading.Event, m
 
 
 class Journal:
-    """Which parts are on disk. Valid for the same files, and until the machine restarts, because a crash may lose writes."""
+    """Lists the parts that are on disk.
+
+    It counts only for the same files, and only until the machine restarts, because a crash may lose writes.
+    """
 
     def __init__(self, path: Path, remotes: Iterable[Remote]) -> None:
         boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
@@ -81,12 +85,12 @@ class Journal:
                 self.parts.setdefault(name, set()).add(part)
         except FileNotFoundError:
             return False
-        except ValueError:  # the last line was cut
+        except ValueError:  # the last line is not complete
             pass
         return True
 
     def add(self, path: str, part: int) -> None:
-        """Take in a part that is on disk."""
+        """Add a part that is on disk."""
         self._file.write(f"{json.dumps([path, part])}\n")
 
     def close(self) -> None:
@@ -106,7 +110,7 @@ class _File:
         self.parts = max(1, -(-remote.size // self.part_bytes)) if remote.size else 1
         self.hash = hashlib.sha256()
         self.next = 0
-        """The part to be hashed."""
+        """The next part to hash."""
         self.hashing = False
         path.parent.mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -140,7 +144,7 @@ class Transfer:
         self._progress = progress
         self._stop = stop
         self._lock = threading.Lock()
-        """For the jobs, the journal, and what is known of each file."""
+        """Protects the jobs, the journal, and the sets of parts of each file."""
         self._digests: dict[str, str] = {}
 
     def run(self, remotes: Iterable[Remote], connections: int) -> dict[str, str]:
@@ -165,7 +169,7 @@ class Transfer:
         return self._digests
 
     def _jobs(self, remotes: Iterable[Remote]) -> Iterator[tuple[_File, int | None]]:
-        """Yield what is to be fetched; None instead of a part if all of the file is on disk."""
+        """Yield the missing parts of each file. If the whole file is on disk, yield the file with None instead of a part."""
         for remote in remotes:
             file = _File(remote, self._folder / remote.path, self._journal.parts.get(remote.path, set()))
             missing = [part for part in range(file.parts) if part not in file.done]
@@ -187,7 +191,10 @@ class Transfer:
             self._hash(file)
 
     def _hash(self, file: _File) -> None:
-        """Hash the parts on disk up to the first gap, unless another thread does; close the file after its last part."""
+        """Hash the parts on disk up to the first missing one, and close the file after its last part.
+
+        If another thread already hashes this file, return at once.
+        """
         with self._lock:
             if file.hashing:
                 return

@@ -1,4 +1,4 @@
-"""What the URI of models says: the scheme, the place, and the name that one model without a name gets. Pure."""
+"""Reads the URI of models: the scheme, the place, and a name for a model that has none. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_NAME = "model"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where models come from."""
+    """The place of models in a store, on a web server or in a folder."""
 
     scheme: str
     host: str
@@ -25,11 +25,11 @@ class Source:
     path: str
     """Without a slash at its ends; not decoded for https."""
     query: str
-    """For https alone. It may hold a signature, so it is never logged."""
+    """Only for https. It may have a signature, so it is never logged."""
 
     @property
-    def shown(self) -> str:
-        """Return the URI as it may be logged: without its query."""
+    def loggable(self) -> str:
+        """Return the URI without its query, which must not be logged."""
         return f"{self.scheme}://{self.host}/{self.path}" + ("?..." if self.query else "")
 
     @property
@@ -40,12 +40,12 @@ class Source:
 
     @property
     def is_archive(self) -> bool:
-        """Tell whether it is one archive, to be unpacked."""
+        """Tell whether it is one archive, which must be unpacked."""
         return self.file_name.lower().endswith(ARCHIVES)
 
     @property
     def is_file(self) -> bool:
-        """Tell whether it is one file, rather than a folder."""
+        """Tell whether it is one file and not a folder."""
         return self.is_archive or self.file_name.lower().endswith(KERAS_SUFFIXES)
 
     def default_name(self) -> tuple[str, int]:
@@ -62,7 +62,7 @@ class Source:
 
 
 def parse(uri: str) -> Source:
-    """Return what ``uri`` says; raise LoadError naming the rule that it breaks, and nothing that may be secret."""
+    """Return the source that ``uri`` names. Raise LoadError, which names the broken rule and has no secrets."""
     try:
         parts = urlsplit(uri)
         has_user = parts.username is not None or parts.password is not None
@@ -86,5 +86,5 @@ def parse(uri: str) -> Source:
     source = Source(scheme, parts.netloc, path.strip("/"), parts.query)
     if scheme == "https" and not source.is_file:
         endings = ", ".join((*ARCHIVES, *KERAS_SUFFIXES))
-        raise LoadError(f"{source.shown}: must end with one of {endings}, because https:// cannot list a folder")
+        raise LoadError(f"{source.loggable}: must end with one of {endings}, because https:// cannot list a folder")
     return source

@@ -16,7 +16,7 @@ ROOM_SECONDS = 0.05
 
 
 async def deliver_later(call: Call, data: bytes, spool: Spool, answer_seconds: float) -> None:
-    """Spool a piece of the answer, and have it sent when the client reads on."""
+    """Spool a piece of the answer. It is sent when the client reads more."""
     call.backlog = call.backlog or Backlog(spool)
     await _put(call, call.backlog, data, answer_seconds)
     # While this piece went to the disk, the backlog was empty, and the delivery may have ended. Start it again.
@@ -26,12 +26,12 @@ async def deliver_later(call: Call, data: bytes, spool: Spool, answer_seconds: f
 
 
 async def _put(call: Call, backlog: Backlog, data: bytes, answer_seconds: float) -> None:
-    """Spool a piece. Without room the worker is held back until the client has read on."""
+    """Spool a piece. If there is no room, wait: then nothing is read from the worker until the client has read more."""
     while not call.ended:
         if backlog.has_room(len(data)):
             try:
                 await backlog.put(data)
-            except CallError:  # the disk is full in spite of the bound
+            except CallError:  # the disk is full before the bound is reached
                 pass
             else:
                 return
@@ -45,7 +45,7 @@ async def _put(call: Call, backlog: Backlog, data: bytes, answer_seconds: float)
 
 
 async def _deliver(call: Call, backlog: Backlog, answer_seconds: float) -> None:
-    """Send what is spooled as fast as the client reads."""
+    """Send the spooled bytes as fast as the client reads."""
     while backlog:
         await call.request.drained(answer_seconds)
         call.request.write(await backlog.get())

@@ -1,7 +1,7 @@
 """The dispatcher: binds the next call to a pod that has said that it is free.
 
-Each pod that is tried is one coroutine: reserve, take the head of the queue, send, pass the answer on. A reservation is a
-connection on which the worker has answered. So a call is bound late, and no pod is asked again and again.
+One coroutine for each pod that is tried: reserve, take the next call from the queue, send it, pass the answer on. A reservation
+is a connection on which the worker has answered. So a call is bound late, and the gateway polls no pod.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOT_PASSED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server-timing"}
 
 
 class Dispatcher:
-    """All pods, and the calls that they get from one queue. Used from the event loop alone."""
+    """All pods, and the calls that they get from one queue. Used only from the event loop."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class Dispatcher:
         return self._pods.known
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
-        """Take in the present pods."""
+        """Replace the list of pods."""
         self._pods.publish(endpoints)
-        self._ask_no_more()
+        self._cancel_asked()
         self.match()
 
-    # --- who is tried
+    # --- the choice of pods to try
 
     def match(self) -> None:
         """Try one pod for each queued call. If these pods do not answer in time, try twice as many, and so on."""
@@ -89,18 +89,19 @@ class Dispatcher:
             pod.task = self._loop.create_task(self._serve(pod))
             pod.task.add_done_callback(partial(self._served, pod))
         if idle and self._ramp is None:
-            self._ramp = self._loop.call_later(PATIENCE_SECONDS, self._double)
+            self._ramp = self._loop.call_later(PATIENCE_SECONDS, self._try_more_pods)
 
-    def _double(self) -> None:
+    def _try_more_pods(self) -> None:
         self._ramp = None
         if len(self._queue):
             self._doubled += 1
             self.match()
 
     def queue_shrank(self) -> None:
-        """Take note that a call left the queue. If the queue is empty now, the next call begins a new search for a free pod.
+        """Handle the removal of a call from the queue. If the queue is empty now, the next call begins a new search for a pod.
 
-        Reservations that are not answered stay open. Otherwise a pod that computes for long would collect dead connections.
+        Reservations that are not answered stay open. If each search closed them and sent new ones, a pod that computes for
+        long would collect dead connections.
         """
         if len(self._queue):
             return
@@ -115,7 +116,7 @@ class Dispatcher:
     # --- one pod
 
     async def _serve(self, pod: Pod) -> float:
-        """Reserve a pod and run the next call there; return how long not to try the pod again, in seconds."""
+        """Reserve a pod and run the next call there. Return the delay before the pod is tried again, in seconds."""
         worker: WorkerConnection | None = None
         call: Call | None = None
         try:
@@ -146,7 +147,7 @@ class Dispatcher:
                 worker.close()
 
     def _answered(self, pod: Pod) -> None:
-        """Take note that a reservation no longer counts as waiting."""
+        """Count a reservation as waiting no longer."""
         if pod.waits:
             pod.waits = False
             self._waiting -= 1
@@ -168,12 +169,12 @@ class Dispatcher:
         self.match()
 
     async def _run(self, pod: Pod, worker: WorkerConnection, call: Call) -> float:
-        """Send a call and pass its answer on; return how long not to try the pod again."""
+        """Send a call and pass its answer on. Return the delay before the pod is tried again, in seconds."""
         call.state, call.pod, call.connection = CallState.SENDING, pod.name, worker
         try:
             await self._send(worker, call)
         except (OSError, TimeoutError) as error:
-            return self._not_begun(pod, call, worker, error)
+            return self._requeue(pod, call, worker, error)
         except CallError as error:
             call.fail(error)
             worker.abort()
@@ -214,13 +215,13 @@ class Dispatcher:
             return RunTimeout(f"the call had no answer after {self._run_seconds:g} s, and was ended")
         if not call.is_stopped:
             log.warning("call %s: pod %s was lost while it ran: %s", call.request_id, call.pod, error)
-        return PodLost("the pod went away while it computed the call; whether to send it again is yours to decide")
+        return PodLost("the pod was lost while it computed the call; percore does not know whether it may be sent again")
 
-    def _not_begun(self, pod: Pod, call: Call, worker: WorkerConnection, error: BaseException) -> float:
-        """Put a call back, because its worker was lost before the last byte. Return how long not to try the pod again.
+    def _requeue(self, pod: Pod, call: Call, worker: WorkerConnection, error: BaseException) -> float:
+        """Queue a call again, because its worker was lost before the last byte. Return the delay before the pod is tried again.
 
-        A worker that got no byte of the call did not end because of the call. If the gateway was late, or if the client left,
-        it is not the pod's fault.
+        If the worker got no byte of the call, it did not end because of the call. If the gateway was late, or if the client
+        left, it is not the pod's fault.
         """
         call.connection = None
         if call.ended:
@@ -229,9 +230,9 @@ class Dispatcher:
         call.broken_sends += worker.used
         call.requeues += 1
         if call.broken_sends >= MOST_BROKEN_SENDS:
-            call.fail(PodLost(f"{MOST_BROKEN_SENDS} workers ended while they received the call; it may be what ends them"))
+            call.fail(PodLost(f"{MOST_BROKEN_SENDS} workers ended while they received the call; the call may be the cause"))
         elif call.overdue:
-            call.fail(QueueTimeout("the call was queued for longer than it may be, and never ran"))
+            call.fail(QueueTimeout("the call was queued for longer than the queue timeout, and never ran"))
         else:
             call.state, call.pod = CallState.QUEUED, ""
             self._requeued()
@@ -240,11 +241,11 @@ class Dispatcher:
         return delay
 
     async def _send(self, worker: WorkerConnection, call: Call) -> None:
-        """Send head and body; the last byte goes only when the kernel has all others."""
+        """Send head and body. Send the last byte only when the kernel has all other bytes."""
         request, body = call.request, call.body
         worker.expect(head_only=request.method == b"HEAD")
         waiting = self._head(call)
-        if body.on_disk:  # the worker waits for 0.1 s only, and a disk may take longer
+        if body.on_disk:  # send the head now: the worker waits only 0.1 s, and the disk may take longer
             if not await worker.send(waiting):
                 return
             waiting = b""
@@ -306,15 +307,15 @@ class Dispatcher:
                 await deliver_later(call, piece, self._spool, self._answer_seconds)
         call.sent_all = True
         if not call.is_delivering:
-            request.finish()  # in the step of the last byte: the client's next request may be on its way
+            request.finish()  # in the same step as the last byte, because the client may send its next request at once
 
     # --- is a pod free
 
     async def until_free(self, name: str) -> None:
-        """Return when a pod computes nothing that it computed before: it answers a reservation that is sent now, or it is gone.
+        """Wait until a pod has ended all runs that it computes now: it answers a new reservation, or it is gone.
 
-        The reservation is one of its own: the pod may have answered another one before the run that is asked about began. A pod
-        is gone if the list of pods does not have it. Before the first list has come, that is not known.
+        This needs a new reservation, because the pod may have answered an older one before the run began. A pod is gone if the
+        list of pods does not have it. So this waits for the first list.
         """
         await self._pods.have_come.wait()
         while (key := self._pods.find(name)) is not None:
@@ -326,7 +327,7 @@ class Dispatcher:
                 return
 
     async def _ask(self, key: Key) -> None:
-        """Wait until a pod answers a reservation, however long that takes; raise OSError or TimeoutError if it cannot."""
+        """Wait without a timeout until a pod answers a reservation. Raise OSError or TimeoutError if the pod is lost."""
         _, address, port = key
         worker = await connect(address, port)
         self._asked[worker] = key
@@ -338,15 +339,15 @@ class Dispatcher:
             del self._asked[worker]
             worker.close()
 
-    def _ask_no_more(self) -> None:
-        """End the questions to pods that are gone."""
+    def _cancel_asked(self) -> None:
+        """Close the connections in ``_asked`` whose pods are gone."""
         for worker, key in self._asked.items():
             if key not in self._pods.listed:
                 worker.abort()
 
 
 def answer_headers(headers: Sequence[Header], request_id: str, queue_seconds: float) -> tuple[list[Header], int | None]:
-    """Return the headers for the client, and the body's length if the worker said it."""
+    """Return the headers for the client, and the body's length; None if the worker's answer does not have it."""
     passed: list[Header] = []
     length: int | None = None
     timing = b"queue;dur=%.3f" % (queue_seconds * 1000)

@@ -1,6 +1,6 @@
-"""The life of a call in the gateway, from its head to the end of its answer. Start reading here.
+"""The states of a call in the gateway, from its head to the end of its answer. Start reading here.
 
-``Router`` tells calls from all other requests, and answers those. ``Intake`` takes the calls in.
+``Router`` answers all requests that are not calls. ``Intake`` receives the calls.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STATES = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUN
 
 
 class StoredRoutes(Protocol):
-    """What the gateway asks of the store of calls, if it has one."""
+    """The methods of the store of calls that the gateway uses, if it has a store."""
 
     def takes(self, request: Request) -> bool:
         """Tell whether a request is about a stored call."""
@@ -52,7 +52,7 @@ class StoredRoutes(Protocol):
 
 
 class Router:
-    """Answers probes and reads, and hands every other request to the intake: it is a call."""
+    """Answers probes and reads. Every other request is a call, and goes to the intake."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Router:
         health_paths: Collection[str],
         reads: Reads | None,
     ) -> None:
-        """``not_ready`` returns why no calls should be sent here. Without ``reads``, GET and HEAD are calls too."""
+        """``not_ready`` returns the reason why the gateway is not ready. Without ``reads``, GET and HEAD are calls too."""
         self._intake = intake
         self._not_ready = not_ready
         self._health_paths = health_paths
@@ -70,7 +70,7 @@ class Router:
         """Answers requests about stored calls; None if calls are not stored."""
 
     async def serve(self, request: Request) -> None:
-        """Answer a request, or have it served as a call."""
+        """Answer a request, or pass it to the intake as a call."""
         stored = self.stored
         if stored is not None and stored.takes(request):
             await stored.answer(request)
@@ -78,13 +78,13 @@ class Router:
             request.respond(*answer)
         elif self._reads is not None and request.method in (b"GET", b"HEAD"):
             request.respond(*self._reads.answer(request.path))
-        elif stored is not None and (wanted := _to_be_stored(request)) is not None:
+        elif stored is not None and (wanted := _preferences_of_stored_call(request)) is not None:
             await self._intake.serve_stored(request, partial(stored.submit, wanted=wanted))
         else:
             await self._intake.serve(request)
 
     def _probe(self, request: Request) -> Answer | None:
-        """Return the answer to a request of a path that is the gateway's own; None for every other path."""
+        """Return the answer if the gateway itself has the path; None for every other path."""
         if request.decoded_path.startswith(reserved.PREFIX):
             return reserved.answer(request.method.decode("latin-1"), request.path, self._not_ready())
         if request.decoded_path in self._health_paths:
@@ -92,8 +92,8 @@ class Router:
         return None
 
 
-def _to_be_stored(request: Request) -> Preferences | None:
-    """Return what a request that is to be stored asks for; None for every other one."""
+def _preferences_of_stored_call(request: Request) -> Preferences | None:
+    """Return the options of a request that asks to be stored; None if it does not ask for that."""
     if request.header(b"prefer") is None:
         return None
     found = preferences(request)
@@ -115,12 +115,12 @@ class IntakeLimits:
         return int(value) if len(value) == 1 and b"1" <= value <= b"9" else 0
 
     def caller(self, request: Request) -> bytes | None:
-        """Return who calls; None if callers are not distinguished."""
+        """Return the caller's name from the header; None if callers are not distinguished."""
         return (request.header(self.caller_header) or b"")[:MOST_CALLER_BYTES] if self.caller_header else None
 
 
 class Intake:
-    """Takes calls in and sees each to its end."""
+    """Receives calls, and follows each call to the end of its answer."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Intake:
         self.stopping = False
 
     async def serve(self, request: Request) -> None:
-        """Receive a call, queue it, wait until it has run, and see its answer delivered."""
+        """Receive a call, queue it, and wait until it has run and its answer is delivered."""
         began = time.monotonic()
         request_id = request_id_of(request)
         call: Call | None = None
@@ -177,7 +177,10 @@ class Intake:
                 call.backlog.discard()
 
     async def serve_stored(self, request: Request, submit: Callable[[Request, str], Awaitable[int]]) -> None:
-        """Have a call stored: ``submit`` receives it, answers, and returns the status. It is a call of its own when it runs."""
+        """Store a call by ``submit``, which receives it, answers, and returns the status.
+
+        Later, when the stored call runs, it is another ``Call``.
+        """
         began = time.monotonic()
         request_id = request_id_of(request)
         code = DISCONNECTED
@@ -202,7 +205,7 @@ class Intake:
     # --- steps
 
     def admit(self, request: Request, *, stored: bool = False) -> None:
-        """Reject a call before its body is read, if its head shows already that it cannot be accepted."""
+        """Reject a call before its body is read, if its head shows that it cannot be accepted."""
         if self.stopping:
             raise NotReady("the gateway is stopping; send the call again")
         length = request.content_length
@@ -214,7 +217,7 @@ class Intake:
 
     def _check_queue(self) -> None:
         if self._queue.unstored >= self._limits.queue_length:
-            raise QueueFull(f"{self._limits.queue_length} calls are queued, and no more may be; send the call again later")
+            raise QueueFull(f"the queue is full ({self._limits.queue_length} calls); send the call again later")
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
         limits = self._limits
@@ -241,7 +244,7 @@ class Intake:
         if self._queue.remove(call):
             self._dispatcher.queue_shrank()
             call.fail(
-                QueueTimeout(f"the call was queued for {self._limits.queue_seconds:g} s, as long as it may be; it never ran")
+                QueueTimeout(f"the call was queued for {self._limits.queue_seconds:g} s, the queue timeout; it never ran")
             )
 
     # --- the end
@@ -297,7 +300,7 @@ class Intake:
         )
 
     def refused(self, request: Request, error: CallError) -> None:
-        """Count and log a request that the front answered itself, because it is not HTTP or came too slowly."""
+        """Count and log a request that the front rejected, because it is not HTTP or came too slowly."""
         if error.code in REJECTION_REASONS:
             self._metrics.rejected.labels(error.code).inc()
         self._end(request, secrets.token_hex(16), time.monotonic(), None, str(error.status))

@@ -5,7 +5,7 @@
     unknown -> waiting -> reserved -> running -> unknown
                   (any of them) -> ending -> gone
 
-``unknown``: no connection is open; only the pod knows whether it is free. ``waiting``: a reservation is sent and not answered.
+``unknown``: no connection is open, so only the pod knows whether it is free. ``waiting``: a reservation is sent, not answered.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from percore.gateway.endpoints import Endpoint, State
 
 FIRST_BACKOFF_SECONDS = 0.02
 SHORT_BACKOFF_SECONDS = 0.05
-"""The longest backoff if there are few pods. A pod that starts refuses connections until it listens, and then it is to get the
-next call at once."""
+"""The longest backoff if there are few pods. A starting pod refuses connections until it listens. Then it should get the next
+call soon."""
 LONGEST_BACKOFF_SECONDS = 1.0
 MOST_TRIES_PER_SECOND = 400
 """How often all pods together are tried, if all of them fail. So the backoff is longer if there are many pods."""
@@ -44,7 +44,7 @@ class Pod:
     endpoint: Endpoint
     state: PodState = PodState.UNKNOWN
     usable: bool = True
-    """Whether it may get calls: it is listed and not terminating. A pod that is not ready yet may: it answers a reservation
+    """Whether it may get calls: it is listed and not terminating. It need not be ready, because a pod answers a reservation
     only when it is free."""
     failures: int = 0
     """Connections in a row that did not lead to a run."""
@@ -54,7 +54,7 @@ class Pod:
 
     @property
     def name(self) -> str:
-        """The pod's name, or its address where it has none."""
+        """The pod's name, or its address if it has none."""
         return self.endpoint.pod or f"{self.endpoint.address}:{self.endpoint.port}"
 
 
@@ -69,7 +69,7 @@ def is_usable(endpoint: Endpoint) -> bool:
 
 
 class Pods:
-    """The pods of this gateway, and which of them may be tried. Used from the event loop alone."""
+    """The pods of this gateway, and the list of pods to try. Used only from the event loop."""
 
     def __init__(self) -> None:
         self.known: dict[Key, Pod] = {}
@@ -81,7 +81,7 @@ class Pods:
         """Set when the first complete list of pods has come."""
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
-        """Take in the present pods."""
+        """Replace the list of pods."""
         listed = {key_of(endpoint): endpoint for endpoint in endpoints}
         for key, endpoint in listed.items():
             pod = self.known.get(key)
@@ -102,7 +102,7 @@ class Pods:
         self.have_come.set()
 
     def _retire(self, pod: Pod) -> None:
-        """Give a pod no new calls. What runs there goes on."""
+        """Give a pod no new calls. Its run goes on."""
         pod.usable = False
         self.idle.pop(key_of(pod.endpoint), None)
         if pod.state is PodState.WAITING and pod.task is not None:
@@ -123,7 +123,7 @@ class Pods:
             self.idle[key] = pod
 
     def back_off(self, pod: Pod) -> float:
-        """Count a connection that led to nothing; return how long not to try the pod again, in seconds."""
+        """Count a connection without a run; return the delay before the next attempt, in seconds."""
         longest = min(max(SHORT_BACKOFF_SECONDS, len(self.known) / MOST_TRIES_PER_SECOND), LONGEST_BACKOFF_SECONDS)
         delay = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(pod.failures, 10), longest)
         pod.failures += 1

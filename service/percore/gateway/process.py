@@ -1,4 +1,4 @@
-"""The gateway's process: what is started, in which order, and how it ends."""
+"""The gateway's process: starts the gateway's parts in order, and ends them in order."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SWITCH_SECONDS = 0.001
 
 
 class Gateway:
-    """Everything that runs on the event loop."""
+    """All parts of the gateway that run on the event loop."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class Gateway:
         catalog: Callable[[], Catalog | None] | None = None,
         workers_end: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``catalog`` returns what is served. Without it, the gateway asks the status servers of the pods.
+        """``catalog`` returns the served models. Without it, the gateway asks the status servers of the pods.
 
-        ``workers_end`` is asked while the gateway stops. If it returns True, the workers end too, so no queued call can run.
+        ``workers_end`` is called while the gateway stops. If it returns True, the workers end too, so no queued call can run.
         """
         self._workers_end = workers_end
         limits, gateway = settings.limits, settings.gateway
@@ -115,7 +115,7 @@ class Gateway:
         self.router = Router(self.intake, self.not_ready, gateway.health_paths, reads)
         self.front = Front(loop, self.router.serve, front_limits, refused=self.intake.refused)
         self.store: Store | None = None
-        """Where calls are stored; None if they are not."""
+        """The store of calls; None if calls are not stored."""
         self.lag = LoopLag(loop)
         self.endpoints: dict[str, Endpoint] = {}
         self._known = asyncio.Event()
@@ -127,12 +127,12 @@ class Gateway:
         metrics.spool_limit.labels("disk").set(gateway.spool_bytes)
 
     def add_store(self, store: Store) -> None:
-        """Have calls stored."""
+        """Add the store and its routes. Without it, no call is stored."""
         self.store = store
         self.router.stored = store.routes
 
     def publish(self, endpoints: Endpoints) -> None:
-        """Take in the present pods; call it on the loop."""
+        """Replace the list of pods. Call it on the event loop."""
         self.endpoints = {each.pod: each for each in endpoints if each.pod}
         self.dispatcher.publish(endpoints)
         if self._catalogs is not None:
@@ -140,10 +140,10 @@ class Gateway:
         self._known.set()
 
     def not_ready(self) -> str:
-        """Return why no calls should be sent here; empty if they may.
+        """Return the reason why this gateway is not ready; empty if it is ready.
 
-        Zero pods are no reason: calls are queued, and pods are started for them. But if no worker of this machine has ever
-        loaded, perhaps none ever will.
+        A gateway without pods is ready, because calls are queued and pods are started for them. On one machine it is not ready
+        until a worker has loaded for the first time, because perhaps none ever will.
         """
         if self._stopping:
             return "the gateway is stopping"
@@ -154,7 +154,7 @@ class Gateway:
     def running_pods(self) -> list[str]:
         """Return the names of the pods on which calls of this gateway run; may be called from any thread."""
         pods = list(self.dispatcher.pods.values())
-        return [pod.endpoint.pod for pod in pods if pod.endpoint.pod and pod.task is not None and _runs(pod.state)]
+        return [pod.endpoint.pod for pod in pods if pod.endpoint.pod and pod.task is not None and _has_run(pod.state)]
 
     def observe(self) -> None:
         """Set the gauges; may be called from any thread."""
@@ -172,20 +172,20 @@ class Gateway:
         to.uploads.set(self.spool.uploads.count)
 
     async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
-        """Serve until ``stop`` is set; then take no new calls and see every call that was taken to its end."""
+        """Serve until ``stop`` is set. Then accept no new calls, and wait until every accepted call has ended."""
         self.lag.start()
         tasks = [self._catalogs.follow()] if self._catalogs is not None else []
         tasks += self.store.tasks() if self.store is not None else []
         follows = [asyncio.get_running_loop().create_task(each) for each in tasks]
         for task in follows:
-            task.add_done_callback(_must_go_on)
+            task.add_done_callback(_end_process_on_failure)
         await self.front.listen(listener)
         log.info("gateway listens on %s:%d", self.settings.server.host, self.settings.server.port)
         await stop.wait()
         await self._stop(stop)
         for task in follows:
             task.cancel()
-        if follows:  # a webhook that is being sent is sent to its end
+        if follows:  # the sender of webhooks finishes its running attempts
             await asyncio.wait(follows)
         if self.store is not None:
             await self.store.close()
@@ -209,7 +209,7 @@ class Gateway:
                 self._reject_queued()
             await asyncio.sleep(STEP_SECONDS)
         self._reject_queued()
-        await asyncio.sleep(STEP_SECONDS)  # in which they are answered
+        await asyncio.sleep(STEP_SECONDS)  # the rejected calls are answered in this time
         self.front.close_connections()
 
     def _reject_queued(self) -> None:
@@ -218,7 +218,7 @@ class Gateway:
         self.dispatcher.queue_shrank()
 
 
-def _must_go_on(task: asyncio.Task[None]) -> None:
+def _end_process_on_failure(task: asyncio.Task[None]) -> None:
     """End the process if this task failed, because the gateway cannot work without it."""
     if not task.cancelled() and (error := task.exception()) is not None:
         if isinstance(error, StartError):
@@ -238,13 +238,13 @@ def _open_store(gateway: Gateway, *, on_machine: bool) -> None:
         gateway.add_store(store)
 
 
-def _runs(state: PodState) -> bool:
+def _has_run(state: PodState) -> bool:
     return state in (PodState.RUNNING, PodState.ENDING)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the supervisor gives the gateway of one machine: the number of workers, and sockets that outlive the gateway."""
+    """The arguments from the supervisor on one machine: the number of workers, and sockets that outlive the gateway."""
 
     workers: int
     listener: int
@@ -299,7 +299,7 @@ async def _main(
         gateway = Gateway(settings, metrics, writer)
     else:
         supervisor = os.getppid()
-        # A supervisor that was killed ends both; one that stops ends the gateway first.
+        # If the supervisor was killed, the kernel ends gateway and workers. If it stops, it ends the gateway first.
         gateway = Gateway(settings, metrics, writer, workers.catalog, lambda: os.getppid() != supervisor)
     _open_store(gateway, on_machine=workers is not None)
     _status_server(gateway, workers).start(status_listener)
@@ -313,7 +313,7 @@ async def _main(
 
 
 def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
-    """Return the status server; on one machine it is the workers' as well."""
+    """Return the status server. On one machine it also shows the status of the workers."""
 
     def livez() -> str:
         stuck = time.monotonic() - gateway.lag.ticked > STUCK_SECONDS
@@ -335,11 +335,11 @@ def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the gateway gets its information."""
+    """The sources of the gateway's information."""
 
     endpoints: Source
     costs: PodCosts | None = None
-    """Where deletion costs are read and written; None where there are none."""
+    """Reads and writes deletion costs; None if there are none."""
     workers: Workers | None = None
     """The workers of this machine, which report to this process. None on a cluster."""
 
@@ -366,7 +366,7 @@ def _sources(settings: Settings, metrics: GatewayMetrics, machine: Machine | Non
 def _check_descriptors(settings: Settings) -> None:
     """Set the limit of open files to its maximum; raise StartError if the maximum is too low."""
     gateway, queue = settings.gateway, settings.limits.queue_length
-    # A queued call, and one that is received, has a connection and perhaps a file.
+    # Each queued call and each upload needs a connection, and perhaps a file.
     needed = 2 * (queue + gateway.uploads) + gateway.connections + SPARE_DESCRIPTORS
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < needed:

@@ -1,11 +1,11 @@
-"""The queue: which call is next. Pure: no sockets, no clock.
+"""The queue: chooses the next call. Pure: no sockets, no clock.
 
 Order: higher priority first, then turns between callers, then arrival. The order is exact, however long the queue is and
-however old its calls are. A call that comes back (its worker was lost before it began) takes its old place again.
+however old its calls are. If the worker of a call was lost before the call began, the call gets its old place again.
 
 Turns: each caller has one call in each round. The first call of a caller joins the present round, the next one the round after
-it, and so on. So a caller that sends 500 calls does not keep out one that sends a single call. Without a caller header,
-all calls are in one round, and the order is that of arrival.
+it, and so on. So a caller that sends a single call does not wait for all calls of a caller that sends 500. Without a caller
+header, all calls are in one round, and run in the order of arrival.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Queued(Protocol):
     round: int
     """Set by the queue when the call is first pushed; -1 before."""
     is_stored: bool
-    """Whether it is a stored call; they have a bound of their own."""
+    """Whether it is a stored call. The queue's length does not bound stored calls."""
 
 
 T = TypeVar("T", bound=Queued)
@@ -39,7 +39,7 @@ Key = tuple[int, int, int]
 
 
 class CallQueue(Generic[T]):
-    """Calls in the order in which they run. Each step costs less than 0.1 ms with 100,000 calls."""
+    """Calls in the order in which they run. Each method takes less than 0.1 ms with 100,000 calls."""
 
     def __init__(self) -> None:
         self._keys: list[Key] = []
@@ -51,7 +51,7 @@ class CallQueue(Generic[T]):
         """The last round in which a caller has, or had, a call."""
         self._numbers = itertools.count(1)
         self.unstored = 0
-        """How many of the calls are not stored: those that the queue's length bounds."""
+        """How many of the calls are not stored calls. The queue's length bounds this number."""
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -64,7 +64,7 @@ class CallQueue(Generic[T]):
         return next(self._numbers)
 
     def push(self, call: T) -> None:
-        """Add a call, or put one back into its place."""
+        """Add a call, or put a call back into its old place."""
         if call.round < 0:
             call.round = self._next_round(call)
         key = _key(call)
@@ -86,7 +86,7 @@ class CallQueue(Generic[T]):
         return found
 
     def pop(self) -> T | None:
-        """Take out the call that is next; None if there is none."""
+        """Remove and return the next call; None if the queue is empty."""
         if not self._keys:
             return None
         call = self._calls.pop(self._keys.pop())
@@ -104,7 +104,7 @@ class CallQueue(Generic[T]):
         return True
 
     def ahead(self, call: T) -> int:
-        """Return how many queued calls run before this one, if nothing else is sent."""
+        """Return how many queued calls run before this one, if no other call arrives."""
         return len(self._keys) - bisect_left(self._keys, _key(call)) - (call in self)
 
 

@@ -1,4 +1,4 @@
-"""The spool: bytes of requests and answers that wait, in memory up to a bound, and in unlinked files beyond it.
+"""The spool: holds bytes of requests and answers that wait, in memory up to a bound, and in unlinked files above it.
 
 Bytes stay in memory while there is room. Large bodies and answers may use half of it, so that the rest is free for small ones.
 All others go to files. A file has no name, so the kernel frees it when the gateway ends, however it ends. Reads
@@ -43,11 +43,11 @@ class SpoolLimits:
     uploads: int = sys.maxsize
     """How many large bodies are received at the same time."""
     upload_bytes: int = sys.maxsize
-    """How many bytes these may have together. One alone may have more."""
+    """How many bytes these large bodies may have together. If there is only one, it may have more."""
 
 
 class Incoming(Protocol):
-    """What the spool sees of a request: its body as it arrives."""
+    """The part of a request that the spool uses: the body as it arrives."""
 
     content_length: int | None
     """The body's size; None for a chunked body."""
@@ -55,11 +55,11 @@ class Incoming(Protocol):
     """Whether the last byte of the body has arrived."""
 
     async def read(self) -> list[bytes]:
-        """Return what has arrived and was not read yet; nothing at its end."""
+        """Return the pieces that have arrived and were not read yet; an empty list at the end of the body."""
 
 
 class Spool:
-    """The room for all bodies. Used from the event loop alone."""
+    """Memory and disk for all bodies, and their bounds. Used only from the event loop."""
 
     def __init__(self, folder: Path, limits: SpoolLimits) -> None:
         self.folder = folder
@@ -98,14 +98,17 @@ class Spool:
             await body.write(*pieces)
 
     def body(self, size: int | None) -> Body:
-        """Return an empty body with room for ``size`` bytes; None: unknown yet. Raises Overloaded if there is no room."""
+        """Return an empty body and reserve room for ``size`` bytes; None: the size is not known yet.
+
+        Raises Overloaded if there is no room.
+        """
         body = Body(self)
         if size:
             body.reserve(size)
         return body
 
     def take_memory(self, size: int, *, large: bool) -> bool:
-        """Reserve memory, if there is room: half of it for what is ``large``."""
+        """Reserve memory if there is room. ``large`` bodies may use only half of it. Return False if there is no room."""
         if not self._fits(size, large=large):
             return False
         self.memory += size
@@ -121,7 +124,7 @@ class Spool:
         self.disk += size
 
     def has_room(self, size: int, *, large: bool) -> bool:
-        """Tell whether there is room for so many bytes, in memory or in files."""
+        """Tell whether there is room for ``size`` more bytes, in memory or in files."""
         return self._fits(size, large=large) or self.disk + size <= self.limits.disk
 
     async def run(self, work: object, *arguments: object) -> object:
@@ -129,7 +132,7 @@ class Spool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)  # type: ignore[arg-type]
 
     def close_file(self, fd: int) -> None:
-        """Close a file in a thread: to free the blocks of a large one takes milliseconds."""
+        """Close a file in a thread, because the kernel needs milliseconds to free the blocks of a large file."""
         self._threads.submit(os.close, fd)
 
     def open_file(self) -> int:
@@ -139,7 +142,7 @@ class Spool:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-        fd, name = tempfile.mkstemp(dir=self.folder)  # a file system without O_TMPFILE
+        fd, name = tempfile.mkstemp(dir=self.folder)  # the file system does not have O_TMPFILE
         Path(name).unlink()
         return fd
 
@@ -154,11 +157,11 @@ class Uploads:
         self._most_bytes = most_bytes
 
     def admit(self, length: int | None) -> Upload:
-        """Take in an upload of this length; None: unknown. Raises Overloaded if there are others and they are too many."""
+        """Accept an upload of this length; None: not known. Raises Overloaded if a bound of uploads is reached."""
         upload = Upload(self, counts=length is None or length > SMALL_BYTES)
         if upload.counts:
             if self.count >= self._most:
-                raise Overloaded(f"{self.count} large bodies are being received, and no more may be; send the call again later")
+                raise Overloaded(f"{self.count} large bodies are being received, the most allowed; send the call again later")
             self.count += 1
             try:
                 upload.grow(length or 0)
@@ -168,16 +171,16 @@ class Uploads:
         return upload
 
     def reserve(self, size: int) -> None:
-        """Count so many bytes more; raise Overloaded if they are too many."""
+        """Count ``size`` more bytes; raise Overloaded if all uploads together have too many."""
         if self.count > 1 and self._bytes + size > self._most_bytes:
             raise Overloaded(
-                f"the large bodies that are being received have {self._bytes} bytes, and may have {self._most_bytes}; "
-                "send the call again later"
+                f"the large bodies that are being received have {self._bytes} bytes and need {size} more, "
+                f"and may have {self._most_bytes} bytes; send the call again later"
             )
         self._bytes += size
 
     def release(self, size: int) -> None:
-        """Count an upload no more."""
+        """Subtract an upload of ``size`` bytes that has ended."""
         self.count -= 1
         self._bytes -= size
 
@@ -193,7 +196,7 @@ class Upload:
         self.counts = counts
 
     def grow(self, size: int) -> None:
-        """Count ``size`` bytes in all; raise Overloaded if they are too many."""
+        """Count this upload as ``size`` bytes in total; raise Overloaded if all uploads together have too many."""
         if self.counts and size > self._size:
             self._uploads.reserve(size - self._size)
             self._size = size
@@ -228,19 +231,19 @@ class Body:
         return self._fd is not None
 
     def reserve(self, size: int) -> None:
-        """Reserve room for ``size`` bytes in all; raise Overloaded if there is none."""
+        """Reserve room for ``size`` bytes in total; raise Overloaded if there is none."""
         if not self._disk and self._spool.take_memory(size - self._memory, large=size > SMALL_BYTES):
             self._memory = size
         else:
             self.reserve_disk(size)
 
     def reserve_disk(self, size: int) -> None:
-        """Reserve room for ``size`` bytes in a file; raise Overloaded if there is none."""
+        """Reserve room for ``size`` bytes in total in a file; raise Overloaded if there is none."""
         self._spool.take_disk(size - self._disk)
         self._disk = size
 
     async def write(self, *pieces: bytes) -> None:
-        """Append; raise Overloaded if there is no room, or if the disk is full. A body that was discarded takes nothing in."""
+        """Append; raise Overloaded if there is no room, or if the disk is full. If the body was discarded, write nothing."""
         if self._discarded:
             return
         size = self.size + sum(map(len, pieces))
@@ -272,7 +275,7 @@ class Body:
         """Return up to ``size`` bytes from ``offset`` on."""
         data = await self._in_thread(self._read, offset, size)
         if not isinstance(data, bytes) or not data:
-            raise Overloaded("a spooled body cannot be read back; send the call again later")
+            raise Overloaded("a body cannot be read from the spool; send the call again later")
         return data
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -293,7 +296,7 @@ class Body:
             yield piece
 
     async def _in_thread(self, work: object, *arguments: object) -> object:
-        """Run one piece of work on the file. A body that is discarded meanwhile closes its file only afterwards."""
+        """Run one piece of work on the file. If the body is discarded during this work, its file is closed after it."""
         self._busy += 1
         try:
             return await asyncio.shield(self._finish(work, *arguments))
@@ -309,7 +312,7 @@ class Body:
                 self._close()
 
     def discard(self) -> None:
-        """Give the room back. May be called more than once."""
+        """Release memory and disk. May be called more than once."""
         if self._discarded:
             return
         self._discarded = True
@@ -346,7 +349,7 @@ class Backlog:
         return bool(self._pieces) or self._read < self._written
 
     def has_room(self, size: int) -> bool:
-        """Tell whether so many more bytes fit."""
+        """Tell whether there is room for ``size`` more bytes."""
         return self._spool.has_room(size, large=self._size + size > SMALL_BYTES)
 
     async def put(self, data: bytes) -> None:
@@ -362,7 +365,7 @@ class Backlog:
             self._body = Body(self._spool)
             self._read = self._written = 0
             self._body.reserve_disk(len(data))
-        self._putting = True  # so that ``get`` does not drop the file, even if it has read all of it
+        self._putting = True  # the file is in use, so ``get`` must not close it, even after reading all of it
         try:
             await self._body.write(data)
         finally:
@@ -392,7 +395,7 @@ class Backlog:
         self._read = self._written = 0
 
     def discard(self) -> None:
-        """Give the room back. What is put in afterwards is dropped."""
+        """Release memory and disk. Later calls of ``put`` are ignored."""
         self._discarded = True
         self._spool.memory -= self._size
         self._pieces.clear()

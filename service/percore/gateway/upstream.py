@@ -1,4 +1,4 @@
-"""One connection to a worker: reserve, send one call, receive its answer. It decides nothing: ``dispatch`` does.
+"""One connection to a worker: reserve, send one call, receive its answer. ``dispatch`` makes all decisions.
 
 If the connection is lost, the method that waits raises ConnectionError.
 """
@@ -46,7 +46,7 @@ class BrokenAnswer(ConnectionError):
 
 
 class TooLate(ConnectionError):
-    """The gateway itself was too slow: the worker closes the reservation now, or will close it soon."""
+    """The gateway itself was too slow: the worker is closing the reservation, or will close it soon."""
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -82,24 +82,24 @@ class WorkerConnection(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        """Take in the transport. Its buffer counts as empty only when the kernel has all bytes."""
+        """Store the transport, and have it report its buffer as empty only when the kernel has all bytes."""
         self._transport = transport
         transport.set_write_buffer_limits(high=0, low=0)
         self._ended.register(transport.get_extra_info("socket"), select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Take note of the loss, and wake the coroutine that waits."""
+        """Record the loss, and wake the coroutine that waits."""
         self._transport = None
         if self._failure is None:
             self._failure = error if isinstance(error, ConnectionError) else ConnectionResetError(str(error or "closed"))
         self._wake()
 
     def pause_writing(self) -> None:
-        """Take note that the kernel takes no more now."""
+        """Record that the kernel accepts no more bytes now."""
         self._writable = False
 
     def resume_writing(self) -> None:
-        """Take note that the kernel has everything."""
+        """Record that the kernel has all bytes."""
         self._writable = True
         self._wake()
 
@@ -147,17 +147,17 @@ class WorkerConnection(asyncio.Protocol):
             self.headers, self._in_head, self.complete, self.phrase = [], True, False, b""
 
     def on_status(self, phrase: bytes) -> None:
-        """Take in a piece of the reason phrase."""
+        """Add a piece of the reason phrase."""
         if self._in_head:
             self.phrase += phrase
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take in a header; trailers are dropped."""
+        """Add a header. Trailers are dropped."""
         if self._in_head:
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Take note of the head; an interim answer (1xx) is dropped."""
+        """Record that the head is complete. An interim answer (1xx) is dropped."""
         if not self._in_head:
             return
         status = self._parser.get_status_code()
@@ -169,7 +169,7 @@ class WorkerConnection(asyncio.Protocol):
             self._wake()
 
     def on_body(self, data: bytes) -> None:
-        """Take in a piece of the body."""
+        """Add a piece of the body."""
         if not self.complete:
             self._bare_bytes = 0
             self._chunks.append(data)
@@ -177,7 +177,7 @@ class WorkerConnection(asyncio.Protocol):
             self._wake()
 
     def on_message_complete(self) -> None:
-        """Take note that the answer is complete."""
+        """Record that the answer is complete."""
         if self.status >= 200:
             self.complete = True
             self._wake()
@@ -185,7 +185,7 @@ class WorkerConnection(asyncio.Protocol):
     # --- a reservation
 
     async def reserve(self, message: bytes) -> None:
-        """Send ``OPTIONS *`` and wait until the worker says that it is free, however long that takes."""
+        """Send ``OPTIONS *``, and wait without a timeout until the worker says that it is free."""
         self._write(message)
         while not self.complete:
             self.check()
@@ -204,16 +204,17 @@ class WorkerConnection(asyncio.Protocol):
         self._ends_at_head = head_only
 
     async def send(self, data: bytes) -> bool:
-        """Hand bytes to the kernel; return False if the worker has answered already and reads no more."""
+        """Pass bytes to the kernel. Return False if the worker has answered already, because then it reads no more."""
         if not await self._hand_over(data):
             return False
         self.check()
         return True
 
     async def send_last(self, data: bytes) -> None:
-        """Hand over the piece with the last byte. Raises ConnectionError if the kernel did not take all of it.
+        """Pass the piece with the last byte to the kernel. Raises ConnectionError if the kernel did not accept all of it.
 
-        If the worker has closed and the event loop has not seen it yet, it is noticed here, before the call counts as a run.
+        Also checks whether the worker has closed, even if the event loop has not seen it yet. Then the call does not count as
+        a run.
         """
         if await self._hand_over(data) and (self._transport is None or self._transport.is_closing()):
             raise self._failure or ConnectionResetError("closed")
@@ -227,7 +228,7 @@ class WorkerConnection(asyncio.Protocol):
         while not self._writable and not self._has_answered():
             self.check()
             await self._wait()
-        return not self._has_answered()  # a worker that has answered may have closed as well: its answer counts
+        return not self._has_answered()  # if the worker has answered, it may have closed too, but its answer counts
 
     def _has_answered(self) -> bool:
         return self.status != 0
@@ -296,7 +297,7 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.close()
 
     def half_close(self) -> None:
-        """Say that nothing more comes. The worker sees a client disconnect, ends its run, and closes too."""
+        """Close the sending side. The worker sees a client disconnect, ends its run, and closes too."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
 

@@ -1,4 +1,4 @@
-"""One client's connection: bytes in, a request at a time, bytes out.
+"""One client's connection: parses one request at a time, has it served, and sends its answer.
 
 ::
 
@@ -6,13 +6,13 @@
                                                -> lingering -> closed
     (an early error goes from head or body to flushing)
 
-``idle``: no request; the connection may be closed at any time. ``head``, ``body``: a request is received. ``answer``: it is
-complete and is being answered. ``flushing``: its answer is written, and the kernel does not have all of it yet. ``lingering``:
-the answer is with the kernel and this side is closed; what the client still sends is dropped for a while, because a socket that
-is closed with unread bytes resets the answer.
+``idle``: no request; the connection may be closed at any time. ``head``, ``body``: a request is received. ``answer``: the
+request is complete and is being answered. ``flushing``: the answer is written, and the kernel does not have all of it yet.
+``lingering``: the kernel has the answer, and the sending side is closed. Further bytes are read and dropped for a while.
+Otherwise closing the socket with unread bytes would reset the connection, and the client might lose the answer.
 
-Once a request is complete, the connection is always read, so that the gateway sees at once when the client leaves. Bytes that
-come before the answer's end (a pipelined request) are dropped, and the connection closes after the answer.
+When a request is complete, the connection is still read, so that the gateway sees a client disconnect at once. If bytes come
+before the end of the answer (a pipelined request), they are dropped, and the connection closes after the answer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RESET: tuple[Option, ...] = ((socket.SOL_SOCKET, "SO_LINGER", struct.pack("ii", 
 
 
 class Stage(Enum):
-    """Where a connection is; see the module."""
+    """The state of a connection; see the module."""
 
     IDLE = auto()
     HEAD = auto()
@@ -92,12 +92,12 @@ class Connection(asyncio.Protocol):
         """Bytes that are not part of a body (head, trailers, framing of chunks), since the last byte of a body."""
         self._discarded = 0
         self._more_follows = False
-        """Whether the client sent more before its request was answered."""
+        """Whether the client sent bytes after its request and before the end of the answer."""
         self._paused = False
         self._upgrade = False
         self._peer = ""
         self.writable = True
-        """Whether the kernel has everything that was written."""
+        """Whether the kernel has all bytes that were written."""
 
     @property
     def busy(self) -> bool:
@@ -105,12 +105,12 @@ class Connection(asyncio.Protocol):
         return self._stage is not Stage.IDLE
 
     def _enter(self, stage: Stage) -> None:
-        """Go to another stage; a timer bounds one stage only."""
+        """Go to another stage, and stop the timer, because it bounds only one stage."""
         self._stage = stage
         self._stop_timer()
 
     def _bound(self, seconds: float, expired: Callable[..., None], *arguments: object) -> None:
-        """Have ``expired`` called unless the stage ends in time."""
+        """Call ``expired`` if the stage does not end within ``seconds``."""
         self._stop_timer()
         self._timer = self.loop.call_later(seconds, expired, *arguments)
 
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        """Take in a connection: it is idle until its first byte."""
+        """Report the new connection to the front. It is idle until its first byte."""
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else "unix"
@@ -141,11 +141,11 @@ class Connection(asyncio.Protocol):
             task.cancel()
 
     def eof_received(self) -> bool:
-        """Close: a client that half-closes counts as gone, because TCP cannot tell it from one that closed."""
+        """Close. A half-close counts as a client disconnect, because TCP shows no difference."""
         return False
 
     def data_received(self, data: bytes) -> None:
-        """Parse bytes of the request that is received. Drop bytes that come while it is answered."""
+        """Parse bytes of a request. Drop bytes that come while the request is answered."""
         if self._stage is Stage.LINGERING:
             self._discard(len(data))
         elif self._stage in (Stage.ANSWER, Stage.FLUSHING):
@@ -154,11 +154,11 @@ class Connection(asyncio.Protocol):
             self._parse(data)
 
     def pause_writing(self) -> None:
-        """Take note that the kernel takes no more now."""
+        """Record that the kernel accepts no more bytes now."""
         self.writable = False
 
     def resume_writing(self) -> None:
-        """Take note that the kernel has everything."""
+        """Record that the kernel has all bytes."""
         self.writable = True
         self._wake_writer()
         if self._stage is Stage.FLUSHING and self._request is not None:
@@ -190,9 +190,9 @@ class Connection(asyncio.Protocol):
             self._bound(self._front.limits.head_seconds, self._head_expired)
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Parse the body of a request that asks for another protocol, which is ignored.
+        """Ignore a request's wish for another protocol (``Upgrade``), and parse its body.
 
-        llhttp treats such a request as complete after its head. So a new parser gets a head without ``Upgrade``.
+        llhttp treats such a request as complete after its head. So a new parser gets the head without ``Upgrade``.
         """
         request = self._request
         if request is None or not self._upgrade:
@@ -215,23 +215,24 @@ class Connection(asyncio.Protocol):
             self._enter(Stage.HEAD)
             self._front.head_begins(self)
             self._request = Request(self, self._peer)
-        elif self._stage is not Stage.BODY:  # in a body, it is the fresh parser's after an upgrade
+        elif self._stage is not Stage.BODY:  # in BODY, the new parser after an upgrade calls this
             self._more_follows = True
 
     def on_url(self, url: bytes) -> None:
-        """Take in a piece of the target."""
+        """Add a piece of the target."""
         if self._stage is Stage.HEAD and self._request is not None:
             self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take in a header. After the head it is a trailer, and dropped."""
+        """Add a header. After the head it is a trailer, and is dropped."""
         if self._stage is Stage.HEAD and self._request is not None:
-            if len(self._request.headers) == MOST_HEADERS:  # checked here: thousands of short ones take many times their bytes
+            # Checked for each header, because thousands of short headers need much more memory than their bytes.
+            if len(self._request.headers) == MOST_HEADERS:
                 raise BadRequest(f"headers: expected at most {MOST_HEADERS}")
             self._request.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Check the head and hand the request over."""
+        """Check the head, and start to serve the request."""
         request = self._request
         if request is None or self._stage is not Stage.HEAD:
             return
@@ -249,7 +250,7 @@ class Connection(asyncio.Protocol):
         self._task = self.loop.create_task(self._serve(request))
 
     def on_body(self, data: bytes) -> None:
-        """Take in a piece of the body; pause if it is read too slowly."""
+        """Add a piece of the body. Pause the connection if the body is spooled too slowly."""
         request = self._request
         if request is None or self._stage is not Stage.BODY:
             return
@@ -260,7 +261,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        """Take note that the request is complete."""
+        """Record that the request is complete."""
         if not self._upgrade:
             self._complete()
 
@@ -272,7 +273,7 @@ class Connection(asyncio.Protocol):
             self.resume_reading()
 
     def resume_reading(self) -> None:
-        """Read on, if reading was paused."""
+        """Read again if the connection was paused."""
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
@@ -294,7 +295,7 @@ class Connection(asyncio.Protocol):
     # --- serving
 
     async def _serve(self, request: Request) -> None:
-        """Run the front's handler; a fault of ours is answered and logged, and ends nothing else."""
+        """Run the front's handler. A fault of percore is answered and logged, and other connections go on."""
         try:
             await self._front.handler(request)
         except asyncio.CancelledError:
@@ -305,7 +306,7 @@ class Connection(asyncio.Protocol):
             self._front.refused(request, error)
             _give_up(request, error)
         except OSError as error:
-            log.error("a request could not be served: %s", error)  # noqa: TRY400 - the message says everything
+            log.error("a request could not be served: %s", error)  # noqa: TRY400 - the message has the cause
             _give_up(request, GatewayFailed())
         except Exception:
             log.exception("a request could not be served")
@@ -314,9 +315,9 @@ class Connection(asyncio.Protocol):
     # --- answering
 
     def must_close(self, request: Request) -> bool:
-        """Return whether the connection closes after the answer.
+        """Return whether the connection must close after the answer.
 
-        It must, if bytes of this request may still come: they would look like the next request.
+        If bytes of this request may still come, it must close, because they would look like the next request.
         """
         return request.close or not request.complete or self._more_follows or self._front.stopping
 
@@ -325,13 +326,13 @@ class Connection(asyncio.Protocol):
         self.write(CONTINUE)
 
     def write(self, data: bytes) -> bool:
-        """Send; return whether the client keeps up."""
+        """Send. Return False if the kernel does not have all bytes yet, because the client reads too slowly."""
         if self._transport is not None:
             self._transport.write(data)
         return self.writable
 
     async def drained(self, seconds: float) -> None:
-        """Wait until the kernel has everything; raise Disconnected when it took nothing for ``seconds``."""
+        """Wait until the kernel has all bytes. If it accepts none for ``seconds``, abort and raise Disconnected."""
         while not self.writable:
             if self._transport is None:
                 raise Disconnected
@@ -344,7 +345,7 @@ class Connection(asyncio.Protocol):
                 raise Disconnected
 
     def answered(self, request: Request) -> None:
-        """Take note that an answer is written. It is delivered when the kernel has all of it."""
+        """Record that an answer is written. It counts as delivered when the kernel has all of it."""
         if self._request is not request or self._transport is None or self._stage is Stage.FLUSHING:
             return
         if self.writable:
@@ -354,7 +355,7 @@ class Connection(asyncio.Protocol):
             self._watch_flush()
 
     def _watch_flush(self) -> None:
-        """Cut the connection if the client does not take the last bytes of an answer."""
+        """Abort the connection if the client does not read the last bytes of an answer."""
         left = self._transport.get_write_buffer_size()
         self._bound(self._front.limits.answer_seconds, self._check_flush, left)
 
@@ -367,7 +368,7 @@ class Connection(asyncio.Protocol):
             self._watch_flush()
 
     def _delivered(self, request: Request) -> None:
-        """End a request: wait for the next one, or close. From now on a client that leaves does not cancel this request."""
+        """End a request: wait for the next one, or close. From now on a client disconnect does not cancel this request."""
         self._task = None
         request.deliver()
         if not self.must_close(request):
@@ -377,7 +378,7 @@ class Connection(asyncio.Protocol):
             return
         self._enter(Stage.LINGERING)
         if request.complete and not self._more_follows and not self._front.stopping:
-            self._transport.close()  # the client knows that this is the last request: no more bytes come
+            self._transport.close()  # the answer said that it is the last one, so no more bytes come
             return
         self.resume_reading()
         self._transport.write_eof()
@@ -399,14 +400,14 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def reset(self) -> None:
-        """Close at once, so that the client sees an error, not an end."""
+        """Close at once by a reset, so that the client sees an error and not the end of the answer."""
         if self._transport is not None:
             set_options(self._transport.get_extra_info("socket"), RESET)
             self._transport.abort()
 
 
 def _give_up(request: Request, error: CallError) -> None:
-    """Answer with an error, or cut an answer that has begun."""
+    """Answer with an error. If another answer has begun, close the connection in the middle of it."""
     if request.head_sent:
         request.interrupt()
     else:

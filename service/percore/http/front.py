@@ -1,4 +1,4 @@
-"""The front: the listening address, and the bounds of all its connections. What one connection does is in ``connection``.
+"""The front: the listening address, and the bounds of all its connections. ``connection`` has the code of one connection.
 
 Why not uvicorn: docs/decisions/0010.
 """
@@ -33,11 +33,11 @@ OPTIONS: tuple[Option, ...] = (
 
 @dataclass(slots=True)
 class FrontLimits:
-    """What the front bounds."""
+    """The bounds of the front."""
 
     connections: int
-    """Connections at once. At the bound, the connection that has been idle longest is closed. If none is idle, the one whose
-    head has been incomplete for longest is closed. If there is none either, no connection is accepted."""
+    """How many connections may be open. At the bound, the connection that has been idle longest is closed. If none is idle, the
+    connection whose head has been incomplete for longest is closed. If each has a complete head, no connection is accepted."""
     idle_seconds: float
     """How long a connection may be idle between requests, and before its first one."""
     answer_seconds: float
@@ -55,7 +55,7 @@ class Front:
         limits: FrontLimits,
         refused: Callable[[Request, CallError], None] = lambda _request, _error: None,
     ) -> None:
-        """Take the ``handler`` of each request, and ``refused``, called for those that the front answers itself."""
+        """Serve each request by ``handler``. Call ``refused`` for each request that the front rejects itself."""
         self.loop = loop
         self.handler = handler
         self.limits = limits
@@ -89,7 +89,7 @@ class Front:
                 self._pause_accepting()
 
     def _pause_accepting(self) -> None:
-        """Leave further connections in the kernel's queue, because without free descriptors they would be closed at once."""
+        """Leave new connections in the kernel's queue, because without free descriptors they would be closed at once."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -110,7 +110,7 @@ class Front:
             self._listener.close()
             self._listener = None
 
-    # --- what connections report
+    # --- events of connections
 
     @property
     def connections(self) -> int:
@@ -118,7 +118,7 @@ class Front:
         return len(self._connections)
 
     def joined(self, connection: Connection) -> None:
-        """Take in a connection."""
+        """Add a new connection. At the bound, close another one or accept no more."""
         self._connections.add(connection)
         self.idle(connection)
         if len(self._connections) >= self.limits.connections:
@@ -131,7 +131,7 @@ class Front:
                 self._pause_accepting()
 
     def left(self, connection: Connection) -> None:
-        """Forget a connection."""
+        """Remove a closed connection."""
         self._connections.discard(connection)
         self._idle.pop(connection, None)
         self._heads.pop(connection, None)
@@ -139,18 +139,18 @@ class Front:
             self._resume_accepting()
 
     def idle(self, connection: Connection) -> None:
-        """Take note that a connection waits for a request."""
+        """Record that a connection waits for a request."""
         self._idle[connection] = self.loop.time()
         if self._server is None:
             self._resume_accepting()
 
     def head_begins(self, connection: Connection) -> None:
-        """Take note that a connection has sent the first bytes of a request."""
+        """Record that a connection has sent the first bytes of a request."""
         self._idle.pop(connection, None)
         self._heads[connection] = None
 
     def head_ends(self, connection: Connection) -> None:
-        """Take note that the head of a request is complete, or refused."""
+        """Record that the head of a request is complete, or that the request is rejected."""
         self._heads.pop(connection, None)
 
     def _sweep(self) -> None:
@@ -169,7 +169,7 @@ class Front:
         return sum(connection.busy for connection in self._connections)
 
     def close_connections(self) -> None:
-        """Close every connection, whatever it does."""
+        """Close every connection, also those with a request."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in list(self._connections):
@@ -177,7 +177,7 @@ class Front:
 
 
 def bind(host: str, port: int, key: str) -> socket.socket:
-    """Return a socket that is bound to the address; raise StartError, which names the setting, if the address cannot be had.
+    """Return a socket that is bound to the address; raise StartError, which names the setting, if the address cannot be bound.
 
     The options are set here: connections that wait before a ``Front`` listens have them too.
     """

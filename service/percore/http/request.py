@@ -1,6 +1,6 @@
 """One HTTP request of a client: its head, its body as it arrives, and the methods that answer it.
 
-The front creates it and feeds it; the gateway reads and answers. Nothing here knows of calls, pods or queues.
+The front creates the request and adds its body; the gateway reads and answers it. This module knows no calls, pods or queues.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HOP_BY_HOP = frozenset(
 )
 """Headers that belong to one connection and are never passed on. Source: RFC 9110, section 7.6.1."""
 OWN_PREFIX = b"percore-"
-"""Headers with this prefix are between gateway and worker; a client's are dropped."""
+"""Gateway and worker use headers with this prefix. If a client sends such headers, they are dropped."""
 MOST_HEADERS = 90
 """Gunicorn takes 100; the gateway adds some."""
 MOST_FIELD_BYTES = 8000
@@ -103,7 +103,7 @@ class Request:
         self._framed = True
         self.answered_bytes = 0
         self.failed: CallError | None = None
-        """Why the rest of the request cannot be received."""
+        """The reason why the rest of the request cannot be received."""
         self.delivered = False
         """Whether the kernel has the whole answer."""
 
@@ -131,7 +131,7 @@ class Request:
             raise BadRequest(f"Host: expected exactly one such header, got {hosts}")
 
     def _note(self, name: bytes, value: bytes) -> None:
-        """Set the field that a header about the body decides."""
+        """Set ``content_length`` or ``expects_continue`` from a header about the body."""
         if name == b"content-length":
             self.content_length = int(value)
         elif name == b"transfer-encoding":
@@ -161,19 +161,19 @@ class Request:
     # --- the body
 
     def feed(self, data: bytes) -> None:
-        """Take in a piece of the body; called by the front."""
+        """Add a piece of the body. Called by the connection."""
         self._chunks.append(data)
         self.received += len(data)
         self.buffered += len(data)
         self._wake()
 
     def feed_end(self) -> None:
-        """Take note that the body is complete; called by the front."""
+        """Record that the body is complete. Called by the connection."""
         self.complete = True
         self._wake()
 
     def fail(self, error: CallError) -> None:
-        """Take note that the rest cannot be received; ``read`` raises the error."""
+        """Record that the rest cannot be received. Then ``read`` raises the error."""
         self.failed = error
         self._wake()
 
@@ -182,7 +182,10 @@ class Request:
             self._waiter.set_result(None)
 
     async def read(self) -> list[bytes]:
-        """Return all of the body that has arrived and was not read yet; nothing at its end. Raises what ``fail`` was given."""
+        """Return the pieces of the body that have arrived and were not read yet; an empty list at the end of the body.
+
+        Raises the error of ``fail``.
+        """
         if self.expects_continue and not self.complete and not self.received:
             self._connection.send_continue()
         self.expects_continue = False
@@ -234,21 +237,21 @@ class Request:
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def frame(self, data: bytes) -> bytes:
-        """Return a piece of the body as it goes over the wire."""
+        """Return a piece of the body in its framing: as a chunk, or unchanged."""
         return b"%x\r\n%s\r\n" % (len(data), data) if self._chunked and data else data
 
     def write(self, data: bytes) -> bool:
-        """Send bytes that are framed already; return False if the client reads more slowly than they come."""
+        """Send framed bytes; return False if the client reads too slowly."""
         self.answered_bytes += len(data)
         return self._connection.write(data)
 
     @property
     def writable(self) -> bool:
-        """Whether the client has taken most of what was sent."""
+        """Whether the kernel has all bytes that were sent."""
         return self._connection.writable
 
     async def drained(self, seconds: float) -> None:
-        """Wait until the client has taken what was sent; raise Disconnected if it takes nothing for ``seconds``."""
+        """Wait until the kernel has all bytes that were sent; raise Disconnected if it accepts none for ``seconds``."""
         await self._connection.drained(seconds)
 
     def finish(self) -> None:
@@ -264,7 +267,7 @@ class Request:
         self._connection.answered(self)
 
     def reject(self, error: CallError, headers: Iterable[Header] = ()) -> None:
-        """Answer with an error. If the body is not complete yet, the connection closes after it."""
+        """Answer with an error. If the body is not complete yet, the connection closes after the answer."""
         fields = [*JSON, *headers]
         if error.retry_after is not None:
             fields.append((b"Retry-After", b"%d" % error.retry_after))
@@ -275,19 +278,19 @@ class Request:
         self.respond(error.status, fields, orjson.dumps(error.document()))
 
     def deliver(self) -> None:
-        """Take note that the kernel has the whole answer; called by the connection."""
+        """Record that the kernel has the whole answer. Called by the connection."""
         self.delivered = True
         self._wake()
 
     async def flushed(self) -> None:
-        """Wait until the kernel has the whole answer. If the client does not take it, the connection and its task end."""
+        """Wait until the kernel has the whole answer. If the client does not read it, the connection and its task end."""
         while not self.delivered:
             self._waiter = self._connection.loop.create_future()
             await self._waiter
 
     def interrupt(self) -> None:
-        """Close the connection in the middle of an answer. The client sees that the answer is cut: the last chunk or byte is
-        missing.
+        """Close the connection in the middle of an answer. The client sees that the answer is not complete, because the last
+        chunk or byte is missing.
 
         An answer without length and chunks (HTTP/1.0) ends with its connection. So here the client gets a reset.
         """

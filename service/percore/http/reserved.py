@@ -1,7 +1,7 @@
 """Paths under ``/-/``. percore answers them itself, even if a user's app has every other path.
 
-A load balancer or a person asks there whether the service takes calls. Such a request is never a call: it waits for no worker,
-and it starts no pod of a release that is scaled to zero.
+With them a load balancer or a person finds out whether the service accepts calls. Such a request is never a call: it waits for
+no worker, and if the release is scaled to zero, it starts no pod.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 
 from percore.errors import CallError, MethodNotAllowed, NotFound, NotReady
 
-if TYPE_CHECKING:  # a worker imports this module, and needs no asyncio
+if TYPE_CHECKING:  # not at run time, because a worker imports this module and must not import asyncio
     from percore.http.request import Answer, Header
 
 PREFIX = "/-/"
@@ -32,19 +32,19 @@ def is_reserved(path: str) -> bool:
     return decoded(path).startswith(PREFIX)
 
 
-def answer(method: str, path: str, trouble: str) -> Answer:
-    """Return the answer to a request of a path under ``/-/``. ``trouble`` is why no calls are taken; empty if they are."""
+def answer(method: str, path: str, reason: str) -> Answer:
+    """Answer a request of a path under ``/-/``. ``reason`` says why no calls are accepted; empty if calls are accepted."""
     name = decoded(path)
     if name not in (READY, LIVE):
         return _error(NotFound(f"no route {name[:100]!r}; under {PREFIX} there are {READY} and {LIVE}"))
     if method not in ("GET", "HEAD"):
         return _error(MethodNotAllowed(method, name, "GET, HEAD"), (b"Allow", b"GET, HEAD"))
-    return OK if name == LIVE else ready(trouble)
+    return OK if name == LIVE else ready(reason)
 
 
-def ready(trouble: str) -> Answer:
-    """Return 200, or 503 with the reason why no calls are taken."""
-    return _error(NotReady(trouble)) if trouble else OK
+def ready(reason: str) -> Answer:
+    """Return 200, or 503 with the reason why no calls are accepted."""
+    return _error(NotReady(reason)) if reason else OK
 
 
 def _error(error: CallError, *headers: Header) -> Answer:

@@ -42,7 +42,7 @@ class UserApp:
     @staticmethod
     def own_answer(head: receive.Head, more: Sequence[tuple[str, str]]) -> list[receive.Buffer]:
         """Return the answer to a request of percore's own paths, with ``more`` headers. A worker that answers is ready."""
-        status, headers, body = reserved.answer(head.method, head.path, trouble="")
+        status, headers, body = reserved.answer(head.method, head.path, reason="")
         fields = [(name.decode(), value.decode()) for name, value in headers]
         fields += [("Content-Length", str(len(body))), *more]
         whole = answer.head_of(f"{status} {HTTPStatus(status).phrase}", fields)

@@ -1,5 +1,5 @@
-"""Stored calls: calls that outlive their connections. The only door to SQLAlchemy.
+"""Stored calls: calls that outlive their connections. The only package that imports SQLAlchemy.
 
 ``schema`` has the tables, ``database`` the connections and their threads, ``records`` every statement, ``stored_calls`` the
-life of a stored call, ``routes`` its HTTP, ``webhooks`` the messages about its end.
+steps of a stored call, ``routes`` its HTTP, ``webhooks`` the messages about its end.
 """

@@ -1,7 +1,7 @@
 """The database: its connections, and the threads that use them, so that the event loop never waits for a disk.
 
-One thread writes. It takes every write that waits into one transaction, so that one flush of the disk serves all of them.
-Other threads read. What a write returns is known only after its commit.
+One thread writes. It does all waiting writes in one transaction, so that one flush of the disk serves all of them. Other
+threads read. A write returns its result only after its commit.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ Work = Callable[[sa.Connection], T]
 
 READERS = 4
 MOST_TOGETHER = 256
-"""Writes in one transaction."""
+"""The most writes in one transaction."""
 PAGE_BYTES = 16384
 """With this page size SQLite takes half as long for a body of megabytes as with its own 4,096."""
 LOCK_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
-"""How long PostgreSQL may take. Then the store cannot be used now; what has begun may still come to its end."""
+"""How long PostgreSQL may take. After this time the store counts as not usable, but a statement that has begun may still
+succeed."""
 CONNECTION = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -46,14 +47,14 @@ CONNECTION = {
     # Behind a pooler in transaction mode, a statement that one gateway prepared would be executed for another one.
     "prepare_threshold": None,
 }
-"""A server whose machine is gone is noticed within 30 s. What the operator's URL has wins."""
+"""If the server's machine is lost, this is noticed within 30 s. Options in the operator's URL override these."""
 SESSION = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'; SET statement_timeout = '60s'"
-"""A gateway that stands still in a transaction must not hold up the others."""
+"""If a gateway freezes in a transaction, PostgreSQL ends its session, so that other gateways go on."""
 SERVER_LOST = ("08", "57P")
-"""How the codes of SQL errors begin that no other statement would fare better with."""
+"""Prefixes of SQL error codes. They mean that the whole server cannot be used now."""
 UNUSABLE = (sa.exc.DBAPIError, sa.exc.TimeoutError)
 MOST_FREED = 1000
-"""Pages that are given back at a time: 16 MB."""
+"""How many free pages go back to the file system at a time: 16 MB."""
 FILE = "calls.sqlite3"
 TOO_SLOW = f"it has not answered for {ANSWER_SECONDS:g} s"
 
@@ -68,7 +69,7 @@ class _Write:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     given_up: bool = False
-    """Whether it took too long, so that it must not begin any more."""
+    """Whether its caller has given up. Then it must not begin."""
 
 
 class Database:
@@ -83,16 +84,17 @@ class Database:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._seconds = ANSWER_SECONDS if folder is None else None
         self._away = False
-        """Whether the last use of the database failed: then the next failures are not logged."""
+        """Whether the last use of the database failed. Then the next failures are not logged."""
         self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _their_clock
-        """Returns the time of the database's machine: gateways compare it."""
+        """Returns the time of the database server. Gateways compare times, so all of them use this clock."""
 
     # --- opening
 
     def open(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until no other gateway has the folder, and bring the schema up to date; return False if ``stopped`` comes first.
+        """Wait until no other gateway has the folder, and bring the schema up to date.
 
-        Raises StartError, which names the database, if that cannot be.
+        Returns False if ``stopped`` returns True before that.
+        Raises StartError, which names the database, if the database cannot be used.
         """
         if self._lock is not None:
             said = False
@@ -116,7 +118,7 @@ class Database:
         """Bring the schema up to date; return False if the database cannot be reached now."""
         try:
             with self._writing.begin() as connection:
-                if self._lock is None:  # two may start at once; a change of tables may take long
+                if self._lock is None:  # two gateways may start at once, and a migration may be slow
                     connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
                     connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(7237662267)"))
@@ -130,14 +132,14 @@ class Database:
         return True
 
     def __str__(self) -> str:
-        """Return what the operator calls it; never its password."""
+        """Return the name of the database for messages, without the password."""
         if self.folder is not None:
             return f"PERCORE_GATEWAY_CALLS_DIR={str(self.folder)!r}"
         shown = self._engine.url.set(drivername="postgresql", query={})  # parameters may be secrets too
         return f"PERCORE_GATEWAY_CALLS_DATABASE={shown.render_as_string(hide_password=True)!r}"
 
     def _migrate(self, connection: sa.Connection) -> None:
-        # Here, in a thread: its import takes 0.2 s, and calls that are not stored need not wait for it.
+        # Imported here, in a thread, because the import takes 0.2 s. So calls that are not stored do not wait for it.
         from alembic import command  # noqa: PLC0415
         from alembic.config import Config  # noqa: PLC0415
         from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
@@ -158,10 +160,10 @@ class Database:
     # --- writing
 
     async def write(self, work: Work[T]) -> T:
-        """Run ``work`` in a transaction and return what it returns once that is on disk.
+        """Run ``work`` in a transaction. Return its result when the transaction is on disk.
 
-        Raises StoreFailed if the database cannot be used; then ``work`` may be stored all the same. ``work`` may run twice: in
-        a transaction that fails because of another write, and again alone. A caller that stops waiting does not stop it.
+        Raises StoreFailed if the database cannot be used. Even then ``work`` may be stored. ``work`` may run twice: in a
+        transaction that fails because of another write, and again alone. If the caller stops waiting, ``work`` goes on.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -202,7 +204,7 @@ class Database:
         return [outcome for each in batch for outcome in self._together([each])]
 
     def _is_lost(self, error: Exception) -> bool:
-        """Tell whether the server is lost. Perhaps it has stored the whole transaction."""
+        """Tell whether the server is lost. Then it may have stored the whole transaction."""
         if self.folder is not None or not isinstance(error, UNUSABLE):
             return False
         code = getattr(getattr(error, "orig", None), "sqlstate", None)
@@ -228,7 +230,7 @@ class Database:
     # --- reading
 
     async def read(self, work: Work[T]) -> T:
-        """Run ``work`` on a connection and return what it returns. Raises StoreFailed if the database cannot be used."""
+        """Run ``work`` on a connection and return its result. Raises StoreFailed if the database cannot be used."""
         try:
             async with asyncio.timeout(self._seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
@@ -243,7 +245,7 @@ class Database:
             raise self._explained(error) from error
 
     def read_here(self, work: Work[T]) -> T:
-        """Do as ``read`` does, while the thread that calls waits. The connections are the readers' and the writer's alone."""
+        """Do the same as ``read`` for a thread, which waits: only the threads of this class may use the connections."""
         reading = self._readers.submit(self._read, work)
         try:
             return reading.result(self._seconds)
@@ -252,12 +254,12 @@ class Database:
             raise self._explained(sa.exc.TimeoutError(TOO_SLOW)) from None
 
     async def shrink(self) -> None:
-        """Give some pages that are not used any more back to the file system."""
+        """Give some unused pages back to the file system."""
         if self.folder is not None:
             await self.write(_vacuum)
 
     def close(self) -> None:
-        """Give the folder to another gateway."""
+        """Close the connections, and unlock the folder for another gateway."""
         self._engine.dispose()
         if self._lock is not None:
             self._lock.close()
@@ -274,7 +276,7 @@ def _deliver(outcomes: list[tuple[_Write, Any]]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the database's own words, without the statement and its values."""
+    """Return the database's message, without the statement and its values."""
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
@@ -283,10 +285,10 @@ def _sqlite(path: Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver begins no transaction of its own
+        connection.isolation_level = None  # the driver must not begin transactions itself
         connection.execute("PRAGMA busy_timeout=10000")
-        connection.execute("PRAGMA temp_store=MEMORY")  # a file system that is read-only has no folder for temporary files
-        if not connection.execute("PRAGMA page_count").fetchone()[0]:  # a new file: later these would be writes
+        connection.execute("PRAGMA temp_store=MEMORY")  # temporary tables, because a pod's root is read-only
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:  # a new file; in another these are writes
             connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
             connection.execute("PRAGMA auto_vacuum=incremental")
             connection.execute("PRAGMA journal_mode=WAL")
@@ -302,7 +304,7 @@ def _sqlite(path: Path) -> sa.Engine:
 
 
 def _postgresql(url: str) -> sa.Engine:
-    """Return the engine; a connection that breaks is noticed before it is used."""
+    """Return the engine. It checks each connection before it is used."""
     found = sa.make_url(url).set(drivername="postgresql+psycopg")
     arguments = {name: value for name, value in CONNECTION.items() if name not in found.query}
     engine = sa.create_engine(

@@ -1,4 +1,4 @@
-"""What a stored call looks like to those who ask for it, and how it is asked for. Pure."""
+"""JSON documents about stored calls, and the headers that control stored calls. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rfc3339(seconds: float | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class StoredHead:
-    """What a worker gets of a request, beside its body."""
+    """The parts of a request that the worker gets, without the body."""
 
     method: bytes
     target: bytes
@@ -45,7 +45,7 @@ class StoredHead:
 
     @classmethod
     def decoded(cls, data: bytes, client: str) -> StoredHead:
-        """Read what ``encoded_head`` wrote."""
+        """Reverse ``encoded_head``."""
         method, target, headers = orjson.loads(data)
         return cls(method.encode("latin-1"), target.encode("latin-1"), decoded_headers(headers), client)
 
@@ -57,27 +57,27 @@ def encoded_head(request: Request) -> bytes:
 
 
 def encoded_headers(headers: Iterable[Header]) -> list[list[str]]:
-    """Return headers as JSON has them."""
+    """Return headers in a form that JSON can hold."""
     return [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers]
 
 
 def decoded_headers(headers: Iterable[Sequence[str]]) -> list[Header]:
-    """Return what ``encoded_headers`` was given."""
+    """Reverse ``encoded_headers``."""
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 def model_of(path: str) -> str:
-    """Return the model that a path of either protocol names; the path itself where it names none."""
+    """Return the model that a path of either protocol names; the path itself if it names none."""
     found = re.match(r"/v[12]/models/([^/:]+)", path)
     return (found[1] if found else path)[:256]
 
 
-# --- what a request asks for
+# --- the options of a request
 
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """RFC 7240's ``Prefer``, as far as it is used here."""
+    """The preferences of RFC 7240's ``Prefer`` that percore uses."""
 
     respond_async: bool = False
     wait_seconds: float | None = None
@@ -89,7 +89,7 @@ class Preferences:
 
 
 def preferences(request: Request) -> Preferences:
-    """Return what ``Prefer`` asks for; what it does not know is ignored, as the RFC says."""
+    """Return the preferences in ``Prefer``. Unknown preferences are ignored, as the RFC says."""
     respond_async, wait = False, None
     for name, value in request.headers:
         if name.lower() != b"prefer":
@@ -106,7 +106,7 @@ def preferences(request: Request) -> Preferences:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a caller asks for a stored call."""
+    """The options of one stored call, from its headers."""
 
     key: bytes | None
     webhook: str | None
@@ -115,7 +115,7 @@ class Options:
 
 
 def options(request: Request, max_runs: int) -> Options:
-    """Read the headers of a stored call; raise BadInput, which names the header, for a value that breaks its rule."""
+    """Read the headers of a stored call. If a value breaks its rule, raise BadInput, which names the header."""
     key = request.header(b"idempotency-key")
     if key is not None and not re.fullmatch(rb"[\x21-\x7e][\x20-\x7e]{0,%d}" % (MOST_KEY_BYTES - 1), key):
         raise BadInput(f"Idempotency-Key: must be 1 to {MOST_KEY_BYTES} printable characters of ASCII, got {_shown(key)}")
@@ -145,7 +145,7 @@ def _shown(value: bytes) -> str:
 
 
 def status_document(row: Any, runs: Iterable[Any], position: int | None) -> dict[str, Any]:
-    """Return what ``GET /v1/calls/ID`` answers."""
+    """Return the answer to ``GET /v1/calls/ID``."""
     head = StoredHead.decoded(row.head, row.client)
     found: dict[str, Any] = {
         "id": row.id,
@@ -179,7 +179,7 @@ def status_document(row: Any, runs: Iterable[Any], position: int | None) -> dict
 
 
 def listed(row: Any) -> dict[str, Any]:
-    """Return what the operators' list says of a call."""
+    """Return the entry of a call in the operators' list."""
     return {
         "id": row.id,
         "sequence": row.sequence,
@@ -196,9 +196,9 @@ def listed(row: Any) -> dict[str, Any]:
 
 
 def byte_range(value: bytes | None, size: int) -> tuple[int, int] | None:
-    """Return the first byte and the byte after the last of a ``Range``; None if all of it is to be sent.
+    """Return the first byte and the byte after the last byte of a ``Range``; None for the whole body.
 
-    Raises ValueError for a range that begins after the end. Several ranges, and what is not well-formed, mean all of it.
+    Raises ValueError for a range that begins after the end. Several ranges, or a malformed header, mean the whole body.
     Source: https://www.rfc-editor.org/rfc/rfc9110#section-14.2
     """
     found = re.fullmatch(rb"bytes=([0-9]{0,18})-([0-9]{0,18})", value.strip()) if value else None

@@ -1,4 +1,4 @@
-"""Every statement on stored calls. Each function runs in a transaction of ``database`` and knows nothing of HTTP or pods.
+"""Every SQL statement on stored calls. Each function runs in a transaction of ``database``, and uses no HTTP and no pods.
 
 A gateway changes only calls that it owns. A run has a number, and only the last run of a call may write its end.
 """
@@ -33,7 +33,7 @@ from percore.gateway.store.webhooks import host_of
 MOST_GATEWAYS_LOST = 5
 """Runs of a call that may end because their gateway ended."""
 TOMBSTONE_SECONDS = 7 * 24 * 3600.0
-"""How long an id is known after its call was erased: it is answered 410, and not 404."""
+"""How long an id is kept after its call was erased. In this time the answer is 410 and not 404."""
 MOST_CLAIMED = 1000
 
 Row = sa.Row[Any]
@@ -42,13 +42,13 @@ QUEUED_COLUMNS = (
     *(calls.c.request_bytes, calls.c.start_by, calls.c.run, calls.c.pods_lost, calls.c.gateways_lost, calls.c.created_at),
     sa.func.coalesce(runs.c.pod, "").label("lost_pod"),
 )
-"""What a gateway keeps in memory of a queued call. ``lost_pod``: where its last run was, if that was lost."""
+"""The columns of a queued call that a gateway keeps in memory. ``lost_pod``: the pod of its last run, if that run was lost."""
 LAST_RUN_LOST = sa.and_(runs.c.call == calls.c.sequence, runs.c.number == calls.c.run, runs.c.end.in_(LOST))
 
 
 @dataclass(frozen=True, slots=True)
 class NewCall:
-    """A call as it comes in."""
+    """A call before it is stored."""
 
     id: str
     priority: int
@@ -74,7 +74,7 @@ class Result:
 
     @classmethod
     def of_error(cls, error: CallError) -> tuple[Result, bytes]:
-        """Return what a caller gets for an error of ours: the result and its body."""
+        """Return the answer to a caller for an error of percore: the result and its body."""
         body = orjson.dumps(error.document())
         return cls(error.status, b"", orjson.dumps([["Content-Type", "application/json"]]), len(body)), body
 
@@ -90,7 +90,7 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """When something ends, and how many seconds it is kept after that."""
+    """The time of an end, and the retention in seconds."""
 
     now: float
     retention: float
@@ -110,7 +110,10 @@ def renew(to: sa.Connection, gateway: str, now: float) -> bool:
 
 
 def hand_over(to: sa.Connection, gateway: str) -> None:
-    """Give up what is queued, and the address of a gateway that stops: its runs go on, and are not to be taken over."""
+    """Release the queued calls and the address of a gateway that stops.
+
+    Its runs go on, and no other gateway may take them over.
+    """
     to.execute(gateways.update().where(gateways.c.id == gateway).values(machine=""))
     _free_queued(to, gateway)
 
@@ -120,7 +123,10 @@ def _free_queued(to: sa.Connection, gateway: str) -> None:
 
 
 def sign_off(to: sa.Connection, gateway: str) -> None:
-    """Give up what a gateway still owns: no run is left, and any gateway may take the queued calls."""
+    """Release all calls of a gateway, and end its lease. Call it when no run is left.
+
+    Then any gateway may take the queued calls.
+    """
     _free_queued(to, gateway)
     if not to.execute(sa.select(calls.c.id).where(calls.c.owner == gateway, calls.c.state.in_(OPEN)).limit(1)).first():
         to.execute(gateways.delete().where(gateways.c.id == gateway))
@@ -142,7 +148,7 @@ def unchanged(to: sa.Connection, ended: Iterable[Row]) -> list[str]:
 
 
 def take_over(to: sa.Connection, at: At, gateway: str, ended: Sequence[str]) -> list[Row]:
-    """Take over what gateways owned that have ended; return the calls whose state changed."""
+    """Take over the calls of ended gateways; return the calls whose state changed."""
     mine = calls.c.owner.in_(ended)
     begun = sa.select(calls).where(mine, calls.c.state.in_((State.RECEIVING, State.RUNNING, State.CANCELLING)))
     changed = []
@@ -204,13 +210,13 @@ def begun(to: sa.Connection, gateway: str) -> list[Row]:
 
 
 def unknown_owners(to: sa.Connection) -> list[str]:
-    """Return owners of calls that have not ended which are no gateways any more."""
+    """Return the owners of unfinished calls that are not in the table of gateways."""
     left = calls.c.state.in_((State.RECEIVING, *OPEN)), calls.c.owner.not_in(sa.select(gateways.c.id))
     return list(to.execute(sa.select(calls.c.owner).where(*left).distinct()).scalars())
 
 
 def cancelling(to: sa.Connection, gateway: str) -> list[int]:
-    """Return the calls of a gateway that are to be cancelled."""
+    """Return the sequence numbers of a gateway's calls that must be cancelled."""
     which = sa.select(calls.c.sequence).where(calls.c.owner == gateway, calls.c.state == State.CANCELLING)
     return list(to.execute(which).scalars())
 
@@ -219,13 +225,13 @@ def cancelling(to: sa.Connection, gateway: str) -> list[int]:
 
 
 def insert(to: sa.Connection, new: NewCall, gateway: str, now: float) -> int:
-    """Add a call that is not received whole yet, and return its sequence number."""
+    """Add a call whose body is not complete yet, and return its sequence number."""
     made = calls.insert().values(**_first_values(new, gateway, now), state=State.RECEIVING)
     return int(to.execute(made.returning(calls.c.sequence)).scalar_one())
 
 
 def insert_accepted(to: sa.Connection, new: NewCall, gateway: str, now: float, key: bytes | None, digest: bytes | None) -> Row:
-    """Add a call that is queued at once, and return it: its small body is added in the same transaction."""
+    """Add a call that is queued at once, and return it. Its small body is added in the same transaction."""
     values = _first_values(new, gateway, now)
     made = calls.insert().values(**values, state=State.QUEUED, idempotency_key=key, digest=digest)
     return to.execute(made.returning(calls)).one()
@@ -238,7 +244,7 @@ def _first_values(new: NewCall, gateway: str, now: float) -> dict[str, Any]:
 
 
 def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int, data: bytes) -> None:
-    """Add a piece of a body. It may be there already: its writer did not learn that it was stored."""
+    """Add a piece of a body. The piece may exist, if its writer did not get the answer to an earlier attempt."""
     same = parts.c.call == sequence, parts.c.kind == kind, parts.c.run == run, parts.c.number == number
     to.execute(parts.delete().where(*same))
     to.execute(parts.insert().values(call=sequence, kind=kind, run=run, number=number, data=data))
@@ -250,12 +256,15 @@ def known_by_key(to: sa.Connection, key: bytes) -> Row | None:
 
 
 def accept(to: sa.Connection, sequence: int, key: bytes | None, digest: bytes | None) -> Row:
-    """Have a call queued and return it: from here on it is not lost."""
+    """Set a call as queued and return it. From here on it is not lost."""
     return _set(to, sequence, state=State.QUEUED, idempotency_key=key, digest=digest)
 
 
 def drop(to: sa.Connection, call_id: str) -> None:
-    """Forget a call that was not received whole, and its pieces. If it is queued in spite of an error, it stays."""
+    """Delete a call whose body was not received completely, and its pieces.
+
+    If the call is queued in spite of an error, keep it.
+    """
     which = calls.c.id == call_id, calls.c.state == State.RECEIVING
     for sequence in to.execute(sa.select(calls.c.sequence).where(*which)).scalars().all():
         _erase(to, [sequence])
@@ -266,7 +275,7 @@ def drop(to: sa.Connection, call_id: str) -> None:
 
 
 def begin_run(to: sa.Connection, sequence: int, gateway: str, pod: str, name: str, now: float) -> int | None:
-    """Begin a run and return its number; None if the call is not this gateway's to run any more."""
+    """Begin a run and return its number; None if this gateway may no longer run the call."""
     begun = (
         calls.update()
         .where(calls.c.sequence == sequence, calls.c.owner == gateway, calls.c.state == State.QUEUED)
@@ -295,7 +304,7 @@ def has_begun(row: Row) -> bool:
 
 
 def end_lost(to: sa.Connection, at: At, owned: Owned, end: RunEnd) -> Row | None:
-    """End a run whose pod or gateway was lost: the call is queued again, or has failed. None if it is not ours."""
+    """End a run whose pod or gateway was lost: queue the call again, or fail it. None if this gateway does not own the run."""
     row = _mine(to, owned)
     if row is None:
         return None
@@ -308,7 +317,7 @@ def end_lost(to: sa.Connection, at: At, owned: Owned, end: RunEnd) -> Row | None
 def end_answered(
     to: sa.Connection, at: At, owned: Owned, result: Result, last: tuple[int, bytes], end: RunEnd = RunEnd.ANSWERED
 ) -> Row | None:
-    """End a call with its answer; ``last`` is the number and the data of the last piece. None if it is not ours."""
+    """End a call with its answer. ``last`` is number and data of the last piece. None if this gateway does not own the call."""
     row = _mine(to, owned)
     if row is None:
         return None
@@ -320,7 +329,7 @@ def end_answered(
 
 
 def end_failed(to: sa.Connection, at: At, owned: Owned, error: CallError) -> Row | None:
-    """End a queued call with an error of ours. None if it is not ours, or not queued any more."""
+    """End a queued call with an error of percore. None if this gateway does not own it, or if it is no longer queued."""
     row = _mine_queued(to, owned)
     if row is None:
         return None
@@ -329,15 +338,15 @@ def end_failed(to: sa.Connection, at: At, owned: Owned, error: CallError) -> Row
 
 
 def expire(to: sa.Connection, at: At, owned: Owned) -> Row | None:
-    """End a queued call because it did not start in time. None if it is not ours, or not queued any more."""
+    """End a queued call that did not begin in time. None if this gateway does not own it, or if it is no longer queued."""
     row = _mine_queued(to, owned)
     return None if row is None else _end(to, row, at, State.EXPIRED)
 
 
 def cancel(to: sa.Connection, at: At, call_id: str) -> tuple[Row | None, bool]:
-    """Cancel a call at once if it is queued, and ask its gateway to if it runs.
+    """If a call is queued, cancel it at once. If it runs, ask its gateway to cancel it.
 
-    Return the call, or None if there is none, and whether this changed its state.
+    Return the call, or None if there is none; and whether this changed its state.
     """
     row = to.execute(sa.select(calls).where(calls.c.id == call_id).with_for_update()).first()
     if row is None or row.state == State.RECEIVING:
@@ -353,7 +362,7 @@ def cancel(to: sa.Connection, at: At, call_id: str) -> tuple[Row | None, bool]:
 
 
 def _mine(to: sa.Connection, owned: Owned) -> Row | None:
-    """Return a call whose run ends, if it is still this gateway's, and the run its last one."""
+    """Return a call whose run ends. None if this gateway no longer owns the call, or if it is not the call's last run."""
     which = sa.select(calls).where(
         calls.c.sequence == owned.sequence,
         calls.c.owner == owned.gateway,
@@ -387,9 +396,9 @@ def _run_lost(to: sa.Connection, row: Row, at: At, end: RunEnd) -> Row:
         return _set(to, row.sequence, state=State.QUEUED, **counted)
     error: CallError
     if pods >= row.max_runs:
-        error = PodLost(f"each pod that computed the call was lost, {pods} of them; the call may be what ends them")
+        error = PodLost(f"each pod that computed the call was lost ({pods} pods); the call may be the cause")
     else:
-        error = GatewayFailed(f"{gateways_} gateways ended while the call ran; the call may be what ends them")
+        error = GatewayFailed(f"{gateways_} gateways ended while the call ran; the call may be the cause")
     _set(to, row.sequence, **counted)
     result, body = Result.of_error(error)
     return _answer(to, row, at, result, (0, body))
@@ -404,7 +413,7 @@ def _answer(to: sa.Connection, row: Row, at: At, result: Result, last: tuple[int
 
 
 def _end(to: sa.Connection, row: Row, at: At, state: State, **values: Any) -> Row:
-    """Write a final state, and with it the message about it."""
+    """Write a final state, and in the same transaction the message about it."""
     to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == REQUEST))
     ended = _set(to, row.sequence, state=state, finished_at=at.now, expires_at=at.now + at.retention, **values)
     if ended.webhook:
@@ -415,11 +424,11 @@ def _end(to: sa.Connection, row: Row, at: At, state: State, **values: Any) -> Ro
     return ended
 
 
-# --- what callers and operators see
+# --- reads for callers and operators
 
 
 def find(to: sa.Connection, call_id: str) -> Row | None:
-    """Return a call; None if there is none, or if its receipt is not given yet."""
+    """Return a call; None if there is none, or if its receipt is not sent yet."""
     which = sa.select(calls).where(calls.c.id == call_id, calls.c.state != State.RECEIVING)
     return to.execute(which).first()
 
@@ -430,7 +439,7 @@ def runs_of(to: sa.Connection, sequence: int) -> list[Row]:
 
 
 def ahead(to: sa.Connection, row: Row) -> int:
-    """Return how many queued calls of all gateways are before one, by priority and arrival."""
+    """Return how many queued calls of all gateways come before this one, by priority and arrival."""
     before = sa.or_(calls.c.priority > row.priority, sa.and_(calls.c.priority == row.priority, calls.c.sequence < row.sequence))
     return int(to.execute(sa.select(sa.func.count()).where(calls.c.state == State.QUEUED, before)).scalar_one())
 
@@ -443,7 +452,7 @@ def part(to: sa.Connection, sequence: int, kind: int, run: int, number: int) -> 
 
 
 def listing(to: sa.Connection, states: Iterable[str], model: str, after: int, limit: int) -> list[Row]:
-    """Return calls that are not erased, the newest first, from below the sequence number ``after`` on."""
+    """Return calls that are not erased, with sequence numbers below ``after``, the newest first."""
     which = sa.select(calls).where(calls.c.erased.is_(False), calls.c.state != State.RECEIVING)
     if states:
         which = which.where(calls.c.state.in_(list(states)))
@@ -466,7 +475,7 @@ def totals(to: sa.Connection) -> tuple[Mapping[str, tuple[int, float]], int]:
     return by_state, int(size)
 
 
-# --- keeping house
+# --- retention
 
 
 def erase(to: sa.Connection, call_id: str, now: float) -> bool:
@@ -480,7 +489,7 @@ def erase(to: sa.Connection, call_id: str, now: float) -> bool:
 
 
 def erase_expired(to: sa.Connection, now: float, most: int = 100) -> int:
-    """Erase some calls whose retention is over, and forget old tombstones; return how many were erased."""
+    """Erase some calls whose retention is over, and delete old tombstones. Return how many calls were erased."""
     over = calls.c.state.in_(FINAL), calls.c.expires_at < now
     old = sa.select(calls.c.sequence).where(*over, calls.c.erased.is_(False)).limit(most).with_for_update(skip_locked=True)
     found = list(to.execute(old).scalars())
@@ -522,9 +531,9 @@ def _erase(to: sa.Connection, sequences: Sequence[int]) -> None:
 def take_message(
     to: sa.Connection, now: float, sending: Collection[str], full: Collection[str], lease_seconds: float
 ) -> Row | None:
-    """Return the message that has been due for longest: none of ``sending``, none to the hosts ``full``.
+    """Return the message that has been due for longest. Leave out messages in ``sending``, and those to the hosts in ``full``.
 
-    Until the lease is over it is this gateway's alone.
+    Until the lease of the message is over, no other gateway gets it.
     """
     which = sa.select(webhooks).where(
         webhooks.c.next_at <= now, webhooks.c.id.not_in(list(sending)), webhooks.c.host.not_in(list(full))
@@ -541,10 +550,10 @@ def any_message(to: sa.Connection, now: float) -> bool:
 
 
 def delivered(to: sa.Connection, message: str) -> None:
-    """Forget a message."""
+    """Delete a message."""
     to.execute(webhooks.delete().where(webhooks.c.id == message))
 
 
 def postponed(to: sa.Connection, message: str, next_at: float) -> None:
-    """Count an attempt, and have a message sent again."""
+    """Count an attempt, and set the time of the next one."""
     to.execute(webhooks.update().where(webhooks.c.id == message).values(next_at=next_at, attempts=webhooks.c.attempts + 1))

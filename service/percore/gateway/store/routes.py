@@ -1,4 +1,4 @@
-"""The HTTP of stored calls: ``Prefer: respond-async`` on the usual routes, and what is asked about a call afterwards."""
+"""The HTTP of stored calls: ``Prefer: respond-async`` on the usual routes, and the requests about a stored call."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOST_LISTED = 1000
 
 
 class Routes:
-    """Answers requests about stored calls, and those that are to be stored."""
+    """Answers requests about stored calls, and calls that ask to be stored."""
 
     def __init__(self, stored: StoredCalls, base: str, answer_seconds: float, check_webhook: Callable[[str], None]) -> None:
         """Take ``base``, the path of all stored calls: ``/v1/calls``, or ``/-/calls`` beside an app."""
@@ -50,7 +50,7 @@ class Routes:
         return path == self._base or path.startswith(self._base + "/")
 
     async def submit(self, request: Request, request_id: str, wanted: Preferences) -> int:
-        """Store a call and answer with its receipt, or with its result if it comes in time; return the status."""
+        """Store a call. Answer with its result if it ends in time, otherwise with its receipt. Return the status."""
         webhook = request.header(b"percore-webhook")
         if webhook is not None:
             self._check_webhook(webhook.decode("latin-1"))
@@ -101,7 +101,7 @@ class Routes:
         return row
 
     async def _ended(self, request: Request, call_id: str) -> tuple[Row, list[Header]]:
-        """Return a call, and the header that says that the caller's wish to wait was followed."""
+        """Wait for the end of a call as ``Prefer`` asks. Return the call, and the header ``Preference-Applied``."""
         wait = preferences(request).wait_seconds
         row = self._known(await self._stored.ended(call_id, wait or 0.0))
         return row, [] if wait is None else [(b"Preference-Applied", b"wait=%d" % wait)]
@@ -131,7 +131,7 @@ class Routes:
         await self._send_result(request, row, headers)
 
     async def _send_result(self, request: Request, row: Row, more: list[Header]) -> None:
-        """Send the worker's answer as it was, or a part of its body."""
+        """Send the worker's answer unchanged, or a part of its body."""
         size = row.result_bytes
         theirs = decoded_headers(orjson.loads(row.headers))
         names = {name.lower() for name, _ in theirs}
@@ -156,7 +156,7 @@ class Routes:
             request.write(head)
         else:
             pieces = self._pieces(row, *(part or (0, size)))
-            # Before the head is sent: if it cannot be read, the client gets an error of ours.
+            # Read it before the head is sent. So if it cannot be read, the client gets an error of percore.
             request.write(head + await anext(pieces, b""))
             async for piece in pieces:
                 await request.drained(self._answer_seconds)
@@ -170,7 +170,7 @@ class Routes:
             number, offset = divmod(begin, PIECE_BYTES)
             which = partial(records.part, sequence=row.sequence, kind=RESULT, run=row.run, number=number)
             data = await self._stored.database.read(which)
-            if not data:  # it was erased meanwhile: the client sees that the answer is cut
+            if not data:  # it was erased meanwhile: the client must see that the answer is not complete
                 raise Gone("the call was erased")
             piece = data[offset : offset + end - begin]
             begin += len(piece)
@@ -184,7 +184,7 @@ class Routes:
         request.respond(204, [], b"")
 
     def listing(self, query: str) -> Answer:
-        """Answer the operators' list of calls; from any thread."""
+        """Answer with the operators' list of calls. May be called from any thread."""
         try:
             given = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=10)
         except ValueError:

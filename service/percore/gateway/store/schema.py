@@ -15,9 +15,9 @@ REQUEST, RESULT = 0, 1
 
 
 class State(StrEnum):
-    """Where a stored call is.
+    """The state of a stored call.
 
-    ``receiving`` is seen by its gateway alone: the receipt is not given yet.
+    Only its gateway sees ``receiving``, because the receipt is not sent yet.
     """
 
     RECEIVING = "receiving"
@@ -47,7 +47,7 @@ class RunEnd(StrEnum):
 
 
 LOST = (RunEnd.POD_LOST, RunEnd.GATEWAY_LOST)
-"""Ends of runs that may still compute: the worker perhaps did not notice yet that its connection is closed."""
+"""Ends of runs that may still compute, because the worker may not have noticed yet that its connection is closed."""
 
 
 metadata = sa.MetaData(
@@ -56,7 +56,7 @@ metadata = sa.MetaData(
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 TIME = sa.Double
 PIECE_BYTES = 512 * 1024
-"""Of a body, in one row of ``parts``."""
+"""The largest piece of a body in one row of ``parts``."""
 
 gateways = sa.Table(
     "gateways",
@@ -66,7 +66,8 @@ gateways = sa.Table(
     sa.Column("machine", sa.String(128), nullable=False),
     sa.Column("seen_at", TIME, nullable=False),
 )
-"""Gateways that own calls. ``machine`` is host name, boot id and port: by it a gateway knows the one that had its place."""
+"""Gateways that own calls. ``machine`` is host name, boot id and port. By it a gateway finds the previous gateway at its
+own address."""
 
 calls = sa.Table(
     "calls",
@@ -104,7 +105,7 @@ calls = sa.Table(
     sa.Index(None, "expires_at"),
     sqlite_autoincrement=True,
 )
-"""One row a call. ``run`` is the number of its last run; only that one may write the final state."""
+"""One row for each call. ``run`` is the number of its last run. Only this run may write the final state."""
 
 runs = sa.Table(
     "runs",

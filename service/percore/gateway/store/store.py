@@ -1,4 +1,4 @@
-"""The store of a gateway: its parts, put together."""
+"""The store of a gateway: creates and connects its parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BASE, BASE_BESIDE_AN_APP = "/v1/calls", "/-/calls"
 
 
 class Store:
-    """Everything that has to do with stored calls."""
+    """Database, routes, calls and webhooks of one gateway."""
 
     def __init__(self, gateway: Gateway, folder: Path | None) -> None:
         """Take a ``folder`` for SQLite; None: the database of the settings."""
@@ -62,7 +62,7 @@ class Store:
         self.routes = Routes(self._stored, self.base, settings.limits.answer_timeout, partial(check_url, settings=webhooks))
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
-        """Return what runs as long as the gateway."""
+        """Return the coroutines that run as long as the gateway."""
         return [self._stored.run(), self._sender.run()]
 
     @property
@@ -80,12 +80,12 @@ class Store:
         self._stored.stop()
 
     async def close(self) -> None:
-        """Leave everything to the next gateway."""
+        """Release all calls, so that the next gateway can take them."""
         await self._stored.close()
 
 
 class StoredOutbox:
-    """The messages in the database, as the sender takes them."""
+    """The messages in the database, in the form of the sender's ``Outbox``."""
 
     def __init__(self, database: Database, is_ready: Callable[[], bool], lease_seconds: float) -> None:
         self._database = database
@@ -107,7 +107,7 @@ class StoredOutbox:
         await self._database.write(partial(records.delivered, message=id))
 
     async def failed(self, id: str, next_at: float | None, reason: str) -> None:  # noqa: A002, ARG002 - it is logged
-        """Have a message sent again, or remove it."""
+        """Set the time of the next attempt, or remove the message."""
         if next_at is None:
             await self.delivered(id)
         else:
@@ -115,7 +115,7 @@ class StoredOutbox:
 
 
 def open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:
-    """Return the store that the settings ask for; None if there is none."""
+    """Return the store that the settings ask for; None if calls are not stored."""
     wanted = gateway.settings.gateway
     if not wanted.calls:
         return None
@@ -136,7 +136,7 @@ def open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:
 
 
 def default_folder(port: int) -> Path:
-    """Return the folder of one machine; raise RuntimeError if the user has no home.
+    """Return the default folder on one machine; raise RuntimeError if the user has no home.
 
     Source: the XDG Base Directory Specification.
     """

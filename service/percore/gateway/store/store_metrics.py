@@ -1,4 +1,4 @@
-"""The metrics of stored calls: each with who looks at it."""
+"""The metrics of stored calls, each with its consumer."""
 
 from __future__ import annotations
 

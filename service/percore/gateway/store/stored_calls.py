@@ -1,9 +1,9 @@
-"""The life of a stored call: from its receipt through its runs to its end. Start reading here.
+"""The steps of a stored call: from its receipt through its runs to its end. Start reading here.
 
-The database knows everything that was promised. In memory are the calls that this gateway owns and may run: they wait in the
-queue of all calls, and the dispatcher gives them to pods as any other. A run ends when its connection to the pod closes. The
-worker may notice that late, so a call whose run was lost is held out of the queue until that run's pod is free, or is gone. So
-a call never runs twice at once.
+The database has all calls with a receipt. This gateway keeps in memory the calls that it owns and may run. They are in the
+queue of all calls, and the dispatcher gives them to pods like all others. A run ends when its connection to the pod closes, but
+the worker may notice this late. So if the run of a call was lost, the call is queued again only when the pod of that run is
+free or gone. Thus a call never runs twice at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ RENEW_SECONDS = 5.0
 LEASE_SECONDS = 120.0
 """A gateway that has shown no new sign of life for so long has ended. A worker notices within 60 s that its gateway is gone."""
 OWN_LEASE_SECONDS = 60.0
-"""A gateway that could not renew its lease for so long ends its own runs: before another may take them over."""
+"""If a gateway could not renew its lease for this time, it ends its own runs. This is shorter than the lease, so no other
+gateway has taken them over."""
 FENCE_SECONDS = 2.0
 """How long a gateway waits before it takes over, if it knows that the other one has ended: it has the lock on the folder, or
 the same machine and port. The kernel has closed the old connections, a worker notices
@@ -71,7 +72,7 @@ STOP_SECONDS = 5.0
 """How long a worker may take to end a cancelled run."""
 RETRY_SECONDS = 1.0
 OPEN_SECONDS = 10.0
-"""How long a request waits for the store: a gateway that starts has it open sooner."""
+"""How long a request waits for the store. A starting gateway opens the store in less time."""
 NO_STORE = "the store of calls cannot be used yet: it is not open, or another gateway has it"
 NOT_KEPT = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
@@ -89,7 +90,7 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The parts of the gateway that stored calls share with all others."""
+    """The parts of the gateway that stored calls use."""
 
     queue: CallQueue[Call]
     dispatcher: Dispatcher
@@ -153,14 +154,14 @@ class StoredCall(Call):
         self.run: int = row.run
         """The number of its last run."""
         self.recorded = False
-        """Whether its present run is in the database."""
+        """Whether the database has its present run."""
         self.timer: asyncio.TimerHandle | None = None
-        """Ends it if it does not start in time."""
+        """Ends it if it does not begin in time."""
         self.hold: asyncio.Task[None] | None = None
         """Queues it when the pod of its lost run is free, or is gone; None if it is not held."""
 
     def extra_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return headers of ours for the worker: by them it knows that the run ends with its connection."""
+        """Return percore's headers for the worker. By them the worker knows that the run ends with its connection."""
         return [(b"Percore-Call", self.id.encode()), (b"Percore-Run", b"%d" % (self.run + 1))]
 
     async def begin(self) -> None:
@@ -177,7 +178,7 @@ class StoredCall(Call):
 
 
 class StoredCalls:
-    """The stored calls of a gateway. Used from the event loop alone."""
+    """The stored calls of a gateway. Used only from the event loop."""
 
     def __init__(self, settings: StoreSettings, database: Database, around: Surroundings, metrics: StoreMetrics) -> None:
         self.settings = settings
@@ -201,17 +202,17 @@ class StoredCalls:
         """Calls that this gateway may run, or runs, by their sequence numbers."""
         self._by_id: dict[str, StoredCall] = {}
         self._running: set[StoredCall] = set()
-        """Calls with a run that has begun and is not recorded as ended."""
+        """Calls whose run has begun and is not recorded as ended."""
         self._held: set[StoredCall] = set()
-        """Calls that are queued when the pod of their lost run is free."""
+        """Calls that will be queued when the pod of their lost run is free or gone."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changes: dict[str, set[asyncio.Future[None]]] = {}
         self._held_bytes = 0
         self._open_calls = 0
         self._arriving_calls = self._arriving_bytes = 0
-        """Received, and not stored yet."""
+        """Calls and bytes that are received and not stored yet."""
         self._must_look = True
-        """Whether the database may have queued calls of this gateway that it does not know of."""
+        """Whether the database may have queued calls of this gateway that are not in memory."""
         self.stopping = False
         self.on_message: Callable[[], None] = lambda: None
         """Called when there is a message to send."""
@@ -219,7 +220,7 @@ class StoredCalls:
     # --- the gateway's lease
 
     async def run(self) -> None:
-        """Open the database, and tend what this gateway owns until it is cancelled."""
+        """Open the database. Then renew the lease and maintain the calls of this gateway until cancelled."""
         if not await asyncio.to_thread(self.database.open, lambda: self.stopping):
             return
         began = self._loop.time()
@@ -227,7 +228,7 @@ class StoredCalls:
         while True:
             try:
                 await self._renew()
-                if self.stopping:  # runs that did not begin are queued again: there may be more each time
+                if self.stopping:  # again each time, because a run that did not begin is queued again
                     await self._write(partial(records.hand_over, gateway=self._gateway))
                 else:
                     await self._take_over(restarted=self._loop.time() - began >= FENCE_SECONDS)
@@ -245,7 +246,7 @@ class StoredCalls:
 
     @property
     def ready(self) -> bool:
-        """Whether calls are stored."""
+        """Whether calls can be stored now."""
         return bool(self._gateway) and not self.stopping
 
     async def _renew(self) -> None:
@@ -263,13 +264,13 @@ class StoredCalls:
         self._renewed = now
 
     def _check_lease(self) -> None:
-        if self.database.folder is not None:  # its lock is the lease: a full disk ends no run
+        if self.database.folder is not None:  # the lock of SQLite's folder is the lease, so a full disk ends no run
             return
         if self._gateway and self._loop.time() - self._renewed > OWN_LEASE_SECONDS:
             self._let_go(f"its lease could not be renewed for {OWN_LEASE_SECONDS:g} s")
 
     def _let_go(self, why: str) -> None:
-        """End all runs and forget all calls: another gateway may have them."""
+        """End all runs and forget all calls, because another gateway may have them."""
         log.error("stored calls: %s: its runs end", why)
         self._gateway = ""
         self._signed_on.clear()
@@ -329,12 +330,12 @@ class StoredCalls:
                 self._enqueue(row, lost_pod=row.lost_pod)
 
     async def _end_adrift(self) -> None:
-        """End runs that the database has and this gateway does not: it did not learn that their begin was stored.
+        """End runs that are in the database and not in memory.
 
-        So it never sent their last byte.
+        The answer to the write of their begin was lost, so this gateway never sent their last byte.
         """
         gateway = self._gateway
-        # By the thread that writes: after every write that took too long and goes on.
+        # Read by the writer's thread. So this comes after every write that timed out and still runs.
         for row in await self._write(lambda to: records.begun(to, gateway)):
             if row.sequence not in self._mine:
                 owned = Owned(row.sequence, gateway, row.run)
@@ -346,7 +347,7 @@ class StoredCalls:
         return await self.database.read(records.any_free)
 
     async def _stop_cancelled(self) -> None:
-        """Stop runs that were cancelled by way of another gateway."""
+        """Stop runs that callers cancelled through another gateway."""
         if not self._running:
             return
         for sequence in await self.database.read(lambda of: records.cancelling(of, self._gateway)):
@@ -354,15 +355,15 @@ class StoredCalls:
             if call is not None:
                 self._stop(call)
 
-    # --- in
+    # --- intake
 
     async def accept(self, request: Request, request_id: str) -> Row | str:
-        """Receive a call and store it; return it, or the id of the one that has its key. From then on it is not lost."""
+        """Receive a call and store it. Return it, or the id of the call that has its key. From then on it is not lost."""
         wanted = options(request, self.settings.max_runs)
         await self.wait_until_ready()
         self._check_room(request.content_length or 0)
         body = await self._around.spool.receive(request)
-        # Again: bodies in chunks do not say their size, and others have arrived meanwhile.
+        # Check again, because bodies in chunks do not say their size, and other calls have arrived meanwhile.
         try:
             self._check_room(body.size)
         except CallError:
@@ -370,11 +371,11 @@ class StoredCalls:
             raise
         self._arriving_calls += 1
         self._arriving_bytes += body.size
-        # A caller that leaves now does not stop it: the call may be stored already.
+        # A client disconnect does not stop this, because the call may be stored already.
         return await asyncio.shield(self._spawn(self._store(request, body, wanted, request_id)))
 
     async def wait_until_ready(self) -> None:
-        """Wait a moment for the store to be opened; raise NotReady if it is not."""
+        """Wait a short time until the store is open; raise NotReady if it does not open."""
         try:
             async with asyncio.timeout(OPEN_SECONDS):
                 await self._signed_on.wait()
@@ -383,14 +384,14 @@ class StoredCalls:
         self.check_ready()
 
     def check_ready(self) -> None:
-        """Raise NotReady if there is no store now."""
+        """Raise NotReady if the store cannot be used now."""
         if not self.ready:
             raise NotReady(NO_STORE)
 
     def _check_room(self, size: int) -> None:
         if self._open_calls + self._arriving_calls >= self.settings.most_calls:
             raise QueueFull(
-                f"{self.settings.most_calls} stored calls are not finished, and no more may be; send it again later"
+                f"{self.settings.most_calls} stored calls are not finished, the most allowed; send the call again later"
             )
         held = self._held_bytes + self._arriving_bytes
         if held + size > self.settings.most_bytes:
@@ -424,7 +425,7 @@ class StoredCalls:
             except sa.exc.IntegrityError:  # the same key came to another gateway at the same moment
                 row = await self._insert(replace(new, id=secrets.token_hex(16)), body, key, digest)
         except StoreFailed:
-            self._must_look = True  # perhaps it is stored all the same
+            self._must_look = True  # in spite of the error it may be stored
             raise
         finally:
             self._arriving_calls -= 1
@@ -439,9 +440,9 @@ class StoredCalls:
         return row
 
     async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
-        """Store a call with its body; return it, or the id of the one that has the key already.
+        """Store a call with its body. Return it, or the id of the call that has the key already.
 
-        Raises IdempotencyKeyReused if it has the key of another request.
+        Raises IdempotencyKeyReused if another request has the key.
         """
         gateway = self._gateway
         if not gateway:
@@ -471,12 +472,13 @@ class StoredCalls:
         return row
 
     async def _insert_all_but_last(self, new: NewCall, body: Body, gateway: str) -> tuple[int | None, int, bytes]:
-        """Store all pieces of a body but the last one; return the call's sequence number, and the last piece with its number.
+        """Store all pieces of a body but the last. Return the call's sequence number, and the last piece with its number.
 
-        A small body has one piece only. Its call is stored together with it, and has no number yet.
+        A small body has only one piece. Its call is stored together with this piece later, so there is no sequence number yet.
         """
         sequence: int | None = None
-        number, last = 0, bytearray()  # bytes would be copied for each piece, and a caller may send them one by one
+        # A bytearray, because bytes would be copied for each piece, and a client may send single bytes.
+        number, last = 0, bytearray()
         async for piece in body.pieces():
             if not last or len(last) + len(piece) <= PIECE_BYTES:
                 last += piece
@@ -489,7 +491,7 @@ class StoredCalls:
         return sequence, number, bytes(last)
 
     def _drop(self, new: NewCall, body: Body) -> None:
-        """Forget what is stored of a call that was not received whole."""
+        """Delete the stored pieces of a call that was not received completely."""
         if body.size > PIECE_BYTES:
             self._spawn(self._written(partial(records.drop, call_id=new.id)))
 
@@ -559,14 +561,14 @@ class StoredCalls:
         self._withdraw(call)
 
     def position(self, row: Row) -> int | None:
-        """Return how many calls are ahead in this gateway's queue; None if the call is not in it."""
+        """Return how many calls in this gateway's queue run before the call; None if the call is not in it."""
         call = self._by_id.get(row.id)
         return self._queue.ahead(call) if call is not None and call in self._queue else None
 
     # --- a run
 
     async def begin(self, call: StoredCall) -> None:
-        """Record that a run begins; raise ConnectionAbortedError if the call is not to run, or not now."""
+        """Record that a run begins; raise ConnectionAbortedError if the call must not run now."""
         gateway, pod = self._gateway, call.pod
         if not gateway:
             self._retry(call)
@@ -614,7 +616,7 @@ class StoredCalls:
     async def record(self, call: StoredCall, worker: WorkerConnection) -> None:
         """Store the worker's answer. The end of the call is stored when the worker is free again."""
         await worker.answer()
-        if not call.recorded:  # it answered before it had the whole call
+        if not call.recorded:  # the worker answered before it had the whole call
             await self.begin(call)
         call.status = worker.status
         dropped = NOT_KEPT | connection_tokens(worker.headers)
@@ -635,7 +637,7 @@ class StoredCalls:
         self._conclude(call, result, (number, bytes(last)), RunEnd.ANSWERED)
 
     async def _part_written(self, worker: WorkerConnection, part: Work[None]) -> None:
-        """Store a piece of a result. While the database cannot be used, the worker is held back: its result is not lost."""
+        """Store a piece of a result. While the database cannot be used, read no more from the worker, so no result is lost."""
         while True:
             try:
                 await self._write(part)
@@ -661,7 +663,7 @@ class StoredCalls:
             self._enqueue(row, call.number, call.pod)
 
     def _ended(self, call: StoredCall, done: asyncio.Future[None]) -> None:
-        """Deal with a call that the dispatcher is done with. An answer is recorded already."""
+        """Record the loss of a run, when the dispatcher has finished its call. An answer was recorded before."""
         error = None if done.cancelled() else done.exception()
         if error is None or not self._gateway:
             return
@@ -669,7 +671,7 @@ class StoredCalls:
             result, body = Result.of_error(error)
             self._conclude(call, result, (0, body), RunEnd.RUN_TIMEOUT)
         elif call.recorded:
-            # While the gateway stops, the workers may be ended with it: that does not count as if the call ended them.
+            # While the gateway stops, workers may be ended too. Then the call is not the cause of a lost run.
             is_pod = isinstance(error, PodLost) and not self.stopping
             end = RunEnd.POD_LOST if is_pod else RunEnd.GATEWAY_LOST
             self._spawn(self._end_run(call, partial(records.end_lost, owned=self._owned(call), end=end), end))
@@ -687,7 +689,7 @@ class StoredCalls:
     # --- the end
 
     async def cancel(self, call_id: str) -> Row | None:
-        """Cancel a call; return it as it is then, or None if there is none."""
+        """Cancel a call. Return it in its new state, or None if there is none."""
         row, is_changed = await self._write(lambda to: records.cancel(to, self._at(to), call_id))
         if row is None:
             return None
@@ -703,7 +705,7 @@ class StoredCalls:
         return row
 
     def _stop(self, call: StoredCall) -> None:
-        """End a run. Its worker sees that nothing more comes, and ends; then its end of the connection closes."""
+        """End a run. The worker sees the half-closed connection, ends its run, and closes the connection."""
         if not call.is_stopped and call.connection is not None:
             call.is_stopped = True
             connection = call.connection
@@ -717,7 +719,7 @@ class StoredCalls:
         return erased
 
     async def _final(self, work: Callable[..., Row | None]) -> Row | None:
-        """Write the end of a run or a call, however long the database cannot be used; return the call."""
+        """Write the end of a run or a call; return the call. While the database cannot be used, try again."""
 
         def ending(to: sa.Connection) -> Row | None:
             return work(to, self._at(to))
@@ -728,7 +730,7 @@ class StoredCalls:
         return row
 
     async def _written(self, work: Work[T]) -> T:
-        """Write, again and again while the database cannot be used."""
+        """Write. While the database cannot be used, try again."""
         while True:
             try:
                 return await self._write(work)
@@ -736,12 +738,12 @@ class StoredCalls:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _count_run(self, end: RunEnd, row: Row) -> None:
-        """Count the end of a run. ``row`` is the call after it."""
+        """Count the end of a run. ``row`` is the call after the run."""
         is_cancelled = row.state == State.CANCELLED and end is not RunEnd.NOT_BEGUN
         self.metrics.runs.labels((RunEnd.CANCELLED if is_cancelled else end).value).inc()
 
     def _report(self, row: Row) -> None:
-        """Count, log and tell those who wait that a call has changed."""
+        """Count and log a change of a call, and wake the requests that wait for it."""
         self._changed(row.id)
         if row.state not in FINAL:
             return
@@ -773,7 +775,7 @@ class StoredCalls:
                 future.set_result(None)
 
     async def ended(self, call_id: str, seconds: float) -> Row | None:
-        """Wait until a call has ended, but not longer than ``seconds``; return it, or None if there is none."""
+        """Wait until a call has ended, at most ``seconds``. Return the call, or None if there is none."""
         until = self._loop.time() + seconds
         while True:
             future: asyncio.Future[None] = self._loop.create_future()
@@ -783,7 +785,7 @@ class StoredCalls:
                 left = until - self._loop.time()
                 if row is None or row.state in FINAL or left <= 0 or self.stopping:
                     return row
-                # The call may be another gateway's, and then nothing here says that it changed.
+                # Poll, because if another gateway owns the call, no event comes here.
                 mine = call_id in self._by_id
                 await asyncio.wait((future,), timeout=left if mine else min(left, TEND_SECONDS))
             finally:
@@ -797,7 +799,7 @@ class StoredCalls:
         """Return a call, or None if there is none."""
         return await self.database.read(lambda of: records.find(of, call_id))
 
-    # --- keeping house
+    # --- retention
 
     async def _keep_house(self) -> None:
         by_state, self._held_bytes = await self.database.read(records.totals)
@@ -809,7 +811,7 @@ class StoredCalls:
             if state in OPEN:
                 self.metrics.oldest.labels(state.value).set(max(0.0, now - oldest) if count else 0.0)
         self.metrics.bytes.set(self._held_bytes)
-        until = self._loop.time() + RENEW_SECONDS  # then the lease is to be renewed first
+        until = self._loop.time() + RENEW_SECONDS  # then renew the lease first
         while await self._write(lambda to: records.erase_expired(to, self._now(to))) and self._loop.time() < until:
             await asyncio.sleep(0)
         await self.database.shrink()
@@ -821,21 +823,21 @@ class StoredCalls:
 
     @property
     def held(self) -> int:
-        """How many calls wait for the pod of their lost run. They are in flight: they need pods as those in the queue do."""
+        """How many calls wait for the pod of their lost run. They are in flight, because they need pods like queued calls."""
         return len(self._held)
 
     def stop(self) -> None:
-        """Take no calls from now on, and give no more to pods. Runs go on to their end."""
+        """Accept no calls from now on, and give no more calls to pods. Runs go on to their end."""
         self.stopping = True
         for call in list(self._mine.values()):
             if self._withdraw(call):
                 self._forget(call)
-        for call_id in list(self._changes):  # those who wait for a call ask the next gateway
+        for call_id in list(self._changes):  # end requests that wait for a call: clients ask the next gateway
             self._changed(call_id)
 
     async def close(self) -> None:
-        """Leave what is queued to the next gateway."""
-        if self._tasks:  # a call whose client left is being stored, or the end of a run
+        """Release the queued calls, so that the next gateway can take them."""
+        if self._tasks:  # one may still store the call of a client that left, or the end of a run
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         if self._gateway:
             gateway = self._gateway
@@ -874,7 +876,7 @@ class StoredCalls:
 
 
 async def _digest(request: Request, body: Body) -> bytes:
-    """Return what tells two requests with the same key apart."""
+    """Return a digest of the request. Two requests with the same key are compared by it."""
     found = hashlib.sha256()
     for each in (
         request.method,
@@ -891,7 +893,7 @@ async def _digest(request: Request, body: Body) -> bytes:
 
 
 def _machine(port: int) -> str:
-    """Return what only this gateway and one that has its place after it have in common."""
+    """Return the identity of a gateway's address: host, boot and port. A restarted gateway at this address has the same one."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -908,7 +910,10 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _id_of_same_request(known: Row, digest: bytes | None) -> str:
-    """Return the id of the call that has the key. Not part of a write: an error in one fails all writes of its transaction."""
+    """Return the id of the call that has the key.
+
+    Call it outside of a write, because an error in a write fails all writes of its transaction.
+    """
     if known.digest != digest:
         raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key")
     return str(known.id)

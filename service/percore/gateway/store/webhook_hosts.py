@@ -1,8 +1,8 @@
-"""Which receivers webhooks may be sent to. Pure.
+"""Decides to which receivers webhooks may be sent. Pure.
 
-There are two questions. ``allows_host``: is the host of a URL on the operator's list? ``allows_address``: may a connection be
-made to this address? The second one protects the operator's own network from a name that resolves into it. So it is asked of
-the very address that the connection is made to.
+There are two checks. ``allows_host``: is the host of a URL on the operator's list? ``allows_address``: may a connection be made
+to this address? The second check protects the operator's own network, because a name may resolve to an address in it. So it
+checks the address of the connection itself.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 LONGEST_NAME = 253
 LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 NAME = re.compile(rf"({LABEL}\.)*(?=[a-z]){LABEL}")
-"""Resolvers read a name whose last part is a number, such as `127.1`, as an address. So that part begins with a letter."""
+"""The last part of a name must begin with a letter, because resolvers read a name such as `127.1` as an address."""
 PORT = r"(?::(\d{1,5}))?"
 ENTRY = re.compile(rf"\[([^\]]+)\]{PORT}|([^:]+){PORT}|([^\]]+)", re.ASCII)
 """An IPv6 address or network in brackets; anything without colons; an IPv6 address or network without a port."""
 NUMBERS = re.compile(r"[0-9a-fA-F:./]+")
 
 UNICAST = IPv6Network("2000::/3")
-"""All public IPv6 addresses are in it."""
+"""This network has all public IPv6 addresses."""
 NAT64 = IPv6Network("64:ff9b::/96")
 SIX_TO_FOUR = IPv6Network("2002::/16")
 PLATFORM = IPv4Address("168.63.129.16")
-"""Azure's platform answers every machine of Azure at this address, which is public only by its number."""
+"""Azure's platform answers every machine of Azure at this address. Its number is in a public range, but it is not public."""
 
 Address = IPv4Address | IPv6Address
 
@@ -101,20 +101,20 @@ def allows_address(hosts: Iterable[Host], address: str, port: int) -> bool:
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address is one of the internet, and of no single machine or network."""
+    """Return whether an address is public: reachable in the whole internet."""
     if isinstance(address, IPv6Address):
         return address in UNICAST and address not in SIX_TO_FOUR and address.is_global
     return address.is_global and not address.is_multicast and address != PLATFORM
 
 
 def _address(text: str) -> Address:
-    """Return an address. One of IPv4 that is written as IPv6 (`::ffff:127.0.0.1`) is one of IPv4: so the kernel takes it."""
+    """Return an address. `::ffff:127.0.0.1` becomes `127.0.0.1`, because the kernel connects to it by IPv4."""
     address = ip_address(text)
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
 
 
 def _translated(address: Address) -> IPv4Address | None:
-    """Return the IPv4 address that a translator on the way connects to in the place of an IPv6 address."""
+    """Return the IPv4 address to which a translator in the network would connect for an IPv6 address."""
     if not isinstance(address, IPv6Address):
         return None
     return IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address.sixtofour

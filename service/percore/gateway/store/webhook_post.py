@@ -1,7 +1,7 @@
-"""One POST to a receiver that is not trusted: by the standard library's HTTP client, with bounds that the client has not.
+"""One POST to an untrusted receiver: by the standard library's HTTP client, with bounds that this client does not have.
 
-The time is bounded as a whole, not for each byte. The name is resolved once, so the address that was checked is the address
-that is connected to. The answer is read up to a bound. No redirect is followed, and no proxy is used.
+The whole attempt has one timeout, because a timeout for each byte would not end it. The name is resolved once, and the
+connection goes to the address that was checked. The answer is read up to a bound. No redirect is followed, no proxy is used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from functools import cache
 from typing import Any, cast
 
 ANSWER_BYTES = 64 * 1024
-"""How much is read from a receiver: status, headers and body."""
+"""How many bytes are read from a receiver: status, headers and body."""
 BODY_BYTES = 16 * 1024
-"""How much of the body is read, so that a receiver with a short one is not cut off while it sends."""
+"""How many bytes of the body are read. So the connection does not close while a receiver sends a short body."""
 
 Allows = Callable[[str, int], bool]
 """Tells whether a connection may be made to an address and port."""
 
 
 class AddressRefused(OSError):
-    """Every address of the host is one that webhooks may not be sent to."""
+    """Webhooks may not be sent to any address of the host."""
 
 
 class AnswerTooLarge(http.client.HTTPException):
@@ -36,7 +36,7 @@ class AnswerTooLarge(http.client.HTTPException):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one webhook goes."""
+    """The receiver of one webhook: the parts of its URL."""
 
     tls: bool
     host: str
@@ -46,20 +46,20 @@ class Target:
 
 
 class _Socket(socket.socket):
-    """A socket whose operations all have to end at one time, and which receives a bounded number of bytes."""
+    """A socket with one deadline for all its operations, and a bound for the bytes that it receives."""
 
     ends = math.inf
     room = ANSWER_BYTES
 
     def arm(self, share: int = 1) -> None:
-        """Give the next operation the time that is left, or this part of it."""
+        """Set the timeout of the next operation: the time that is left, divided by ``share``."""
         left = (self.ends - time.monotonic()) / share
         if left <= 0:
             raise TimeoutError
         self.settimeout(left)
 
     def recv_into(self, *arguments: Any, **options: Any) -> int:
-        """Receive as a socket does."""
+        """Receive within the deadline and the bound."""
         self.arm()
         received = super().recv_into(*arguments, **options)
         self.room -= received
@@ -68,12 +68,12 @@ class _Socket(socket.socket):
         return received
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send as a socket does; TLS sends everything by it."""
+        """Send within the deadline. TLS sends all bytes by this method."""
         self.arm()
         return super().send(data, flags)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send as a socket does: without TLS, its timeout is for all the bytes."""
+        """Send all bytes within the deadline. Without TLS, the socket's timeout already covers all of them."""
         self.arm()
         super().sendall(data, flags)
 
@@ -84,7 +84,7 @@ class _TLSSocket(_Socket, ssl.SSLSocket):
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Return the context of all connections: reading the system's certificates takes tens of milliseconds."""
+    """Return one context for all connections, because reading the system's certificates takes tens of milliseconds."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     context.sslsocket_class = _TLSSocket
@@ -94,18 +94,18 @@ def _tls() -> ssl.SSLContext:
 class _Connection(http.client.HTTPConnection):
     def __init__(self, target: Target, allows: Allows, ends: float) -> None:
         super().__init__(target.host, target.port)
-        # By it the client leaves the port out of the Host header.
+        # With it the client leaves the port out of the Host header.
         self.default_port = http.client.HTTPS_PORT if target.tls else http.client.HTTP_PORT
         self._target = target
         self._allows = allows
         self._ends = ends
 
     def connect(self) -> None:
-        """Connect to the first address that may be connected to, and answers."""
+        """Connect to the first allowed address that answers."""
         connected = self._reach()
         self.sock = connected
         if self._target.tls:
-            # The handshake waits until the socket has its bounds.
+            # The handshake comes later, when the socket has its bounds.
             wrapped = _tls().wrap_socket(connected, server_hostname=self._target.host, do_handshake_on_connect=False)
             secured = cast("_TLSSocket", wrapped)
             self.sock = secured
@@ -134,14 +134,14 @@ class _Connection(http.client.HTTPConnection):
 def post(target: Target, allows: Allows, body: bytes, headers: Mapping[str, str], ends: float) -> tuple[int, str | None]:
     """Send one POST, and return the status of the answer and its ``Retry-After``.
 
-    ``ends``: when it must have ended, by ``time.monotonic``. Only resolving the name has a bound of its own, the system's.
+    ``ends``: the deadline, by ``time.monotonic``. It does not bound the resolving of the name; the system bounds that.
     Raises OSError or HTTPException if there is no answer.
     """
     connection = _Connection(target, allows, ends)
     try:
         connection.request("POST", target.path, body, dict(headers))
         answer = connection.getresponse()
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):  # the status says what the receiver did
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):  # the status is enough
             answer.read(BODY_BYTES)
         return answer.status, answer.headers.get("Retry-After")
     finally:

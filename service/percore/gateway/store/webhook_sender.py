@@ -1,4 +1,4 @@
-"""The loop that sends webhooks that are due: several at once, few to one host, each in a thread."""
+"""The loop that sends the due webhooks: several at once, few to one host, each in a thread."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger("percore.gateway")
 DELIVERED, FAILED, GIVEN_UP = "delivered", "failed", "given-up"
 """The outcomes that are counted. ``failed`` is sent again."""
 SENDS = 16
-"""Attempts at once."""
+"""The most attempts at once."""
 SENDS_PER_HOST = 2
 POLL_SECONDS = 1.0
-"""How often it looks for deliveries that have become due: again, or by another gateway."""
+"""How often it looks for due deliveries, because retries become due with time, and other gateways store deliveries."""
 PAUSE_SECONDS = 5.0
-"""How long it does not use an outbox that failed."""
+"""If the outbox fails, it is not used for this time."""
 FAULT = Outcome(False, None, "a fault of percore; the log has the reason")
 
 
@@ -31,8 +31,8 @@ class Outbox(Protocol):
     async def take(self, now: float, sending: Collection[str], full: Collection[str]) -> Delivery | None:
         """Return the delivery that has been due at ``now`` for longest, or None.
 
-        It returns none of ``sending`` (ids), and none to ``full`` (hosts as in ``Delivery.host``). If several gateways share
-        the outbox, it keeps what it returned from the others for ``WebhookSettings.lease_seconds``.
+        It returns no delivery in ``sending`` (ids), and none to ``full`` (hosts as in ``Delivery.host``). If several gateways
+        share the outbox, no other gateway gets the delivery for ``WebhookSettings.lease_seconds``.
         """
 
     async def delivered(self, id: str) -> None:  # noqa: A002 - the webhook's `id`
@@ -43,7 +43,7 @@ class Outbox(Protocol):
 
 
 class Sender:
-    """Sends what an outbox has."""
+    """Sends the deliveries of an outbox."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class Sender:
         self._news.set()
 
     async def run(self) -> None:
-        """Send until cancelled. Then nothing more is taken, and it ends when the attempts that are being made are recorded.
+        """Send until cancelled. Then begin no more attempts, and end when the running attempts are recorded.
 
-        This takes as long as one attempt may. A second cancellation ends it at once; the outbox then has those still.
+        That may take as long as one attempt. A second cancellation ends it at once. Then the outbox still has these deliveries.
         """
         threads = ThreadPoolExecutor(SENDS, "webhook")
         try:
@@ -139,7 +139,7 @@ class Sender:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _record(self, delivery: Delivery, outcome: Outcome, next_at: float | None) -> bool:
-        """Write what became of an attempt; return False if the outbox failed: without the record it would be sent again."""
+        """Record the outcome of an attempt. Return False if the outbox failed; then the webhook would be sent again."""
         try:
             if outcome.delivered:
                 await self._outbox.delivered(delivery.id)

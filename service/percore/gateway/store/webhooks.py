@@ -1,6 +1,6 @@
-"""Webhooks: what is sent to a receiver when a call has ended, by Standard Webhooks, and when it is sent again.
+"""Webhooks: the message to a receiver about the end of a call, by Standard Webhooks, and the times of its attempts.
 
-``webhook_hosts`` says where webhooks may go, ``webhook_post`` sends one, ``webhook_sender`` sends all that are due.
+``webhook_hosts`` decides on receivers, ``webhook_post`` sends one webhook, ``webhook_sender`` sends all due webhooks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LONGEST_URL = 2048
 SHOWN_URL = 200
 SECRET_PREFIX = "whsec_"  # noqa: S105 - not a secret, but the beginning of all
 SECRET_BYTES = range(24, 65)
-"""As Standard Webhooks has it."""
+"""The sizes that Standard Webhooks allows."""
 MOST_SECRETS = 2
 SECRETS_RULE = "empty, or one or two secrets with a comma between them: `whsec_` and 24 to 64 bytes in base64"
 HOSTS_RULE = (
@@ -40,12 +40,12 @@ HOSTS_RULE = (
     "`10.0.0.0/8`, each alone or with `:PORT`"
 )
 RESOLVE_SECONDS = 60.0
-"""Longer than the system takes to give up resolving a name."""
+"""More time than the system needs to resolve a name, or to fail."""
 
 DELAYS = (5.0, 30.0, 2 * 60.0, 10 * 60.0, 30 * 60.0, 3600.0, 2 * 3600.0, 4 * 3600.0)
-"""Seconds from each failed attempt to the next one; the last of them repeats."""
+"""Seconds from each failed attempt to the next one. The last delay repeats."""
 JITTER = 0.2
-"""A delay is up to this part longer, so that deliveries that failed together are not sent again together."""
+"""A delay is longer by a random share up to this one. So deliveries that failed together are not sent again together."""
 GIVE_UP_SECONDS = 24 * 3600.0
 LONGEST_RETRY_AFTER = DELAYS[-1]
 
@@ -59,12 +59,12 @@ FAILURES: tuple[tuple[type[Exception], str], ...] = (
     (OSError, "no connection, or it broke"),
     (Exception, "the answer is not HTTP"),
 )
-"""The first that fits is what the log says."""
+"""The log has the sentence of the first match."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
-    """Who may receive webhooks, and what signs them."""
+    """The receivers of webhooks, the secrets that sign them, and the timeout."""
 
     secrets: tuple[str, ...] = field(repr=False)
     """Secrets as Standard Webhooks writes them (`whsec_...`). All of them sign: two while they are rotated."""
@@ -72,7 +72,7 @@ class WebhookSettings:
     """The receivers: names, names below a name (`*.example.com`), addresses and networks, each with a port or for all ports.
     Only an entry that is an address or a network allows a private address. Empty: webhooks are off."""
     timeout_seconds: float
-    """How long one attempt may take: connecting, TLS, sending and the answer. Resolving the name comes on top."""
+    """How long one attempt may take: connecting, TLS, sending and the answer. The time to resolve the name is added."""
 
     def __post_init__(self) -> None:
         """Raise SettingsError if webhooks would be sent without a signature."""
@@ -104,7 +104,7 @@ def _is_secret(text: str) -> bool:
 
 @dataclass(slots=True)
 class Delivery:
-    """One webhook that is to be delivered."""
+    """One webhook to deliver."""
 
     id: str
     """The header `webhook-id`, the same for every attempt. It has no dot."""
@@ -118,32 +118,32 @@ class Delivery:
 
     @property
     def host(self) -> str:
-        """Host and port as the URL has them. One receiver that does not answer delays only those with the same host."""
+        """Host and port as in the URL. If a receiver does not answer, only deliveries to the same host are delayed."""
         return host_of(self.url)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one attempt."""
+    """The outcome of one attempt."""
 
     delivered: bool
     status: int | None
     """None: there was no answer."""
     reason: str
-    """One short sentence for the log. It has no secret, and nothing of the URL's query or of what the receiver sent."""
+    """One short sentence for the log. It has no secret, no part of the URL's query, and no text from the receiver."""
     retry_after: float | None = None
     """Seconds that the receiver asks for."""
     gone: bool = False
-    """The receiver wants no more: nothing is sent again."""
+    """Whether the receiver wants no more webhooks. Then it is not sent again."""
 
 
 def host_of(url: str) -> str:
-    """Return what a store keeps beside a delivery, so that it can find those to other hosts."""
+    """Return the host of a URL. A store keeps it with the delivery, to select deliveries by host."""
     return urlsplit(url).netloc.lower()
 
 
 def check_url(url: str, settings: WebhookSettings) -> None:
-    """Raise BadInput if a webhook may not be sent to this URL. The address is checked when it is sent."""
+    """Raise BadInput if a webhook may not be sent to this URL. The address is checked when the webhook is sent."""
     if not settings.hosts:
         raise BadInput(f"{HEADER}: webhooks are off on this service, so it must be left out; it is {_shown(url)!r}")
     try:
@@ -153,12 +153,12 @@ def check_url(url: str, settings: WebhookSettings) -> None:
 
 
 def _shown(url: str) -> str:
-    """Return the URL without what may be secret."""
+    """Return the URL without parts that may be secret."""
     return re.sub(r"//[^/]*@", "//", url.partition("?")[0])[:SHOWN_URL]
 
 
 def _target(url: str, settings: WebhookSettings) -> Target:
-    """Return where a URL leads; raise ValueError, which says the rule, if a webhook may not go there."""
+    """Return the target of a URL. If a webhook may not be sent there, raise ValueError, which says the rule."""
     if not re.fullmatch(rf"https?://[!-~]{{1,{LONGEST_URL}}}", url, re.IGNORECASE) or len(url) > LONGEST_URL or "\\" in url:
         raise ValueError(f"must be a URL with http or https, of up to {LONGEST_URL} printable ASCII characters")
     if "#" in url:
@@ -184,7 +184,7 @@ def _parts(url: str) -> tuple[SplitResult, str, int]:
 
 
 def send(delivery: Delivery, settings: WebhookSettings) -> Outcome:
-    """Make one attempt; for a thread. The URL is checked again, because the operator may have changed the list since."""
+    """Make one attempt; call it in a thread. Check the URL again, because the operator may have changed the list since."""
     ends = time.monotonic() + settings.timeout_seconds
     try:
         target = _target(delivery.url, settings)
@@ -222,7 +222,7 @@ def _outcome(status: int, retry_after: str | None) -> Outcome:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for, which has seconds or a date; None if it has neither."""
+    """Return the seconds that ``Retry-After`` asks for, by a number or a date; None if it has neither."""
     if re.fullmatch(r"\d{1,9}", retry_after, re.ASCII):
         return float(retry_after)
     try:
@@ -232,16 +232,16 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def _words(error: Exception) -> str:
-    """Return what an error means. Nothing that the receiver sent is in it, so an HTTPException's own words are not."""
+    """Return a sentence for an error. It has no text from the receiver, so the message of an HTTPException is left out."""
     words = next(words for kind, words in FAILURES if isinstance(error, kind))
     detail = getattr(error, "verify_message", None) or getattr(error, "strerror", None)
     return f"{words}: {detail}" if detail else words
 
 
 def next_attempt(attempts: int, created: float, now: float, retry_after: float | None = None) -> float | None:
-    """Return when to send again after so many attempts, in Unix seconds; None: not any more, because a day has passed.
+    """Return the time of the next attempt in Unix seconds; None if there is none, because a day has passed.
 
-    ``retry_after``: seconds that the receiver asked for. They make a delay longer, within bounds, and never shorter.
+    ``retry_after``: seconds that the receiver asked for. They can make a delay longer, within bounds, but never shorter.
     """
     delay = max(DELAYS[min(max(attempts, 1), len(DELAYS)) - 1], min(retry_after or 0.0, LONGEST_RETRY_AFTER))
     at = now + delay * (1 + random.uniform(0, JITTER))  # noqa: S311 - a spread, not a secret
