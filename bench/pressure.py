@@ -1,6 +1,7 @@
 """``python -m bench.pressure``: what the gateway takes when much is asked of it at once. Two minutes, 8 GB of disk.
 
-With ``--write-docs`` it writes the page of the docs. The clients are processes of their own, and share the cores with the gateway.
+With ``--write-docs`` it writes the page of the docs. The clients are processes of their own, which share the cores with the
+gateway.
 """
 
 from __future__ import annotations
