@@ -56,7 +56,7 @@ def test_a_gateway_killed_in_a_call_costs_the_calls_that_it_had_taken_and_comes_
         eventually(lambda: service.pids("gateway") not in ([], [killed]))
         # The worker computes to its end, as PERCORE_ON_CLIENT_DISCONNECT says, and the new gateway knows that it is busy.
         eventually(lambda: service.metric("percore_workers", state="busy") == 1, 3)
-        assert service.get("/readyz").status_code == 200
+        eventually(lambda: service.get("/readyz").status_code == 200, 3)
         assert service.get("/v1/models/default").status_code == 200
         assert service.call(sleep=0).status_code == 200
         service.ready(workers=2)

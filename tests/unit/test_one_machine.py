@@ -123,3 +123,14 @@ def test_systemd_takes_the_unit_and_finds_it_little_exposed(tmp_path: Path) -> N
     for command in (["verify"], ["security", "--offline=true", f"--threshold={EXPOSURE}"]):
         done = subprocess.run(["systemd-analyze", *command, unit_file], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout[-300:]
+
+
+def test_pip_installs_a_lock_file_without_dependencies() -> None:
+    """tf_keras asks for `tensorflow`, and the lock file has `tensorflow-cpu` in its place: pip alone would refuse the file."""
+    texts = [path.read_text() for path in (ROOT / "Dockerfile", *sorted(ROOT.glob("docs/**/*.md")))]
+    lines = [
+        line for text in texts for line in text.splitlines() if re.search(r"pip.* install .*requirements/(runtime|demo)", line)
+    ]
+    assert len(lines) >= 3
+    for line in lines:
+        assert "--no-deps" in line, line
