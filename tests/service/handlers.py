@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from percore import errors
 from percore.handlers import Tensors
+from percore.worker import watchdog
 
 
 class SlowToLoad:
@@ -106,6 +107,19 @@ class ComputesInC:
 
     def predict(self, inputs: Tensors) -> Tensors:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
+        return inputs
+
+
+class KeepsTheLock:
+    """Keeps Python's global lock for ever. The kernel ends its worker early, so that a test need not wait."""
+
+    def load(self) -> None:
+        watchdog.KILL_SECONDS = 4.0
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+        for _ in range(2):  # for ever, because it is locked already; signals do not interrupt it, as they do `sleep`
+            library.pthread_mutex_lock(mutex)
         return inputs
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.service import FAULTY, Service, eventually, processes_below
+from harness.service import FAULTY, Service, answer_of, eventually, processes_below
 
 FULL = 'mount -t tmpfs -o nr_inodes=1 tmpfs /dev/shm && exec "$@"'
 
@@ -33,6 +33,11 @@ def is_zombie(pid: int) -> bool:
         return False
 
 
+def umask_of(pid: int) -> str:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Umask:")]
+    return line
+
+
 def test_as_the_first_process_of_a_container_the_service_reaps_what_handlers_left() -> None:
     options = ["--fork", "--pid", "--mount-proc", "--kill-child"]
     need_namespaces(*options)
@@ -45,6 +50,8 @@ def test_as_the_first_process_of_a_container_the_service_reaps_what_handlers_lef
         eventually(lambda: service.log("gateway ended with status -9"))
         assert service.ready(1).call(x=1).status_code == 200
         eventually(lambda: not any(is_zombie(pid) for pid in processes_below(first)))
+        os.kill(first, signal.SIGTERM)  # unshare passes no signal on
+        assert service.processes[0].wait(20) == 0
 
 
 def test_without_room_in_shared_memory_the_service_serves_and_says_so_once() -> None:
@@ -56,6 +63,40 @@ def test_without_room_in_shared_memory_the_service_serves_and_says_so_once() -> 
         service.processes[0].terminate()
         assert service.processes[0].wait(20) == 0
         assert not [line for line in service.log() if "trace" in line]
+
+
+@pytest.mark.parametrize("change", ["mount -t tmpfs -o ro tmpfs /dev/shm", "mount -t tmpfs tmpfs /dev"])
+def test_if_shared_memory_is_lost_later_workers_are_replaced_and_no_call_is_lost(change: str) -> None:
+    need_namespaces("--mount")
+    with wrapped(FAULTY, "unshare", "--mount", "sh", "-c", 'exec "$@"', "sh").ready(2) as service:
+        arbiter = service.arbiter
+        running, computing = service.ask_and_find_worker(sleep=2)
+        subprocess.run(["nsenter", "--target", str(arbiter), "--mount", "sh", "-c", change], check=True)
+        for _ in range(2):
+            idle = next(pid for pid in service.workers if pid != computing)
+            os.kill(idle, signal.SIGKILL)
+            eventually(lambda: idle not in service.workers and len(service.workers) == 2)  # noqa: B023
+        assert answer_of(running)[0] == 200
+        service.ready(2)
+        assert service.arbiter == arbiter
+        assert len(service.log("/dev/shm cannot be used: ")) == 1
+        assert not [line for line in service.log() if "trace" in line]
+
+
+def test_a_worker_that_no_folder_has_room_for_is_started_later_with_the_umask_of_the_service() -> None:
+    need_namespaces("--mount")
+    cover = 'mount -t tmpfs -o ro tmpfs /dev/shm && mount -t tmpfs -o ro tmpfs "$PERCORE_STATE_DIR"'
+    with wrapped(FAULTY, "unshare", "--mount").ready(2) as service:
+        arbiter, message = service.arbiter, "a worker cannot be started: Read-only file system"
+        umask = umask_of(arbiter)
+        into = ["nsenter", "--target", str(arbiter), "--mount", "sh", "-c"]
+        subprocess.run([*into, cover], check=True, env=service.environ)
+        os.kill(service.workers[0], signal.SIGKILL)
+        eventually(lambda: len(service.log(message)) >= 2)
+        subprocess.run([*into, 'umount "$PERCORE_STATE_DIR" /dev/shm'], check=True, env=service.environ)
+        service.ready(2)
+        assert service.arbiter == arbiter
+        assert [umask_of(pid) for pid in service.pids("worker")] == [umask] * 3
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

@@ -82,6 +82,21 @@ def test_an_arbiter_killed_in_a_call_costs_no_call_and_never_puts_two_on_a_core(
         service.until(executing=0, queued=0)
 
 
+def test_a_worker_that_keeps_pythons_lock_ends_also_without_an_arbiter_and_keeps_its_core_until_then() -> None:
+    with Service(handler="tests.service.handlers:KeepsTheLock", run_timeout=1).ready(workers=2) as service:
+        connection, pid = service.ask_and_find_worker(x=1)
+        core = os.sched_getaffinity(pid)
+        os.kill(service.arbiter, signal.SIGKILL)
+        eventually(lambda: len(service.log("ready after")) == 3)
+        assert pid in service.pids("worker")
+        assert os.sched_getaffinity(service.log("ready after")[-1]["pid"]).isdisjoint(core)
+        status, _, body = answer_of(connection)  # the kernel has killed the worker: nothing else ends it
+        assert (status, json.loads(body)["code"]) == (502, "pod-lost")
+        service.ready(workers=2)
+        assert pid not in service.workers
+        assert os.sched_getaffinity(service.log("ready after")[-1]["pid"]) == core
+
+
 def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_calls_that_were_taken_are_answered() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         connection = service.ask(sleep=1)
@@ -227,6 +242,22 @@ def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
         assert supervisor.wait(20) == 0
         eventually(lambda: not processes_in(service.mark))
         running.close()
+
+
+def test_a_supervisor_that_is_killed_while_it_stops_leaves_no_process_and_no_port() -> None:
+    with Service(handler=FAULTY).ready(workers=2) as service:
+        running = service.ask(sleep=60)
+        service.until(executing=1)
+        supervisor = service.processes[0]
+        supervisor.send_signal(signal.SIGTERM)
+        eventually(lambda: service.log("stopping: no new calls"))
+        supervisor.send_signal(signal.SIGUSR1)  # does nothing
+        supervisor.kill()
+        assert supervisor.wait(20) == -signal.SIGKILL
+        running.close()
+        eventually(lambda: not processes_in(service.mark), 20)
+        for port in (service.port, service.status_port):
+            socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_at_the_shutdown_timeout_queued_calls_are_answered_503() -> None:

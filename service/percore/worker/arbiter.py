@@ -14,9 +14,11 @@ import math
 import os
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -89,26 +91,8 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
         "forwarded_allow_ips": "",
         "proc_name": "percore",
         "when_ready": _prepare,
-        "worker_tmp_dir": str(heartbeat_folder(settings)),
     }
     return chosen
-
-
-def heartbeat_folder(settings: Settings) -> Path:
-    """Return the folder for the files in which workers show Gunicorn that they are alive.
-
-    These files must not wait for a disk. So the folder is in memory, unless no file can be created there.
-    """
-    try:
-        tempfile.TemporaryFile(dir=SHARED_MEMORY).close()
-    except OSError as error:
-        log.warning(
-            "%s cannot be used: %s. Heartbeats of workers are files in PERCORE_STATE_DIR",
-            SHARED_MEMORY,
-            error.strerror or error,
-        )
-        return settings.server.state_dir
-    return SHARED_MEMORY
 
 
 def _prepare(arbiter: CallArbiter) -> None:
@@ -137,6 +121,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
     halting = False
     fork_failures = 0
     fork_due = 0.0
+    heartbeat_folder = SHARED_MEMORY
 
     def import_before_fork(self) -> None:
         """Import the modules of the settings.
@@ -171,7 +156,9 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         if time.monotonic() < self.fork_due:
             return
         try:
-            super().spawn_worker()
+            self.cfg.set("worker_tmp_dir", str(self._heartbeat_folder()))
+            with _same_umask():
+                super().spawn_worker()
         except OSError as error:
             if error.errno not in OUT_OF_RESOURCES and not self.app.backoff.ever_ready:
                 # Such as no room for Gunicorn's file: the operator must correct it.
@@ -186,6 +173,24 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             )
         else:
             self.fork_failures = 0
+
+    def _heartbeat_folder(self) -> Path:
+        """Return the folder for the file in which the next worker shows that it is alive. Raise OSError if there is no room.
+
+        The file must not wait for a disk. So the folder is in memory, unless no file can be created there at present. If the
+        folder does not exist, Gunicorn would end the arbiter.
+        """
+        folder, state = SHARED_MEMORY, self.app.settings.server.state_dir
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            tempfile.TemporaryFile(dir=state).close()
+            folder = state
+            if self.heartbeat_folder != folder:
+                message = "%s cannot be used: %s. Heartbeats of workers are files in PERCORE_STATE_DIR"
+                log.warning(message, SHARED_MEMORY, error.strerror or error)
+        self.heartbeat_folder = folder
+        return folder
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
         """Stop with a reason. Workers that end during the stop do not change it."""
@@ -235,7 +240,8 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         old = self.LISTENERS[number]
         try:
             state_dir.own(Path(old.cfg_addr).parent)
-            self.LISTENERS[number] = type(old)(old.cfg_addr, self.cfg, self.log)
+            with _same_umask():
+                self.LISTENERS[number] = type(old)(old.cfg_addr, self.cfg, self.log)
         except (StartError, OSError, ValueError) as error:
             self.log.warning("%s was removed, and cannot be created again: %s", old.cfg_addr, error)
             return False
@@ -252,6 +258,17 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         # Gunicorn removes the files. If one is gone already, it fails in the middle of the stop.
         self.LISTENERS = [each for each in self.LISTENERS if not _is_gone(each)]
         super().stop(graceful)
+
+
+@contextlib.contextmanager
+def _same_umask() -> Iterator[None]:
+    """Keep the umask of this process. Gunicorn leaves it at 0 if it fails to create a file or a socket."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    try:
+        yield
+    finally:
+        os.umask(umask)
 
 
 def _is_gone(listener: Any) -> bool:
@@ -322,8 +339,24 @@ def _check_free(path: Path) -> None:
         except OSError as error:
             raise StartError(f"{path}: cannot be a socket of a worker: {error.strerror or error}") from error
         else:
-            raise StartError(f"{path}: another service has workers there; set another PERCORE_STATE_DIR")
+            if _is_listened_to(probe):
+                raise StartError(f"{path}: another service has workers there; set another PERCORE_STATE_DIR")
     state_dir.clear_socket(path)
     with state_dir.start_errors(path), socket.socket(socket.AF_UNIX) as trial:  # Gunicorn itself would retry a failed bind
         trial.bind(str(path))
         path.unlink()
+
+
+def _is_listened_to(probe: socket.socket) -> bool:
+    """Return whether the arbiter lives that listens at the other end.
+
+    If it was killed, a worker may still have the socket: it closes it at once, unless native code keeps Python's global lock.
+    """
+    try:
+        arbiter, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        os.kill(arbiter, 0)  # 0, which always lives, if the arbiter is in another container
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user, or this kernel does not tell
+        pass
+    return True

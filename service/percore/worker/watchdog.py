@@ -2,7 +2,10 @@
 
 The main thread can check nothing while a call computes, and Python runs no signal handler before TensorFlow returns. So a
 second thread checks every 100 ms. If a call must end, this thread answers and ends the process. To start or end the watch of a
-call, the main thread only sets an attribute.
+call, the main thread only sets an attribute and a timer.
+
+While native code keeps Python's global lock, this thread cannot run either. So the kernel ends the process by the timer, some
+time after the deadline. This needs no arbiter, because the arbiter may have died.
 """
 
 from __future__ import annotations
@@ -16,9 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from percore.worker.kill_timer import KillTimer
+
 log = logging.getLogger("percore.worker")
 
 TICK_SECONDS = 0.1
+KILL_SECONDS = 30.0
+"""How long after a deadline the kernel ends the process."""
 WATCHDOG_FAILED = 70
 """Exit status: EX_SOFTWARE of sysexits.h."""
 
@@ -47,9 +54,11 @@ class Watchdog:
         self._clock = clock
         self._lock = threading.Lock()
         self._deadline: Deadline | None = None
+        self._kill_timer: KillTimer | None = None
 
     def start(self) -> None:
         """Start the thread; a daemon, so it never keeps the process alive."""
+        self._kill_timer = KillTimer()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def arm(self, watch: Deadline) -> None:
@@ -57,11 +66,15 @@ class Watchdog:
         watch.deadline = self._clock() + watch.limit
         with self._lock:
             self._deadline = watch
+        if self._kill_timer is not None:
+            self._kill_timer.set(max(watch.limit, 0.0) + KILL_SECONDS)
 
     def disarm(self) -> float:
         """Watch nothing; once this returns, no callback will answer or end anything. Return the seconds that were left."""
         with self._lock:
             watch, self._deadline = self._deadline, None
+        if self._kill_timer is not None:
+            self._kill_timer.set(0)
         return 0.0 if watch is None else watch.deadline - self._clock()
 
     @contextmanager
