@@ -71,13 +71,14 @@ def models() -> str:
 
 
 def keras_kinds() -> str:
-    """Return a list of the kinds of Keras models that the tests load.
+    """Return a table of the kinds of Keras models that the tests load.
 
-    Each entry is the docstring of the function that makes the kind.
+    Each row is the docstring of the function that makes the kind: the model, and after a colon more about it.
     """
     tree = ast.parse((ROOT / "tests/keras_models.py").read_text())
     kinds = [each for each in tree.body if isinstance(each, ast.FunctionDef) and ast.unparse(each.returns or each) == "Kind"]
-    return "\n".join(f"- {(ast.get_docstring(kind) or '').rstrip('.')}" for kind in kinds)
+    rows = [(ast.get_docstring(kind) or "").rstrip(".").partition(": ") for kind in kinds]
+    return "\n".join(["| model | note |", "| --- | --- |", *(f"| {model} | {note} |" for model, _, note in rows)])
 
 
 def burst() -> str:
