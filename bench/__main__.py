@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bench import alone, bulk, bursts, empty, footprint, gateway, machine, pictures, report, results, servers, setups
 from bench.calls import ideal, summarise
+from bench.report import DOCS, OUTPUT
 from bench.results import Results
 from bench.setups import CALLS, Setup
 from harness.service import ROOT
 
-OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 LOGS = OUTPUT / "logs"
 BUDGET_SECONDS = 590.0
 LATER_SECONDS = 125.0

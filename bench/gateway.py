@@ -24,7 +24,7 @@ from percore.gateway.endpoints import Endpoint
 from bench import bulk, client, servers
 from bench.calls import quantile
 from bench.empty import BODY
-from bench.machine import cores, pinned
+from bench.machine import cores, cpu_seconds, pinned
 from harness.gateway import PREDICT, Gateway
 from harness.service import ROOT, Service, eventually, free_port
 
@@ -108,22 +108,13 @@ def _alone(core: int, other: int, seconds: float) -> tuple[float, float]:
             with Gateway(*endpoints) as gateway:
                 for task in Path(f"/proc/{gateway.pid}/task").iterdir():
                     os.sched_setaffinity(int(task.name), [core])
-                before = _cpu_seconds(gateway)
+                before = cpu_seconds(gateway.pid)
                 rate, calls = client.kept_alive(
                     gateway.port, client.request(PREDICT, BODY, Connection="keep-alive"), INSTANT_AT_ONCE, seconds
                 )
-                return rate, (_cpu_seconds(gateway) - before) / calls
+                return rate, (cpu_seconds(gateway.pid) - before) / calls
         finally:
             workers.kill()
-
-
-def _cpu_seconds(gateway: Gateway) -> float:
-    """Return the CPU time that the scheduler has counted, in nanoseconds.
-
-    The file ``stat`` is less exact: it counts clock ticks.
-    """
-    tasks = Path(f"/proc/{gateway.pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _first_call() -> float:

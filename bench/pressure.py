@@ -17,17 +17,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 from percore.gateway.endpoints import Endpoint
 
 from bench import client, servers
 from bench.calls import quantile
-from bench.machine import cores, described
+from bench.machine import cores, cpu_seconds, described, memory
+from bench.report import DOCS, OUTPUT, table
 from harness.gateway import PREDICT, Gateway
 from harness.service import ROOT, eventually
 
-OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 IDLE_SECONDS = 10.0
 PROBES, PAUSE_SECONDS = 200, 0.02
 READY = client.request("/readyz")
@@ -53,17 +52,18 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     where = f"What the gateway takes when much is asked of it at once. On {described()}. `python -m bench.pressure` repeats it."
     how = "Gateway and clients share the cores. The gateway's memory is what is resident."
-    table = "\n".join(["| case | measured |", "| --- | --- |", *(f"| {case} | {found} |" for case, found in rows)])
-    (folder / "pressure.md").write_text("\n\n".join(["# Under pressure, measured", where, how, table]) + "\n")
+    (folder / "pressure.md").write_text(
+        "\n\n".join(["# Under pressure, measured", where, how, table(["case", "measured"], rows)]) + "\n"
+    )
 
 
 def _endpoints(count: int) -> tuple[str, str]:
     pods = [Endpoint(f"127.0.{number >> 8}.{number & 255}", 8080, 9090) for number in range(256, 256 + count)]
     with Gateway(*pods) as gateway:
         time.sleep(2)  # until it has read the list
-        before = _cpu_seconds(gateway.pid)
+        before = cpu_seconds(gateway.pid)
         time.sleep(IDLE_SECONDS)
-        used = (_cpu_seconds(gateway.pid) - before) / IDLE_SECONDS
+        used = (cpu_seconds(gateway.pid) - before) / IDLE_SECONDS
     return f"{count:,} endpoints and no call", f"{used:.3f} of a core"
 
 
@@ -72,12 +72,12 @@ def _queued(count: int, size: int) -> tuple[str, str]:
     with Gateway(queue_length=count, gateway_spool_bytes=12 << 30, gateway_uploads=64, gateway_connections=500) as gateway:
         with _load("hold", gateway.port, count, size):
             eventually(lambda: gateway.queued() == count, 280)
-            memory = _memory(gateway.pid)
+            resident = memory(gateway.pid)["Rss"]
             disk = gateway.metric("percore_gateway_spool_bytes", place="disk")
             began = time.monotonic()
         eventually(lambda: gateway.queued() == 0 and gateway.spooled() == 0, 60)
         empty = time.monotonic() - began
-    found = f"{memory:.0f} MB of memory, {disk / 1e6:,.0f} MB on disk; all gone {empty:.1f} s after their callers left"
+    found = f"{resident:.0f} MB of memory, {disk / 1e6:,.0f} MB on disk; all gone {empty:.1f} s after their callers left"
     return f"{count:,} queued calls of {size:,} bytes", found
 
 
@@ -113,16 +113,6 @@ def _probed(port: int) -> str:
         took.append(time.perf_counter() - began)
         time.sleep(PAUSE_SECONDS)
     return f"p50 {quantile(took, 0.5) * 1e3:.1f} ms, p99 {quantile(took, 0.99) * 1e3:.1f} ms"
-
-
-def _cpu_seconds(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-
-def _memory(pid: int) -> float:
-    line = next(each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
 
 
 # --- the client, in a process of its own

@@ -12,7 +12,9 @@ from bench.footprint import Footprint
 from bench.gateway import INSTANT_AT_ONCE, INSTANT_WORKERS, QUANTILES, Added
 from bench.results import Results
 from bench.setups import CALLS, Setup
+from harness.service import ROOT
 
+OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 SHOWN_FUNCTIONS = 15
 
 

@@ -21,11 +21,10 @@ from typing import Any, Protocol
 
 from bench import alone, client, machine, servers
 from bench.calls import quantile
-from bench.report import table
+from bench.report import DOCS, OUTPUT, table
 from bench.setups import Setup
-from harness.service import ROOT, Service, eventually, processes_below, processes_in
+from harness.service import Service, eventually, processes_below, processes_in
 
-OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 PRETEND = Path(__file__).parent / "pretend_cores"
 WORKERS = (1, 2, 8)
 SLOWER = 5

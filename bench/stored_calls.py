@@ -28,11 +28,10 @@ from percore.gateway.endpoints import Endpoint
 
 from bench import client, machine, servers
 from bench.calls import quantile
-from bench.report import table
+from bench.report import DOCS, OUTPUT, table
 from harness.gateway import PREDICT, Gateway
 from harness.service import ROOT, eventually, free_port
 
-OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 AT_ONCE = 16
 INTAKE_SECONDS = 10.0
 STORED = 10_000

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from bench import client, machine, queueing, servers
 from bench.bursts import run_seconds
-from harness.service import ROOT
+from bench.report import DOCS, OUTPUT
 
-OUTPUT, DOCS = ROOT / "build" / "bench", ROOT / "docs" / "bench"
 RUN_SECONDS = 0.2
 LOADS = ((0.5, 20.0), (0.7, 25.0), (0.9, 45.0))
 """The share of time in which a worker is busy, and the seconds of the measurement. At a higher load, random differences take

@@ -78,7 +78,7 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
         bind = [f"{host}:{server.port}"]
     else:
         bind = [f"unix:{server.worker_socket(number)}" for number in range(workers)]
-    chosen: dict[str, Any] = {
+    return {
         "bind": bind,
         "workers": len(bind),
         "worker_class": CallWorker,
@@ -92,7 +92,6 @@ def options(settings: Settings, workers: int | None) -> dict[str, Any]:
         "proc_name": "percore",
         "when_ready": _prepare,
     }
-    return chosen
 
 
 def _prepare(arbiter: CallArbiter) -> None:

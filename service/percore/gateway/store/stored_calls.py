@@ -138,7 +138,7 @@ class StoredCall(Call):
     """A stored call that this gateway owns."""
 
     is_stored = True
-    __slots__ = ("_stored", "hold", "id", "recorded", "run", "sequence", "start_by", "timer")
+    __slots__ = ("_stored", "id", "recorded", "run", "sequence", "start_by", "timer")
 
     def __init__(self, stored: StoredCalls, row: Row, number: int) -> None:
         head = StoredHead.decoded(row.head, row.client)
@@ -157,8 +157,6 @@ class StoredCall(Call):
         """Whether the database has its present run."""
         self.timer: asyncio.TimerHandle | None = None
         """Ends it if it does not begin in time."""
-        self.hold: asyncio.Task[None] | None = None
-        """Queues it when the pod of its lost run is free, or is gone; None if it is not held."""
 
     def extra_headers(self) -> list[tuple[bytes, bytes]]:
         """Return percore's headers for the worker. By them the worker knows that the run ends with its connection."""
@@ -203,7 +201,7 @@ class StoredCalls:
         self._by_id: dict[str, StoredCall] = {}
         self._running: set[StoredCall] = set()
         """Calls whose run has begun and is not recorded as ended."""
-        self._held: set[StoredCall] = set()
+        self._held: dict[StoredCall, asyncio.Task[None]] = {}
         """Calls that will be queued when the pod of their lost run is free or gone."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changes: dict[str, set[asyncio.Future[None]]] = {}
@@ -507,8 +505,7 @@ class StoredCalls:
         call.done.add_done_callback(partial(self._ended, call))
         self._limit_start(call)
         if lost_pod:
-            self._held.add(call)
-            call.hold = self._spawn(self._hold(call, lost_pod))
+            self._held[call] = self._spawn(self._hold(call, lost_pod))
         else:
             self._push(call)
 
@@ -525,16 +522,14 @@ class StoredCalls:
         """Queue a call when its lost run cannot compute any more: no second run may begin before."""
         log.info("call %s: run %d was lost; the next one begins when pod %s is free or gone", call.id, call.run, pod)
         await self._dispatcher.until_free(pod)
-        call.hold = None
-        self._held.discard(call)
+        del self._held[call]
         self._push(call)
 
     def _withdraw(self, call: StoredCall) -> bool:
         """Take a call out of the queue, or end its hold; return False if it is neither queued nor held."""
-        if call.hold is not None:
-            call.hold.cancel()
-            call.hold = None
-            self._held.discard(call)
+        hold = self._held.pop(call, None)
+        if hold is not None:
+            hold.cancel()
             return True
         if self._queue.remove(call):
             self._dispatcher.queue_shrank()
