@@ -329,7 +329,10 @@ def end_answered(
 
 
 def end_failed(to: sa.Connection, at: At, owned: Owned, error: CallError) -> Row | None:
-    """End a queued call with an error of percore. None if this gateway does not own it, or if it is no longer queued."""
+    """End a queued call with an error of percore.
+
+    Return None if this gateway does not own the call, or if it is no longer queued.
+    """
     row = _mine_queued(to, owned)
     if row is None:
         return None
@@ -338,7 +341,10 @@ def end_failed(to: sa.Connection, at: At, owned: Owned, error: CallError) -> Row
 
 
 def expire(to: sa.Connection, at: At, owned: Owned) -> Row | None:
-    """End a queued call that did not begin in time. None if this gateway does not own it, or if it is no longer queued."""
+    """End a queued call that did not begin in time.
+
+    Return None if this gateway does not own the call, or if it is no longer queued.
+    """
     row = _mine_queued(to, owned)
     return None if row is None else _end(to, row, at, State.EXPIRED)
 

@@ -62,9 +62,9 @@ OWN_LEASE_SECONDS = 60.0
 """If a gateway could not renew its lease for this time, it ends its own runs. This is shorter than the lease, so no other
 gateway has taken them over."""
 FENCE_SECONDS = 2.0
-"""How long a gateway waits before it takes over, if it knows that the other one has ended: it has the lock on the folder, or
-the same machine and port. The kernel has closed the old connections, a worker notices
-that within 0.1 s, and then it ends."""
+"""How long a gateway waits before it takes over, if it knows that the other one has ended. It knows that if it has the lock on
+the folder, or the same machine and port. In this time most workers notice that their connection is closed, and end. For the
+others a call waits until its pod is free."""
 TEND_SECONDS = 1.0
 HOUSE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
