@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import orjson
@@ -36,7 +36,12 @@ BATCH_SECONDS = 0.01
 def timestamp(seconds: float) -> str:
     """Return ``seconds`` since the epoch as RFC 3339 in UTC, to the millisecond."""
     whole = int(seconds)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+    return f"{_whole_seconds(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _whole_seconds(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _fields(seconds: float, level: str, logger: str, message: str) -> dict[str, Any]:

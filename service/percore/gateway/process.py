@@ -23,6 +23,7 @@ from prometheus_client import disable_created_metrics
 from percore import __version__, logs, state_dir
 from percore.api.reads import Reads
 from percore.errors import START_FAILED, NotReady, StartError
+from percore.gateway.allocator import keep_freed_memory
 from percore.gateway.call import Call
 from percore.gateway.catalogs import Catalogs
 from percore.gateway.cost_writer import CostWriter, PodCosts
@@ -265,6 +266,7 @@ def serve(settings: Settings, machine: Machine | None = None) -> int:
 
 
 def _serve(settings: Settings, machine: Machine | None, metrics: GatewayMetrics, writer: logs.BackgroundWriter) -> int:
+    keep_freed_memory()
     _check_descriptors(settings)
     if settings.gateway.spool_dir == Path():
         state_dir.own(settings.server.state_dir)

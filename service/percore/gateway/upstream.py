@@ -30,11 +30,11 @@ STALE_SECONDS = 0.05
 """A worker closes a reservation without a call after 0.1 s. A reservation that is older than this may be closing, so it is not
 used."""
 OPTIONS: tuple[Option, ...] = (
-    (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
     *keepalive(idle=10, interval=5, count=4),
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", SILENCE_MILLISECONDS),
 )
-"""If a worker is lost without closing its connection, this is noticed within 30 s, even if nothing was sent to it."""
+"""If a worker is lost without closing its connection, this is noticed within 30 s, even if nothing was sent to it. The event
+loop itself sets TCP_NODELAY."""
 
 
 RESERVED = (b"Percore-Worker", b"free")
@@ -52,8 +52,9 @@ class TooLate(ConnectionError):
 class WorkerConnection(asyncio.Protocol):
     """A connection to a worker. Its answer comes as a head, then pieces of a body."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: tuple[Option, ...] = ()) -> None:
         self._loop = loop
+        self._options = options
         self._parser = httptools.HttpResponseParser(self)
         self._transport: Any = None
         self._waiter: asyncio.Future[None] | None = None
@@ -85,7 +86,6 @@ class WorkerConnection(asyncio.Protocol):
         """Store the transport, and have it report its buffer as empty only when the kernel has all bytes."""
         self._transport = transport
         transport.set_write_buffer_limits(high=0, low=0)
-        self._ended.register(transport.get_extra_info("socket"), select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Record the loss, and wake the coroutine that waits."""
@@ -187,6 +187,7 @@ class WorkerConnection(asyncio.Protocol):
     async def reserve(self, message: bytes) -> None:
         """Send ``OPTIONS *``, and wait without a timeout until the worker says that it is free."""
         self._write(message)
+        self._set_up()
         while not self.complete:
             self.check()
             await self._wait()
@@ -196,6 +197,13 @@ class WorkerConnection(asyncio.Protocol):
         self.status, self.complete = 0, False
         self._chunks.clear()
         self._bare_bytes = 0
+
+    def _set_up(self) -> None:
+        """Set the socket's options. This is done after the first bytes are sent, so that it costs a call no time."""
+        if self._transport is not None:
+            end = self._transport.get_extra_info("socket")
+            self._ended.register(end, select.POLLRDHUP)
+            set_options(end, self._options)
 
     # --- a call
 
@@ -319,6 +327,4 @@ async def connect(address: str, port: int) -> WorkerConnection:
     if address.startswith("/"):
         return (await loop.create_unix_connection(lambda: WorkerConnection(loop), address))[1]
     async with asyncio.timeout(CONNECT_SECONDS):
-        transport, connection = await loop.create_connection(lambda: WorkerConnection(loop), address, port)
-    set_options(transport.get_extra_info("socket"), OPTIONS)
-    return connection
+        return (await loop.create_connection(lambda: WorkerConnection(loop, OPTIONS), address, port))[1]

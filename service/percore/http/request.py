@@ -117,8 +117,9 @@ class Request:
             raise BadRequest(f"HTTP version: expected 1.1 or 1.0, got {self.version}")
         hosts, size, self.content_length = 0, 0, 0
         for name, value in self.headers:
-            size += len(name) + len(value)
-            if len(name) + len(value) > MOST_FIELD_BYTES:
+            field_size = len(name) + len(value)
+            size += field_size
+            if field_size > MOST_FIELD_BYTES:
                 raise BadRequest(f"header {name[:60].decode('latin-1')!r}: expected at most {MOST_FIELD_BYTES} bytes")
             lowered = name.lower()
             if lowered == b"host":
@@ -302,11 +303,8 @@ class Request:
 
 def connection_tokens(headers: Iterable[Header]) -> frozenset[bytes]:
     """Return the names of headers that ``Connection`` declares to belong to this connection alone, in lower case."""
-    tokens: set[bytes] = set()
-    for name, value in headers:
-        if len(name) == len(b"connection") and name.lower() == b"connection":
-            tokens.update(token.strip() for token in value.lower().split(b","))
-    return frozenset(tokens)
+    values = [value.lower() for name, value in headers if name.lower() == b"connection"]
+    return frozenset([token.strip() for value in values for token in value.split(b",")])
 
 
 def _origin_form(target: bytes) -> bytes:
