@@ -273,10 +273,14 @@ class Exchange:
             self._fill()
         return self.take(self._data.index(mark) + len(mark))
 
-    def take(self, size: int) -> bytes:
-        """Read exactly so many bytes; raise EOFError at the end of the connection."""
+    def wait_for(self, size: int) -> None:
+        """Read until so many bytes have come that were not taken; raise EOFError at the end of the connection."""
         while len(self._data) < size:
             self._fill()
+
+    def take(self, size: int) -> bytes:
+        """Read exactly so many bytes; raise EOFError at the end of the connection."""
+        self.wait_for(size)
         taken = bytes(self._data[:size])
         del self._data[:size]
         return taken

@@ -283,6 +283,59 @@ def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_ne
         assert gateway.metric("percore_gateway_requeued_calls_total") == 1
 
 
+RECEIVED = {"head": 20, "body": 100_000, "most of the body": BIG - MOST_IN_BUFFERS}
+"""How many bytes of a call its worker has when the gateway stands still."""
+
+
+@pytest.mark.parametrize("received", RECEIVED.values(), ids=RECEIVED)
+@pytest.mark.parametrize("gives_up", [False, True], ids=["the worker waits", "the worker gives up"])
+def test_a_gateway_that_stood_still_while_it_sent_a_call_has_it_run_once(received: int, *, gives_up: bool) -> None:
+    gateways: list[Gateway] = []
+    closed = threading.Event()
+
+    def stands_still(exchange: Exchange) -> None:
+        exchange.reserve()
+        exchange.wait_for(received)
+        gateways[0].signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        if gives_up:
+            exchange.connection.close()
+            closed.set()
+        else:
+            closed.set()
+            exchange.answer(exchange.receive())
+
+    with Worker(stands_still, serve) as worker, Gateway(worker.endpoint) as gateway:
+        gateways.append(gateway)
+        with gateway.ask(BODY) as connection:
+            assert closed.wait(30)
+            gateway.signal(signal.SIGCONT)
+            status, _, body = read_answer(connection)
+        assert (status, len(body)) == (200, BIG)
+        assert [len(each) for each in worker.bodies] == [BIG]
+        assert gateway.metric("percore_gateway_requeued_calls_total") == gives_up
+
+
+def test_a_gateway_that_stood_still_while_its_worker_was_lost_does_not_repeat_the_run() -> None:
+    release = threading.Event()
+
+    def is_lost(exchange: Exchange) -> None:
+        exchange.reserve()
+        exchange.receive()
+        release.wait(30)
+        exchange.reset()
+
+    with Worker(is_lost, serve) as worker, Gateway(worker.endpoint) as gateway, gateway.ask(b"once") as connection:
+        eventually(lambda: worker.bodies)
+        gateway.signal(signal.SIGSTOP)
+        release.set()
+        time.sleep(0.3)
+        gateway.signal(signal.SIGCONT)
+        assert outcome(connection) == (502, "pod-lost")
+        assert gateway.post(b"next").content == b"next"
+        assert worker.bodies == [b"once", b"next"]
+
+
 def test_a_gateway_that_stood_still_in_a_run_passes_its_answer_on() -> None:
     release = threading.Event()
     with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.ask(b"once") as connection:

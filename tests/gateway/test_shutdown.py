@@ -52,6 +52,21 @@ def test_while_it_ends_no_call_is_taken_and_idle_connections_are_closed() -> Non
         assert worker.bodies == [b"running"]
 
 
+def test_an_upload_that_has_begun_is_received_and_runs_before_the_gateway_ends() -> None:
+    body = bytes(1 << 20)
+    sent = call(body)
+    with Worker() as worker, Gateway(worker.endpoint) as gateway:
+        with gateway.send(sent[: len(sent) // 2]) as connection:
+            eventually(lambda: gateway.metric("percore_gateway_uploads") == 1)
+            gateway.signal()
+            eventually(lambda: not gateway.is_live())
+            connection.sendall(sent[len(sent) // 2 :])
+            status, headers, received = read_answer(connection)
+        assert (status, headers["connection"], len(received)) == (200, "close", len(body))
+        assert gateway.wait(30) == 0
+        assert worker.bodies == [body]
+
+
 def test_during_the_delay_calls_are_still_taken() -> None:
     with Worker() as worker, Gateway(worker.endpoint, gateway_shutdown_delay=1) as gateway:
         began = time.monotonic()

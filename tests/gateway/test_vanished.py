@@ -17,23 +17,33 @@ from functools import partial
 import pytest
 from percore.gateway.endpoints import Endpoint
 
-from harness.gateway import Gateway, call, outcome
+from harness.gateway import BIG, Gateway, Worker, call, outcome
 from harness.service import FAULTY, ROOT, Service, eventually
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and ip (iproute2), for a network namespace"
 )
 PORT = 8080
-WORKER = f"""
+WORKER = """
 from tests.exchanges import RESERVED
-import socket, time
-listener = socket.create_server(("", {PORT}))
+import socket, sys, time
+port, most = map(int, sys.argv[1:])
+listener = socket.create_server(("", port))
+print("listens", flush=True)
 connection, _ = listener.accept()
 assert connection.recv(1000).startswith(b"OPTIONS")
-connection.sendall(RESERVED)
-print("run", connection.recv(1000).split()[0].decode(), flush=True)
+if most:
+    connection.sendall(RESERVED)
+received = 0
+while received < most:
+    received += len(connection.recv(most - received))
+print("has read", flush=True)
 time.sleep(300)
 """
+SMALL, LARGE = b"{}", bytes(BIG)
+GAPS = {"reservation": (SMALL, 0), "head": (LARGE, 20), "body": (LARGE, 100_000), "run": (SMALL, len(call(SMALL)))}
+"""What a worker gets, and how many bytes of it the worker has read when it vanishes. With 0 it does not answer the
+reservation."""
 CLIENT = """
 import socket, sys, time
 connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
@@ -98,22 +108,37 @@ def elsewhere() -> Iterator[Elsewhere]:
         machine.remove()
 
 
-def test_a_pod_and_a_client_that_vanish_are_noticed_by_keepalives(elsewhere: Elsewhere) -> None:
-    worker = elsewhere.run(WORKER)
-    endpoint = Endpoint(elsewhere.there, PORT, 9090)
-    with Gateway(endpoint, host="0.0.0.0") as gateway:
-        running = gateway.ask(b"{}")
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "run POST\n"
-        elsewhere.run(CLIENT, elsewhere.here, str(gateway.port), call(b"{}").hex())
-        eventually(lambda: gateway.queued() == 1)
+def test_pods_and_a_client_that_vanish_are_noticed_by_keepalives(elsewhere: Elsewhere) -> None:
+    """A pod vanishes in each gap of a reservation. A call that cannot have run is queued again, and runs once."""
+    with contextlib.ExitStack() as stack:
+        gateways, calls, endpoints = {}, {}, {}
+        for port, (gap, (body, received)) in enumerate(GAPS.items(), PORT):
+            worker = elsewhere.run(WORKER, str(port), str(received))
+            says(worker, "listens")
+            endpoints[gap] = Endpoint(elsewhere.there, port, 9090)
+            gateways[gap] = stack.enter_context(Gateway(endpoints[gap], host="0.0.0.0"))
+            calls[gap] = stack.enter_context(gateways[gap].ask(body))
+            says(worker, "has read")
+        last = gateways["run"]
+        elsewhere.run(CLIENT, elsewhere.here, str(last.port), call(SMALL).hex())
+        eventually(lambda: last.queued() == 1)
         began = time.monotonic()
         elsewhere.vanish()
-        running.settimeout(60)
-        assert outcome(running) == (502, "pod-lost")
-        assert time.monotonic() - began < 40
-        eventually(lambda: gateway.queued() == 0, 75 - (time.monotonic() - began))
-        assert gateway.metric("percore_gateway_client_disconnects_total", state="queued") == 1
+        others = {gap: stack.enter_context(Worker()) for gap in GAPS if gap != "run"}
+        for gap, other in others.items():
+            gateways[gap].know(endpoints[gap], other.endpoint)
+        for gap, connection in calls.items():
+            connection.settimeout(60)
+            assert outcome(connection) == ((502, "pod-lost") if gap == "run" else (200, "")), gap
+            assert time.monotonic() - began < 40, gap
+        assert {gap: other.bodies for gap, other in others.items()} == {gap: [GAPS[gap][0]] for gap in others}
+        eventually(lambda: last.queued() == 0, 75 - (time.monotonic() - began))
+        assert last.metric("percore_gateway_client_disconnects_total", state="queued") == 1
+
+
+def says(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{words}\n"
 
 
 def test_a_caller_that_vanishes_frees_its_worker_on_one_machine_and_in_a_pod_without_a_gateway(
