@@ -3,14 +3,17 @@
 import concurrent.futures
 import contextlib
 import json
+import resource
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import requests
 
+from bench.machine import cpu_seconds
 from harness.gateway import (
     PREDICT,
     Exchange,
@@ -226,6 +229,46 @@ def test_at_the_bound_of_connections_the_one_that_was_idle_longest_is_closed() -
         stack.enter_context(gateway.connect())
         eventually(lambda: is_closed(connections[3]), 2)
         assert not is_closed(connections[2])
+
+
+def test_at_the_bound_of_connections_and_of_the_queue_callers_are_refused_and_probes_and_queued_calls_go_on() -> None:
+    release = threading.Event()
+    with (
+        Worker(holding(release), serve) as worker,
+        Gateway(worker.endpoint, queue_length=1100, gateway_uploads=1, gateway_connections=100) as gateway,
+        contextlib.ExitStack() as all_,
+    ):
+        calls = [all_.enter_context(gateway.ask(b"%d" % number)) for number in range(1250)]
+        most = int(gateway.metric("percore_gateway_connections_limit"))
+        assert most == 1201
+        eventually(lambda: gateway.metric("percore_gateway_connections") == most, 10)
+        before = cpu_seconds(gateway.pid)
+        for _ in range(20):
+            assert gateway.operator("/livez").status_code == gateway.operator("/readyz").status_code == 200
+            time.sleep(0.05)
+        assert cpu_seconds(gateway.pid) - before < 0.5
+        release.set()
+        answers = [outcome(connection) for connection in calls]
+        assert Counter(answers) == {(200, ""): 1101, (429, "queue-full"): 149}
+        assert gateway.post(b"after").content == b"after"
+
+
+def test_without_free_descriptors_new_connections_are_closed_and_queued_calls_run() -> None:
+    release = threading.Event()
+    with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway, contextlib.ExitStack() as all_:
+        calls = [all_.enter_context(gateway.ask(b"%d" % number)) for number in range(20)]
+        eventually(lambda: gateway.queued() == 19)
+        least, most = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (gateway.descriptors(), most))
+        others = [all_.enter_context(gateway.ask(b"other", "Connection: close")) for _ in range(20)]
+        before = cpu_seconds(gateway.pid)
+        time.sleep(1)
+        assert cpu_seconds(gateway.pid) - before < 0.5
+        release.set()
+        assert [outcome(connection) for connection in calls] == [(200, "")] * 20
+        assert {everything(each)[9:12] for each in others} in ({b""}, {b"", b"200"})
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (least, most))
+        assert gateway.post(b"after").content == b"after"
 
 
 def is_closed(connection: socket.socket) -> bool:

@@ -126,16 +126,21 @@ def _try(service: Service) -> requests.Response | None:
         return None
 
 
-def test_on_sigterm_running_and_queued_calls_are_served_new_ones_are_refused_and_the_exit_is_0() -> None:
+def test_on_sigterm_running_queued_and_uploading_calls_are_served_new_ones_are_refused_and_the_exit_is_0() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         running = [service.ask(sleep=3) for _ in range(2)]
         service.until(executing=2)
         queued = [service.ask(sleep=0.1) for _ in range(20)]
         service.until(queued=20)
+        sent = service.raw(json.dumps({"inputs": {"sleep": 0}}).encode() + b" " * 1_000_000)
+        uploading = service.connect()
+        uploading.sendall(sent[: len(sent) // 2])
+        eventually(lambda: service.metric("percore_gateway_uploads") == 1)
         service.processes[0].send_signal(signal.SIGTERM)
         eventually(service.is_refused)
         eventually(lambda: service.get("/readyz").status_code == 503)
-        assert [answer_of(connection)[0] for connection in (*running, *queued)] == [200] * 22
+        uploading.sendall(sent[len(sent) // 2 :])
+        assert [answer_of(connection)[0] for connection in (*running, *queued, uploading)] == [200] * 23
         assert service.processes[0].wait(10) == 0
         assert service.is_refused()
         assert not processes_in(service.mark)
