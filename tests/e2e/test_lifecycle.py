@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from tests.e2e.conftest import Install
-from tests.e2e.harness import CALL, SECONDS, Call, Release, eventually, kubectl, overlaps, sleeping
+from tests.e2e.harness import CALL, SECONDS, Call, Release, eventually, kubectl, metric, overlaps, sleeping
 
 
 def test_a_rolling_update_of_the_pods_lets_every_call_finish(install: Install) -> None:
@@ -108,8 +108,9 @@ def test_a_gateway_that_is_killed_serves_again_and_no_pod_gets_a_second_call(ins
     release.wait(2)
     [pod] = release.wait(1, "gateway")
     with release.forwarded() as gateway:
-        cut = [Call(gateway + CALL, sleeping(30), seconds=150).start() for _ in range(3)]
-        time.sleep(2)
+        cut = [Call(gateway + CALL, sleeping(30), seconds=150).start() for _ in range(22)]
+        with release.forwarded(f"pod/{pod}", 9090) as status:
+            eventually(lambda: metric(status, "percore_in_flight_requests", state="queued") == 20, every=0.2)
         release.kill(pod, "gateway", "kill -9 $(cat /proc/1/task/1/children)")
         at = time.time()
         assert all(call.done().failure for call in cut), [(call.status, call.answer) for call in cut]

@@ -207,13 +207,13 @@ def test_reads_side_by_side_do_not_delay_probes(gateway: Gateway) -> None:
                 count += 1
         return count
 
-    with concurrent.futures.ThreadPoolExecutor(200) as pool:
-        counts = pool.map(read, range(200))
+    with concurrent.futures.ThreadPoolExecutor(500) as pool:
+        counts = pool.map(read, range(500))
         while time.monotonic() < ends:
             began = time.monotonic()
             assert gateway.operator("/livez").status_code == 200
             slowest = max(slowest, time.monotonic() - began)
-    assert sum(counts) >= 200
+    assert sum(counts) >= 500
     assert slowest < 1.5  # most of this time is spent in this process, which sends all the requests
 
 
@@ -231,6 +231,23 @@ def test_at_the_bound_of_connections_the_one_that_was_idle_longest_is_closed() -
         assert not is_closed(connections[2])
 
 
+def test_four_thousand_idle_connections_cost_nothing() -> None:
+    release = threading.Event()
+    with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway, contextlib.ExitStack() as all_:
+        for _ in range(4000):
+            all_.enter_context(gateway.connect())
+        calls = [all_.enter_context(gateway.ask(b"%d" % number)) for number in range(20)]
+        eventually(lambda: gateway.queued() == 19)
+        before = cpu_seconds(gateway.pid)
+        for _ in range(20):
+            assert gateway.operator("/livez").status_code == gateway.operator("/readyz").status_code == 200
+            time.sleep(0.05)
+        assert cpu_seconds(gateway.pid) - before < 0.5
+        release.set()
+        assert [outcome(connection) for connection in calls] == [(200, "")] * 20
+        assert gateway.metric("percore_gateway_connections") >= 4000
+
+
 def test_at_the_bound_of_connections_and_of_the_queue_callers_are_refused_and_probes_and_queued_calls_go_on() -> None:
     release = threading.Event()
     with (
@@ -241,7 +258,7 @@ def test_at_the_bound_of_connections_and_of_the_queue_callers_are_refused_and_pr
         calls = [all_.enter_context(gateway.ask(b"%d" % number)) for number in range(1250)]
         most = int(gateway.metric("percore_gateway_connections_limit"))
         assert most == 1201
-        eventually(lambda: gateway.metric("percore_gateway_connections") == most, 10)
+        eventually(lambda: gateway.metric("percore_gateway_connections") >= most - 1, 10)
         before = cpu_seconds(gateway.pid)
         for _ in range(20):
             assert gateway.operator("/livez").status_code == gateway.operator("/readyz").status_code == 200
