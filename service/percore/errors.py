@@ -25,7 +25,8 @@
         ├── NotReady              503 not-ready: no model is loaded yet
         ├── Overloaded            503 overloaded: no room to receive the call; never ran
         ├── QueueTimeout          503 queue-timeout: queued longer than the limit; never ran
-        └── RunTimeout            504 run-timeout
+        ├── RunTimeout            504 run-timeout
+        └── ResultTooLarge        507 result-too-large: a stored call whose result has no room
 
 Anyone may import this module; it imports nothing of percore.
 """
@@ -213,6 +214,13 @@ class RunTimeout(CallError):
 
     status = 504
     code = "run-timeout"
+
+
+class ResultTooLarge(CallError):
+    """The result of a stored call has no room; the call has run, and its worker is replaced if it still computed."""
+
+    status = 507
+    code = "result-too-large"
 
 
 def call_errors(root: type[CallError] = CallError) -> Iterator[type[CallError]]:

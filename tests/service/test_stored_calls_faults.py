@@ -21,6 +21,7 @@ from percore.gateway.store.records import NewCall
 from percore.gateway.store.schema import REQUEST
 
 from harness.service import FAULTY, Service, answer_of, eventually
+from tests.service.test_malformed import leaked
 from tests.service.test_stored_calls import Stored, journalled
 from tests.stored_client import ASYNC, PREDICT
 
@@ -97,6 +98,19 @@ def test_the_bound_of_bytes_holds_for_bodies_in_chunks() -> None:
         answer = requests.post(service.url(PREDICT), data=pieces(), headers=ASYNC, timeout=30)
         assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
         assert Stored(service).store(sleep=0)
+
+
+def test_the_bound_of_bytes_holds_for_results_too() -> None:
+    stored = journalled(gateway_calls_bytes=2**21)
+    with stored.service.ready() as service:
+        path = stored.store(n=1, fill=2_000_000)
+        found = stored.ended(path)
+        assert (found["state"], [run["end"] for run in found["runs"]]) == ("failed", ["answered"])
+        result = stored.result(path)
+        assert (result.status_code, result.json()["code"]) == (507, "result-too-large")
+        assert "2097152" in result.json()["error"]
+        assert leaked(service) == []
+        assert stored.ended(stored.store(n=2, fill=100_000))["state"] == "succeeded"
 
 
 def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:

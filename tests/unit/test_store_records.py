@@ -70,6 +70,19 @@ def test_a_gateway_whose_call_was_taken_over_writes_no_end_of_it(to: sa.Connecti
     assert (ended.state, records.part(to, sequence, 1, 2, 0)) == ("succeeded", b"new")
 
 
+def test_pieces_of_a_result_come_from_the_owner_of_the_last_run_alone_and_only_the_result_s_own_stay(to: sa.Connection) -> None:
+    sequence = store(to, 1)
+    assert records.begin_run(to, sequence, "first", "pod-1", "first", AT.now) == 1
+    owned = Owned(sequence, "first", 1)
+    for number in range(3):
+        assert records.add_result_part(to, owned, number, b"old")
+    for other in (Owned(sequence, "second", 1), Owned(sequence, "first", 2)):
+        assert not records.add_result_part(to, other, 3, b"no")
+    assert records.end_answered(to, AT, owned, RESULT, (1, b"new"))
+    assert [records.part(to, sequence, 1, 1, number) for number in range(4)] == [b"old", b"new", None, None]
+    assert not records.add_result_part(to, owned, 2, b"late")
+
+
 def test_a_gateway_that_renewed_its_lease_meanwhile_is_not_taken_over_from(to: sa.Connection) -> None:
     records.sign_on(to, "first", "first", "there", AT.now)
     seen = records.other_gateways(to, "second")

@@ -128,9 +128,10 @@ class GatewaySettings:
     calls_limit: int = setting("PERCORE_GATEWAY_CALLS_LIMIT", "10000", within(1, 10**7))
     """How many stored calls may be unfinished. The next one gets 429."""
     calls_bytes: int = setting("PERCORE_GATEWAY_CALLS_BYTES", "10737418240", within(1, 2**50))
-    """Bytes that the bodies of stored calls and the results may have together. Beyond it callers get 503."""
+    """Bytes that the bodies of stored calls and the results may have together. Beyond it callers get 503, and a call with a
+    large result is `failed` with 507."""
     calls_free_bytes: int = setting("PERCORE_GATEWAY_CALLS_FREE_BYTES", "536870912", within(0, 2**50))
-    """Bytes that must stay free on the disk of the folder; otherwise callers get 503."""
+    """Bytes that must stay free on the disk of the folder; otherwise callers get 503, and large results 507."""
     calls_retention: float = setting("PERCORE_GATEWAY_CALLS_RETENTION", "86400", SECONDS)
     """How long a stored call and its result are kept after its end. For a week after that, requests about the call get 410,
     and then 404."""

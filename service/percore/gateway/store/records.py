@@ -250,6 +250,14 @@ def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int,
     to.execute(parts.insert().values(call=sequence, kind=kind, run=run, number=number, data=data))
 
 
+def add_result_part(to: sa.Connection, owned: Owned, number: int, data: bytes) -> bool:
+    """Add a piece of a result. Return False if another gateway has the call, or if this is not its last run."""
+    if _mine(to, owned) is None:
+        return False
+    add_part(to, owned.sequence, RESULT, owned.run, number, data)
+    return True
+
+
 def known_by_key(to: sa.Connection, key: bytes) -> Row | None:
     """Return the call that has an idempotency key; None if there is none."""
     return to.execute(sa.select(calls).where(calls.c.idempotency_key == key)).first()
@@ -324,7 +332,7 @@ def end_answered(
     if row.state == State.CANCELLING:
         _end_run(to, row, at.now, RunEnd.CANCELLED)
         return _end(to, row, at, State.CANCELLED)
-    _end_run(to, row, at.now, end, keep=True)
+    _end_run(to, row, at.now, end, stored=last[0])
     return _answer(to, row, at, result, last)
 
 
@@ -387,11 +395,12 @@ def _set(to: sa.Connection, sequence: int, **values: Any) -> Row:
     return to.execute(calls.update().where(calls.c.sequence == sequence).values(**values).returning(calls)).one()
 
 
-def _end_run(to: sa.Connection, row: Row, now: float, end: RunEnd, *, keep: bool = False) -> None:
+def _end_run(to: sa.Connection, row: Row, now: float, end: RunEnd, *, stored: int = 0) -> None:
+    """End a run. Of the pieces of a result only the first ``stored`` ones of this run stay."""
     which = runs.c.call == row.sequence, runs.c.number == row.run
     to.execute(runs.update().where(*which).values(ended_at=now, end=end))
-    if not keep:
-        to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == RESULT))
+    rest = sa.or_(parts.c.run != row.run, parts.c.number >= stored)
+    to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == RESULT, rest))
 
 
 def _run_lost(to: sa.Connection, row: Row, at: At, end: RunEnd) -> Row:

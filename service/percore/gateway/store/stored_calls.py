@@ -33,6 +33,7 @@ from percore.errors import (
     PodLost,
     QueueFull,
     QueueTimeout,
+    ResultTooLarge,
     RunTimeout,
 )
 from percore.gateway.call import Call, CallState
@@ -44,7 +45,7 @@ from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
 from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
 from percore.gateway.store.records import At, NewCall, Owned, Result, Row
-from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RESULT, RunEnd, State
+from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RunEnd, State
 from percore.gateway.store.store_metrics import StoreMetrics
 from percore.http.request import HOP_BY_HOP, NO_BODY_STATUSES, Request, connection_tokens
 
@@ -209,6 +210,8 @@ class StoredCalls:
         self._open_calls = 0
         self._arriving_calls = self._arriving_bytes = 0
         """Calls and bytes that are received and not stored yet."""
+        self._unfinished_bytes = 0
+        """Bytes of results that are being stored."""
         self._must_look = True
         """Whether the database may have queued calls of this gateway that are not in memory."""
         self.stopping = False
@@ -391,12 +394,19 @@ class StoredCalls:
             raise QueueFull(
                 f"{self.settings.most_calls} stored calls are not finished, the most allowed; send the call again later"
             )
-        held = self._held_bytes + self._arriving_bytes
+        why = self._lacks(size)
+        if why:
+            raise Overloaded(why)
+
+    def _lacks(self, size: int) -> str:
+        """Return why there is no room for ``size`` more bytes; empty if there is."""
+        held = self._held_bytes + self._arriving_bytes + self._unfinished_bytes
         if held + size > self.settings.most_bytes:
-            raise Overloaded(f"stored calls have {held} bytes, and may have {self.settings.most_bytes}; this one has {size}")
+            return f"stored calls have {held} bytes, and may have {self.settings.most_bytes}; this one has {size} more"
         folder = self.database.folder
         if folder is not None and self.settings.free_bytes and _free_bytes(folder) < self.settings.free_bytes + size:
-            raise Overloaded(f"the disk of the stored calls has less than {self.settings.free_bytes} bytes free")
+            return f"the disk of the stored calls has less than {self.settings.free_bytes} bytes free"
+        return ""
 
     async def _store(self, request: Request, body: Body, wanted: Any, request_id: str) -> Row | str:
         try:
@@ -616,31 +626,55 @@ class StoredCalls:
         call.status = worker.status
         dropped = NOT_KEPT | connection_tokens(worker.headers)
         headers = [each for each in worker.headers if each[0].lower() not in dropped]
-        last, number, size = bytearray(), 0, 0
         bodyless = call.request.method == b"HEAD" or worker.status in NO_BODY_STATUSES
-        while not bodyless and (not worker.complete or worker.buffered):
-            piece = await worker.piece()
-            last += piece
-            size += len(piece)
-            while len(last) > PIECE_BYTES:
-                data = bytes(last[:PIECE_BYTES])
-                del last[:PIECE_BYTES]
-                part = partial(records.add_part, sequence=call.sequence, kind=RESULT, run=call.run, number=number, data=data)
-                await self._part_written(worker, part)
-                number += 1
-        result = Result(worker.status, worker.phrase, orjson.dumps(encoded_headers(headers)), size)
-        self._conclude(call, result, (number, bytes(last)), RunEnd.ANSWERED)
+        try:
+            last = (0, b"") if bodyless else await self._store_result(call, worker)
+        except ResultTooLarge as error:
+            worker.abort()
+            result, body = Result.of_error(error)
+            self._conclude(call, result, (0, body), RunEnd.ANSWERED)
+        else:
+            size = last[0] * PIECE_BYTES + len(last[1])
+            result = Result(worker.status, worker.phrase, orjson.dumps(encoded_headers(headers)), size)
+            self._conclude(call, result, last, RunEnd.ANSWERED)
 
-    async def _part_written(self, worker: WorkerConnection, part: Work[None]) -> None:
+    async def _store_result(self, call: StoredCall, worker: WorkerConnection) -> tuple[int, bytes]:
+        """Store all pieces of a result but the last; return the last piece with its number.
+
+        Raises ResultTooLarge if there is no room, and ConnectionAbortedError if another gateway has the call.
+        """
+        number, last = 0, bytearray()
+        try:
+            while not worker.complete or worker.buffered:
+                last += await worker.piece()
+                while len(last) > PIECE_BYTES:
+                    why = self._lacks(PIECE_BYTES)
+                    if why:
+                        raise ResultTooLarge(
+                            f"the result has over {number * PIECE_BYTES + len(last)} bytes, and there is no room: {why}"
+                        )
+                    data = bytes(last[:PIECE_BYTES])
+                    del last[:PIECE_BYTES]
+                    part = partial(records.add_result_part, owned=self._owned(call), number=number, data=data)
+                    number += 1
+                    self._unfinished_bytes += PIECE_BYTES
+                    await self._store_part(worker, part)
+        finally:
+            self._unfinished_bytes -= number * PIECE_BYTES
+        return number, bytes(last)
+
+    async def _store_part(self, worker: WorkerConnection, part: Work[bool]) -> None:
         """Store a piece of a result. While the database cannot be used, read no more from the worker, so no result is lost."""
         while True:
             try:
-                await self._write(part)
+                is_mine = await self._write(part)
             except StoreFailed:
                 await asyncio.sleep(RETRY_SECONDS)
                 worker.check()
             else:
-                return
+                break
+        if not is_mine:
+            raise ConnectionAbortedError("another gateway has the call")
 
     def _conclude(self, call: StoredCall, result: Result, last: tuple[int, bytes], end: RunEnd) -> None:
         work = partial(records.end_answered, owned=self._owned(call), result=result, last=last, end=end)
