@@ -30,7 +30,7 @@ def test_small_bodies_stay_in_memory_until_its_bound_and_then_go_to_files(tmp_pa
         for body, text in ((first, b"a"), (second, b"b")):
             await body.write(text * 600)
         assert (spool.memory, spool.disk) == (600, 600)
-        assert (first.on_disk, second.on_disk) == (False, True)
+        assert (first.in_memory is None, second.in_memory is None) == (False, True)
         assert await content(first) == b"a" * 600
         assert await content(second) == b"b" * 600
         for body in (first, second):
@@ -49,7 +49,7 @@ def test_large_bodies_get_half_of_the_memory_and_small_ones_all_of_it(tmp_path: 
         assert (spool.memory, spool.disk) == (150_000, 90_000)
         for body in (large, second, small):
             await body.write(bytes(60_000))
-        assert [body.on_disk for body in (large, second, small)] == [False, True, False]
+        assert [body.in_memory is None for body in (large, second, small)] == [False, True, False]
 
     on_loop(work)
 

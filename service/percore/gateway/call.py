@@ -53,8 +53,8 @@ class CallBody(Protocol):
     size: int
 
     @property
-    def on_disk(self) -> bool:
-        """Whether it is read from a disk. That may take longer than a reserved worker waits for the first byte."""
+    def in_memory(self) -> Sequence[bytes] | None:
+        """All pieces; None if they are on a disk. To read them may take longer than a reserved worker waits for a byte."""
 
     def pieces(self) -> AsyncIterator[bytes]:
         """Yield the whole body, piece by piece."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from percore.errors import CallError, GatewayFailed, PodLost, QueueTimeout, RunTimeout
-from percore.gateway.call import Call, CallState
+from percore.gateway.call import Call, CallBody, CallState
 from percore.gateway.delivery import deliver_later
 from percore.gateway.endpoints import Endpoint
 from percore.gateway.pods import LONGEST_BACKOFF_SECONDS, Key, Pod, Pods, PodState
@@ -244,24 +244,36 @@ class Dispatcher:
         """Send head and body. Send the last byte only when the kernel has all other bytes."""
         request, body = call.request, call.body
         worker.expect(head_only=request.method == b"HEAD")
-        waiting = self._head(call)
-        if body.on_disk:  # send the head now: the worker waits only 0.1 s, and the disk may take longer
-            if not await worker.send(waiting):
-                return
-            waiting = b""
-        async for piece in body.pieces():
-            if waiting and len(waiting) + len(piece) > SMALL_BYTES:
-                if not await worker.send(waiting):
-                    return
-                waiting = piece
-            else:
-                waiting += piece
+        head = self._head(call)
+        if body.in_memory is not None and body.size <= SMALL_BYTES:
+            waiting = head + b"".join(body.in_memory)
+        else:
+            waiting = await self._send_pieces(worker, head, body)
+        if not waiting:
+            return
         if call.is_stored:
             if not await worker.send(waiting[:-1]):
                 return
             waiting = waiting[-1:]
             await call.begin()
         await worker.send_last(waiting)
+
+    @staticmethod
+    async def _send_pieces(worker: WorkerConnection, head: bytes, body: CallBody) -> bytes:
+        """Send head and body, and return their end, which is not sent yet. Empty: the worker has answered already."""
+        waiting = head
+        if body.in_memory is None:  # send the head now: the worker waits only 0.1 s, and the disk may take longer
+            if not await worker.send(head):
+                return b""
+            waiting = b""
+        async for piece in body.pieces():
+            if waiting and len(waiting) + len(piece) > SMALL_BYTES:
+                if not await worker.send(waiting):
+                    return b""
+                waiting = piece
+            else:
+                waiting += piece
+        return waiting
 
     @staticmethod
     def _head(call: Call) -> bytes:

@@ -226,9 +226,9 @@ class Body:
         """Bytes that were written."""
 
     @property
-    def on_disk(self) -> bool:
-        """Whether it is in a file."""
-        return self._fd is not None
+    def in_memory(self) -> Sequence[bytes] | None:
+        """All its pieces; None if it is in a file."""
+        return self._chunks if self._fd is None else None
 
     def reserve(self, size: int) -> None:
         """Reserve room for ``size`` bytes in total; raise Overloaded if there is none."""

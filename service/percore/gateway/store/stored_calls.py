@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -113,9 +113,9 @@ class StoredBody:
         self.size = size
 
     @property
-    def on_disk(self) -> bool:
-        """Whether a piece may take longer than a reserved worker waits for the first byte."""
-        return self.size > 0
+    def in_memory(self) -> Sequence[bytes] | None:
+        """None: the database has the pieces. An empty body has none."""
+        return None if self.size else ()
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the whole body, piece by piece."""
