@@ -283,7 +283,7 @@ def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_ne
         assert gateway.metric("percore_gateway_requeued_calls_total") == 1
 
 
-RECEIVED = {"head": 20, "body": 100_000, "most of the body": BIG - MOST_IN_BUFFERS}
+RECEIVED = {"nothing": 0, "head": 20, "body": 100_000, "most of the body": BIG - MOST_IN_BUFFERS}
 """How many bytes of a call its worker has when the gateway stands still."""
 
 
