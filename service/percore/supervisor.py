@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gunicorn.systemd import sd_notify
+
 from percore import cores, logs, state_dir
 from percore.errors import START_FAILED, StartError
 from percore.http.front import BACKLOG, bind
@@ -34,6 +36,8 @@ EARLY_END_SECONDS = 10.0
 MOST_CRASHES = 5
 END_SECONDS = 5.0
 FORCED_SECONDS = 0.5
+STOP_SPARE_SECONDS = 60.0
+"""How much longer than the shutdown timeout the whole stop may take."""
 
 
 def listen(host: str, port: int, key: str) -> socket.socket:
@@ -80,6 +84,7 @@ class Child:
         self.process = subprocess.Popen(  # noqa: S603 - our own code, with our own arguments
             (sys.executable, "-P", "-m", "percore", *self.arguments),  # -P: do not import a percore.py of the user
             pass_fds=self.pass_fds,
+            env={key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},  # Gunicorn would write to it
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - no other thread runs yet
         )
@@ -202,6 +207,8 @@ class Supervisor:
     def _stop(self, seconds: float) -> None:
         """Have the gateway answer every call that it has taken, then end the workers. A second signal ends all at once."""
         log.info("stopping: calls have %g s to finish; a second signal ends them", seconds)
+        # systemd's own TimeoutStopSec is short, because it is also the time that systemd waits after it has killed processes.
+        sd_notify(f"EXTEND_TIMEOUT_USEC={(seconds + STOP_SPARE_SECONDS) * 1e6:.0f}", log)
         for listener in self._listeners:
             listener.close()
         self._deadline = time.monotonic() + seconds

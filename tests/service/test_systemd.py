@@ -1,0 +1,102 @@
+"""What systemd sees of a service: the message at its stop, and the processes that are left when the supervisor dies.
+
+systemd itself is not needed: a datagram socket receives what percore sends to it, and a child subreaper gets the orphans.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from harness.service import FAULTY, Service, answer_of, eventually, is_lost, processes_in
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """Make this process the parent of orphans, as systemd is on a machine."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def store(service: Service, seconds: float) -> str:
+    path, body = "/v1/models/default:predict", {"inputs": {"sleep": seconds}}
+    return service.post(path, body, headers={"Prefer": "respond-async"}).headers["Location"]
+
+
+def has_succeeded(service: Service, stored: str) -> bool:
+    return bool(requests.get(service.url(stored), timeout=10).json()["state"] == "succeeded")
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_at_a_stop_the_supervisor_alone_asks_systemd_for_more_time_than_calls_have(tmp_path: Path, is_abstract: bool) -> None:
+    name = f"percore-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(30)
+        systemd.bind(f"\0{name}" if is_abstract else str(tmp_path / name))
+        service = Service(handler=FAULTY, shutdown_timeout=600)
+        service.environ["NOTIFY_SOCKET"] = f"@{name}" if is_abstract else str(tmp_path / name)
+        with service.ready(1):
+            running = service.ask(sleep=2)
+            service.until(executing=1)
+            service.processes[0].terminate()
+            assert systemd.recv(100) == b"EXTEND_TIMEOUT_USEC=660000000"
+            assert answer_of(running)[0] == 200
+            assert service.processes[0].wait(20) == 0
+        systemd.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+
+
+def test_if_systemd_does_not_listen_the_stop_goes_on(tmp_path: Path) -> None:
+    service = Service(handler=FAULTY)
+    service.environ["NOTIFY_SOCKET"] = str(tmp_path / "nobody")
+    with service.ready(1):
+        service.processes[0].terminate()
+        assert service.processes[0].wait(20) == 0
+
+
+@pytest.mark.usefixtures("subreaper")
+def test_if_the_supervisor_is_killed_every_process_ends_by_itself_and_the_next_start_serves(tmp_path: Path) -> None:
+    with Service(handler=FAULTY, gateway_calls_dir=tmp_path).ready(2) as service:
+        stored = store(service, 2)
+        service.until(executing=1)
+        running = service.ask(sleep=2)
+        service.until(executing=2)
+        service.processes[0].kill()
+        service.processes[0].wait(30)
+        # Without systemd running calls have their time; with it, KillMode=mixed kills the rest at once.
+        assert answer_of(running)[0] == 200
+        eventually(lambda: not processes_in(service.mark), 30)
+        service.processes.clear()
+        service.ready(2)
+        assert service.call(sleep=0).status_code == 200
+        eventually(lambda: has_succeeded(service, stored), 30)
+
+
+@pytest.mark.usefixtures("subreaper")
+def test_if_systemd_kills_the_rest_too_the_next_start_runs_the_stored_call_again(tmp_path: Path) -> None:
+    with Service(handler=FAULTY, gateway_calls_dir=tmp_path).ready(2) as service:
+        stored = store(service, 3)
+        running = service.ask(sleep=60)
+        service.until(executing=2)
+        for pid in processes_in(service.mark):
+            os.kill(pid, signal.SIGKILL)
+        service.processes[0].wait(30)
+        assert is_lost(running)
+        eventually(lambda: not processes_in(service.mark))
+        service.processes.clear()
+        service.ready(2)
+        eventually(lambda: has_succeeded(service, stored), 30)
