@@ -49,7 +49,7 @@ def build(*, clusters: bool = False) -> Dashboard:
 def page(*, clusters: bool = False) -> str:
     """Return the dashboard as JSON.
 
-    ``clusters``: for a Prometheus that has several clusters, which their series tell apart by the label ``cluster``.
+    ``clusters``: whether the Prometheus has several clusters. Then the label ``cluster`` of a series names its cluster.
     """
     text = json.dumps(build(clusters=clusters), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
     if not clusters:

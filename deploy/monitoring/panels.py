@@ -18,8 +18,8 @@ Queries = Iterable[prometheus.Dataquery]
 Steps = Mapping[float, str]
 STAT_HEIGHT, HEIGHT = 4, 8
 FEW_CALLS = "1m"
-"""Least step where calls are what is counted: a rate needs several of them, and they may last minutes. Grafana looks over four
-of the steps that a query itself names, so ``dashboard`` gives it to each query of such a panel too."""
+"""The shortest step of panels that count calls. A rate needs several calls, and a call may last minutes. Grafana computes
+a rate over four steps of the query, so ``dashboard`` gives this step to each query of such a panel too."""
 
 
 class _AnyPanel(Protocol):
@@ -84,7 +84,7 @@ def distribution(title: str, description: str, query: prometheus.Dataquery) -> h
 def states(
     title: str, description: str, query: prometheus.Dataquery, names: Mapping[int, tuple[str, str]]
 ) -> statetimeline.Panel:
-    """Return a bar for each series, which tells by name and colour what it was when."""
+    """Return a panel with a bar for each series. The colours of the bar show the states of the series over time."""
     panel = _with(statetimeline.Panel(), title, description, "none", [query]).span(12).mappings([mapping(names)])
     shown = panel.show_value(kinds.VisibilityMode.NEVER).row_height(0.8).merge_values(True).line_width(0).fill_opacity(70)
     legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.LIST).placement(kinds.LegendPlacement.BOTTOM)

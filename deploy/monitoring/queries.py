@@ -22,7 +22,7 @@ GATEWAY = NAMESPACE + ',service="${full}-gateway"'
 STATUS_SERVER = NAMESPACE + ',service="${full}-inference"'
 DEPLOYMENT = NAMESPACE + ',deployment="${full}-inference"'
 HPA = NAMESPACE + ',horizontalpodautoscaler="${full}-inference"'
-# As Deployments name their pods: a hash of the revision and five letters, run together where the name is long.
+# A Deployment names its pods by a hash of the revision and five letters. If the name is long, there is no dash between them.
 PODS = NAMESPACE + ',pod=~"${full}-inference-[0-9a-z]+(-[0-9a-z]{5})?"'
 GATEWAY_PODS = NAMESPACE + ',pod=~"${full}-gateway-[0-9a-z]+(-[0-9a-z]{5})?"'
 WORKER = PODS + ',container="inference"'
@@ -55,5 +55,5 @@ def quantiles(histogram: str, labels: str, of: Iterable[int] = (50, 95, 99), pre
 
 
 def a_minute(counter: str, labels: str, by: str) -> str:
-    """Return how often a counter rises in a minute. Calls that last minutes are too few for a rate by the second."""
+    """Return how often a counter rises in a minute. If calls last minutes, a rate per second would be close to zero."""
     return f"60 * sum by ({by}) (rate({counter}{{{labels}}}[$__rate_interval]))"

@@ -29,7 +29,7 @@ def namespace() -> QueryVariable:
 def full() -> QueryVariable:
     """Return the choice of a release in it, by the name that its objects' names are made from.
 
-    That name and not the release's: in a parent chart, one release may have several under different aliases.
+    The name of the Helm release is not enough: in a parent chart, one release may install percore under several aliases.
     """
     query = f'label_values({SEEN}{{namespace="$namespace"}}, service)'
     return _values("full", query).regex("/^(.*)-gateway$/").label("Release")

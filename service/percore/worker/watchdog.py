@@ -123,7 +123,8 @@ class Watchdog:
 def should_end(policy: str, run_seconds_left: float, load_seconds: float) -> bool:
     """Decide by ``PERCORE_ON_CLIENT_DISCONNECT`` whether to end a worker whose client disconnected.
 
-    Ending the worker costs one load. Finishing costs the rest of the call, of which only the run timeout is known.
+    Ending the worker costs one load. If the call goes on, it costs the rest of its
+    run: at most the time until the run timeout.
     """
     if policy == "end-if-worthwhile":
         return run_seconds_left > load_seconds

@@ -31,7 +31,7 @@ from percore.gateway.store.schema import (
 from percore.gateway.store.webhooks import host_of
 
 MOST_GATEWAYS_LOST = 5
-"""Runs of a call that may end because their gateway ended."""
+"""How many runs of a call may be lost with their gateways. Then the call fails."""
 TOMBSTONE_SECONDS = 7 * 24 * 3600.0
 """How long an id is kept after its call was erased. In this time the answer is 410 and not 404."""
 MOST_CLAIMED = 1000

@@ -64,8 +64,8 @@ OWN_LEASE_SECONDS = 60.0
 gateway has taken them over."""
 FENCE_SECONDS = 2.0
 """How long a gateway waits before it takes over, if it knows that the other one has ended. It knows that if it has the lock on
-the folder, or the same machine and port. In this time most workers notice that their connection is closed, and end. For the
-others a call waits until its pod is free."""
+the folder, or the same machine and port. In this time most workers notice that their connection is closed, and end. If a
+worker has not ended, its call waits until its pod is free."""
 TEND_SECONDS = 1.0
 HOUSE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0

@@ -81,7 +81,7 @@ class WebhookSettings:
 
     @property
     def lease_seconds(self) -> float:
-        """How long a delivery that was taken must be kept from other gateways: longer than one attempt can take."""
+        """Seconds for which other gateways must not take a delivery that one has taken. One attempt never takes longer."""
         return self.timeout_seconds + RESOLVE_SECONDS
 
 
