@@ -5,12 +5,12 @@ If a fetch fails, the pod shows one sentence.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Self
 
 import pytest
@@ -22,6 +22,7 @@ from tests.e2e import prometheus
 from tests.e2e.conftest import Install, restricted
 from tests.e2e.harness import SECONDS, Release, eventually, images, kubectl, metric
 from tests.e2e.volumes import volume
+from tests.stores import AZURE_ACCOUNT, AZURE_KEY
 
 KEY, SECRET = "the-key-of-the-test", "the-secret-of-the-test"
 SEVEN = [0, 0, 7, 8, 13, 16, 15, 1, 0, 0, 7, 7, 4, 11, 12, 0, 0, 0, 0, 0, 8, 13, 1, 0, 0, 4, 8, 8, 15, 15, 6, 0]
@@ -29,6 +30,10 @@ SEVEN += [0, 2, 11, 15, 15, 4, 0, 0, 0, 0, 0, 16, 5, 0, 0, 0, 0, 0, 9, 15, 1, 0,
 LOADS = {"handler": "", "memory": "1Gi", "example": {"path": ""}}
 """Additional values for a release with the demo model."""
 STORE = {"endpoint": "http://store:8333", "existingSecret": "store", "maxBytes": 100_000_000}
+SITE = {"caConfigMap": {"name": "store"}, "maxBytes": 100_000_000}
+STORES = os.environ.get("PERCORE_E2E_STORES", "s3 site").split()
+PORTS = {"s3": 8333, "site": 8443, "azure": 10000, "google": 4443}
+NOT_IN_THE_IMAGE = "the store's image has no program for it: tools/install-test-programs brings it"
 
 
 def digest_in_store(namespace: str, command: str) -> str:
@@ -53,6 +58,21 @@ def store() -> Iterator[str]:
         commands = {
             "s3": ["rclone", "serve", "s3", "--addr", ":8333", "--auth-key", f"{KEY},{SECRET}", "/buckets"],
             "site": ["python", "/site.py", "/site", "/certificate/tls.crt", "/certificate/tls.key", "8443"],
+            "azure": [
+                *(
+                    "node",
+                    "/programs/node_modules/azurite/dist/src/blob/main.js",
+                    "--blobHost",
+                    "0.0.0.0",
+                    "--location",
+                    "/tmp",
+                ),
+                *("--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--disableProductStyleUrl"),
+            ],
+            "google": [
+                *("/programs/fake-gcs-server", "-scheme", "http", "-port", "4443", "-public-host", "store:4443"),
+                *("-backend", "memory", "-data", "/buckets"),
+            ],
         }
         containers = [
             {
@@ -65,6 +85,7 @@ def store() -> Iterator[str]:
                 "volumeMounts": [{"name": "certificate", "mountPath": "/certificate"}],
             }
             for name, command in commands.items()
+            if name in STORES
         ]
         labels = {"app": "store"}
         objects: list[dict[str, Any]] = [
@@ -89,7 +110,7 @@ def store() -> Iterator[str]:
                 "metadata": {"name": "store"},
                 "spec": {
                     "selector": labels,
-                    "ports": [{"name": "s3", "port": 8333}, {"name": "site", "port": 8443}],
+                    "ports": [{"name": name, "port": port} for name, port in PORTS.items()],
                 },
             },
             {
@@ -97,6 +118,18 @@ def store() -> Iterator[str]:
                 "kind": "Secret",
                 "metadata": {"name": "store"},
                 "stringData": {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"},
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "wrong"},
+                "stringData": {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": "another", "AWS_REGION": "us-east-1"},
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "azure"},
+                "stringData": {"AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY},
             },
             {
                 "apiVersion": "v1",
@@ -173,9 +206,32 @@ def test_models_of_an_s3_store_with_a_digest(install: Install, store: str) -> No
     assert SECRET not in logs
 
 
+@pytest.mark.skipif("azure" not in STORES, reason=NOT_IN_THE_IMAGE)
+def test_models_of_azure(install: Install, store: str) -> None:
+    endpoint = f"http://localhost:10000/{AZURE_ACCOUNT}"
+    remote = f':azureblob,account={AZURE_ACCOUNT},key="{AZURE_KEY}",endpoint="{endpoint}":'
+    kubectl("-n", store, "exec", "deployment/store", "-c", "s3", "--", "rclone", "copy", "--config", "", "/buckets", remote)
+    digest = digest_in_store(store, FOLDER)
+    model = {"uri": "az://bucket/models", "endpoint": endpoint.replace("localhost", "store"), "existingSecret": "azure"}
+    release = install("azure", **LOADS, model={**model, "digest": digest, "maxBytes": 100_000_000})
+    [pod] = release.wait(1)
+    sees_a_seven(release)
+    shows_digest(release, digest)
+    assert AZURE_KEY not in kubectl("-n", store, "logs", pod, "--all-containers")
+
+
+@pytest.mark.skipif("google" not in STORES, reason=NOT_IN_THE_IMAGE)
+def test_models_of_google_cloud_storage(install: Install, store: str) -> None:
+    digest = digest_in_store(store, FOLDER)
+    model = {"uri": "gs://bucket/models", "endpoint": "http://store:4443", "anonymous": True}
+    release = install("google", **LOADS, model={**model, "digest": digest, "maxBytes": 100_000_000})
+    release.wait(1)
+    sees_a_seven(release)
+    shows_digest(release, digest)
+
+
 def test_an_archive_of_an_https_server_whose_ca_is_private(install: Install, store: str) -> None:
-    model = {"uri": "https://store:8443/digits.tar.gz", "caConfigMap": {"name": "store"}, "maxBytes": 100_000_000}
-    release = install("site", **LOADS, model=model)
+    release = install("site", **LOADS, model={"uri": "https://store:8443/digits.tar.gz", **SITE})
     release.wait(1)
     sees_a_seven(release)
     shows_digest(release, digest_in_store(store, "sha256sum /site/digits.tar.gz"))
@@ -229,22 +285,46 @@ def test_a_volume_with_models(install: Install, store: str) -> None:
         shows_digest(release, "")
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ({**STORE, "uri": "s3://bucket/models", "digest": "sha256:" + "0" * 64}, "s3://bucket/models has the digest sha256:"),
-        ({**STORE, "uri": "s3://bucket/nothing"}, "s3://bucket/nothing has no files"),
-        ({**STORE, "uri": "s3://bucket/models", "maxBytes": 1000}, "which is more than PERCORE_FETCH_MAX_BYTES=1000 allows"),
-        ({"uri": "https://store:8443/digits.tar.gz"}, "signed by a CA that is not known: name it by PERCORE_FETCH_CA_FILE"),
-    ],
-)
-def test_a_fetch_that_fails_is_one_sentence_of_the_pod(install: Install, model: dict[str, Any], words: str) -> None:
-    release = install(f"bad-{hashlib.sha256(words.encode()).hexdigest()[:6]}", **LOADS, model=model)
+SLOW = "was not fetched within PERCORE_LOAD_TIMEOUT=20 s: "
+CUT = "the last error: the server closed the connection early"
+FAILURES: dict[str, tuple[dict[str, Any], str]] = {
+    "wrong-digest": (
+        {**STORE, "uri": "s3://bucket/models", "digest": "sha256:" + "0" * 64},
+        "s3://bucket/models has the digest sha256:",
+    ),
+    "nothing": ({**STORE, "uri": "s3://bucket/nothing"}, "s3://bucket/nothing has no files"),
+    "too-large": (
+        {**STORE, "uri": "s3://bucket/models", "maxBytes": 1000},
+        "which is more than PERCORE_FETCH_MAX_BYTES=1000 allows",
+    ),
+    "unknown-ca": (
+        {"uri": "https://store:8443/digits.tar.gz"},
+        "signed by a CA that is not known: name it by PERCORE_FETCH_CA_FILE",
+    ),
+    "wrong-key": ({**STORE, "uri": "s3://bucket/models", "existingSecret": "wrong"}, "the server answers 403"),
+    "forbidden": ({**SITE, "uri": "https://store:8443/forbidden/digits.tar.gz"}, "the server answers 403"),
+    "cut-1": ({**SITE, "uri": "https://store:8443/cut-1/digits.tar.gz"}, CUT),
+    "cut-50": ({**SITE, "uri": "https://store:8443/cut-50/digits.tar.gz"}, CUT),
+    "cut-99": ({**SITE, "uri": "https://store:8443/cut-99/digits.tar.gz"}, CUT),
+    "slow": ({**SITE, "uri": "https://store:8443/slow/digits.tar.gz"}, SLOW),
+    "parent": ({**SITE, "uri": "https://store:8443/parent.tar.gz"}, "must be a path below the folder, without `..`"),
+    "link": ({**SITE, "uri": "https://store:8443/link.tar.gz"}, "is a link or special file"),
+    "bomb": (
+        {**SITE, "uri": "https://store:8443/bomb.tar.gz"},
+        "unpacks to more than PERCORE_FETCH_MAX_BYTES=100000000 allows",
+    ),
+}
 
-    said = eventually(lambda: fetch_message(release))
-    assert words in said
-    assert len(said.splitlines()) == 1
-    assert not release.ready()
+
+def test_a_fetch_that_fails_is_one_sentence_of_the_pod_and_nothing_is_served(install: Install) -> None:
+    releases = {
+        name: install(f"bad-{name}", **LOADS, timeouts={"load": 20}, model=model) for name, (model, _) in FAILURES.items()
+    }
+    for name, release in releases.items():
+        said = eventually(partial(fetch_message, release))
+        assert FAILURES[name][1] in said, name
+        assert len(said.splitlines()) == 1
+        assert not release.ready()
 
 
 class Callers:
