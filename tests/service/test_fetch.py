@@ -113,6 +113,15 @@ def digest_of_folder(folder: Path) -> str:
 # --- stores ---
 
 
+@pytest.mark.parametrize("text", ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_file_without_certificates_is_named_before_anything_is_fetched(tmp_path: Path, site: Site, text: str) -> None:
+    path = tmp_path / "bundle.pem"
+    path.write_text(text)
+    done = fetch(f"{site.url}/a.tar.gz", tmp_path / "models", FETCH_CA_FILE=path)
+    assert done.error == f"percore: cannot fetch: PERCORE_FETCH_CA_FILE={path}: must hold valid certificates in PEM"
+    assert site.paths == []
+
+
 def test_a_folder_of_an_s3_store_is_fetched_and_served_and_its_digest_is_known_everywhere(tmp_path: Path) -> None:
     shutil.copytree(MODELS / "digits", tmp_path / "buckets/bucket/some models/digits")
     with s3(tmp_path / "buckets") as (endpoint, credentials):

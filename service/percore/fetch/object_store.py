@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import obstore
@@ -110,13 +112,22 @@ def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
         "allow_http": settings.endpoint.startswith("http://") and source.scheme != "https",
     }
     if settings.ca_file is not None:
-        try:
-            options["root_certificate"] = settings.ca_file.read_bytes()
-        except OSError as error:
-            raise LoadError(f"PERCORE_FETCH_CA_FILE={settings.ca_file}: {error.strerror}") from error
+        options["root_certificate"] = _certificates(settings.ca_file)
     if settings.authorization and source.scheme == "https":
         options["default_headers"] = {"authorization": settings.authorization}
     return options
+
+
+def _certificates(path: Path) -> bytes:
+    """Return the certificates in a file; raise LoadError, which names the setting, if it holds anything else."""
+    try:
+        content = path.read_bytes()
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise LoadError(f"PERCORE_FETCH_CA_FILE={path}: must hold valid certificates in PEM") from error
+    except OSError as error:
+        raise LoadError(f"PERCORE_FETCH_CA_FILE={path}: {error.strerror}") from error
+    return content
 
 
 @contextlib.contextmanager
