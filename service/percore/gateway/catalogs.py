@@ -26,7 +26,7 @@ MOST_CATALOG_BYTES = 16 << 20
 GET_CATALOG = b"GET /catalog HTTP/1.1\r\nHost: status\r\nConnection: close\r\n\r\n"
 
 
-class Catalogs:
+class PodCatalogs:
     """The newest catalog."""
 
     def __init__(self) -> None:

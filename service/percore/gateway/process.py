@@ -25,7 +25,7 @@ from percore.api.reads import Reads
 from percore.errors import START_FAILED, NotReady, StartError
 from percore.gateway.allocator import keep_freed_memory
 from percore.gateway.call import Call
-from percore.gateway.catalogs import Catalogs
+from percore.gateway.catalogs import PodCatalogs
 from percore.gateway.cost_writer import CostWriter, PodCosts
 from percore.gateway.dispatch import Dispatcher
 from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, Source
@@ -107,9 +107,9 @@ class Gateway:
         self.write_line = writer.write_call
         self.connections = limits.queue_length + gateway.uploads + gateway.connections
         front_limits = FrontLimits(self.connections, idle_seconds=gateway.idle_timeout, answer_seconds=limits.answer_timeout)
-        self._catalogs: Catalogs | None = None
+        self._catalogs: PodCatalogs | None = None
         if catalog is None:
-            self._catalogs = Catalogs()
+            self._catalogs = PodCatalogs()
             catalog = self._catalogs.current
         self._catalog = catalog
         reads = None if settings.app.target else Reads(catalog, ready=lambda: not self.not_ready())

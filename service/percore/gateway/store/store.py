@@ -15,7 +15,7 @@ from percore.gateway.store import records
 from percore.gateway.store.database import Database
 from percore.gateway.store.routes import Routes
 from percore.gateway.store.store_metrics import StoreMetrics
-from percore.gateway.store.stored_calls import StoredCalls, StoreSettings, Surroundings
+from percore.gateway.store.stored_calls import GatewayParts, StoredCalls, StoreSettings
 from percore.gateway.store.webhook_sender import Sender
 from percore.gateway.store.webhooks import Delivery, WebhookSettings, check_url
 
@@ -43,7 +43,7 @@ class Store:
         )
         metrics = StoreMetrics(gateway.metrics.registry)
         metrics.bytes_limit.set(wanted.calls_bytes)
-        around = Surroundings(
+        parts = GatewayParts(
             queue=gateway.queue,
             dispatcher=gateway.dispatcher,
             spool=gateway.spool,
@@ -53,7 +53,7 @@ class Store:
             write_line=gateway.write_line,
         )
         database = Database(folder, wanted.calls_database)
-        self._stored = StoredCalls(bounds, database, around, metrics)
+        self._stored = StoredCalls(bounds, database, parts, metrics)
         webhooks = WebhookSettings(wanted.webhook_secrets, wanted.webhook_hosts, wanted.webhook_timeout)
         outbox = StoredOutbox(database, lambda: self._stored.ready, webhooks.lease_seconds)
         self._sender = Sender(outbox, webhooks, lambda outcome: metrics.webhooks.labels(outcome).inc())

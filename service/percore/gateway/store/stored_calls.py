@@ -66,7 +66,7 @@ FENCE_SECONDS = 2.0
 """How long a gateway waits before it takes over, if it knows that the other one has ended. It knows that if it has the lock on
 the folder, or the same machine and port. In this time most workers notice that their connection is closed, and end. If a
 worker has not ended, its call waits until its pod is free."""
-TEND_SECONDS = 1.0
+MAINTENANCE_SECONDS = 1.0
 HOUSE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 STOP_SECONDS = 5.0
@@ -90,7 +90,7 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class GatewayParts:
     """The parts of the gateway that stored calls use."""
 
     queue: CallQueue[Call]
@@ -179,18 +179,18 @@ class StoredCall(Call):
 class StoredCalls:
     """The stored calls of a gateway. Used only from the event loop."""
 
-    def __init__(self, settings: StoreSettings, database: Database, around: Surroundings, metrics: StoreMetrics) -> None:
+    def __init__(self, settings: StoreSettings, database: Database, parts: GatewayParts, metrics: StoreMetrics) -> None:
         self.settings = settings
         self.database = database
         self.metrics = metrics
-        self.has_turns = bool(around.limits.caller_header)
-        self._around = around
+        self.has_turns = bool(parts.limits.caller_header)
+        self._parts = parts
         self._loop = asyncio.get_running_loop()
-        self._queue = around.queue
-        self._dispatcher = around.dispatcher
-        self._limits = around.limits
-        self._name = around.name
-        self._machine = _machine(around.port)
+        self._queue = parts.queue
+        self._dispatcher = parts.dispatcher
+        self._limits = parts.limits
+        self._name = parts.name
+        self._machine = _machine(parts.port)
         self._gateway = ""
         """The id of this gateway's lease; empty while it has none."""
         self._signed_on = asyncio.Event()
@@ -243,7 +243,7 @@ class StoredCalls:
                 self.metrics.up.set(0)
                 self._must_look = True
             self._check_lease()
-            await asyncio.sleep(TEND_SECONDS)
+            await asyncio.sleep(MAINTENANCE_SECONDS)
 
     @property
     def ready(self) -> bool:
@@ -255,7 +255,7 @@ class StoredCalls:
         if self._gateway and now - self._renewed < RENEW_SECONDS:
             return
         if self._gateway and not await self._write(lambda to: records.renew(to, self._gateway, self._now(to))):
-            self._let_go("another gateway has taken over its calls")
+            self._give_up_lease("another gateway has taken over its calls")
         if not self._gateway:
             gateway = secrets.token_hex(16)
             await self._write(lambda to: records.sign_on(to, gateway, self._name, self._machine, self._now(to)))
@@ -268,9 +268,9 @@ class StoredCalls:
         if self.database.folder is not None:  # the lock of SQLite's folder is the lease, so a full disk ends no run
             return
         if self._gateway and self._loop.time() - self._renewed > OWN_LEASE_SECONDS:
-            self._let_go(f"its lease could not be renewed for {OWN_LEASE_SECONDS:g} s")
+            self._give_up_lease(f"its lease could not be renewed for {OWN_LEASE_SECONDS:g} s")
 
-    def _let_go(self, why: str) -> None:
+    def _give_up_lease(self, why: str) -> None:
         """End all runs and forget all calls, because another gateway may have them."""
         log.error("stored calls: %s: its runs end", why)
         self._gateway = ""
@@ -363,7 +363,7 @@ class StoredCalls:
         wanted = options(request, self.settings.max_runs)
         await self.wait_until_ready()
         self._check_room(request.content_length or 0)
-        body = await self._around.spool.receive(request)
+        body = await self._parts.spool.receive(request)
         # Check again, because bodies in chunks do not say their size, and other calls have arrived meanwhile.
         try:
             self._check_room(body.size)
@@ -779,7 +779,7 @@ class StoredCalls:
         self._open_calls = max(0, self._open_calls - 1)
         self._held_bytes = max(0, self._held_bytes - row.request_bytes) + row.result_bytes
         self.metrics.ended.labels(row.state).inc()
-        self._around.write_line(
+        self._parts.write_line(
             {
                 "logger": "percore.gateway.stored_call",
                 "call_id": row.id,
@@ -816,7 +816,7 @@ class StoredCalls:
                     return row
                 # Poll, because if another gateway owns the call, no event comes here.
                 mine = call_id in self._by_id
-                await asyncio.wait((future,), timeout=left if mine else min(left, TEND_SECONDS))
+                await asyncio.wait((future,), timeout=left if mine else min(left, MAINTENANCE_SECONDS))
             finally:
                 waiting = self._changes.get(call_id)
                 if waiting is not None:
