@@ -117,7 +117,7 @@ def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
     with Service(handler=FAULTY, gateway_calls_limit=5).ready() as service:
         stored = Stored(service)
         running = stored.store(sleep=30)
-        request = service.raw(b'{"inputs":{"sleep":0}}', PREDICT, "Prefer: respond-async")
+        request = service.raw(b'{"inputs":{"sleep":1}}', PREDICT, "Prefer: respond-async")
         connections = [service.connect() for _ in range(40)]
         for connection in connections:
             connection.sendall(request[:-1])
@@ -129,16 +129,19 @@ def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
 
 
 def test_a_call_that_is_cancelled_again_and_again_ends_once() -> None:
-    with Service(handler=FAULTY).ready() as service:
+    with Service(handler=FAULTY).ready(2) as service:
         stored = Stored(service)
-        running, queued = stored.store(sleep=30), stored.store(sleep=0)
-        for path in (queued, running):
+        running = [stored.store(sleep=30) for _ in range(2)]
+        service.until(executing=2)
+        queued = stored.store(sleep=0)
+        for path in (queued, *running):
             for _ in range(3):
                 stored.cancel(path)
-        stored.ended(running)
-        assert stored.cancel(running)["state"] == "cancelled"
-        assert service.metric("percore_stored_calls_ended_total", state="cancelled") == 2
-        assert len(service.log(logger="percore.gateway.stored_call")) == 2
+        for path in running:
+            stored.ended(path)
+            assert stored.cancel(path)["state"] == "cancelled"
+        eventually(lambda: service.metric("percore_stored_calls_ended_total", state="cancelled") == 3)
+        assert len(service.log(logger="percore.gateway.stored_call")) == 3
 
 
 def test_a_stop_that_ends_the_workers_too_does_not_count_as_a_pod_that_the_call_ended() -> None:
