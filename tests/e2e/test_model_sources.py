@@ -316,15 +316,26 @@ FAILURES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_a_fetch_that_fails_is_one_sentence_of_the_pod_and_nothing_is_served(install: Install) -> None:
-    releases = {
-        name: install(f"bad-{name}", **LOADS, timeouts={"load": 20}, model=model) for name, (model, _) in FAILURES.items()
-    }
+@pytest.mark.parametrize(
+    "names", [list(FAILURES)[at : at + 4] for at in range(0, len(FAILURES), 4)], ids=lambda names: names[0]
+)
+def test_a_fetch_that_fails_is_one_sentence_of_the_pod_and_nothing_is_served(install: Install, names: list[str]) -> None:
+    releases = {name: install(f"bad-{name}", **LOADS, timeouts={"load": 20}, model=FAILURES[name][0]) for name in names}
     for name, release in releases.items():
         said = eventually(partial(fetch_message, release))
         assert FAILURES[name][1] in said, name
         assert len(said.splitlines()) == 1
         assert not release.ready()
+
+
+def test_a_full_disk_is_one_sentence_of_the_pod_too(install: Install, store: str) -> None:
+    release = install("full", **LOADS, model={"uri": "https://store:8443/digits.tar.gz", **SITE})
+    small = {"name": "models", "emptyDir": {"medium": "Memory", "sizeLimit": "100Ki"}}
+    patch = {"spec": {"template": {"spec": {"volumes": [small]}}}}
+    kubectl("-n", store, "patch", f"deployment/{release.full_name}-inference", "--patch", json.dumps(patch))
+    said = eventually(lambda: fetch_message(release))
+    assert "more than the disk has room for" in said
+    assert len(said.splitlines()) == 1
 
 
 class Callers:
