@@ -80,6 +80,7 @@ def store() -> Iterator[str]:
                 "image": f"{image['repository']}:{image['tag']}",
                 "imagePullPolicy": "IfNotPresent",
                 "command": command,
+                "workingDir": "/tmp",
                 "env": [{"name": "HOME", "value": "/tmp"}],
                 "securityContext": security,
                 "volumeMounts": [{"name": "certificate", "mountPath": "/certificate"}],
