@@ -59,14 +59,7 @@ def store() -> Iterator[str]:
             "s3": ["rclone", "serve", "s3", "--addr", ":8333", "--auth-key", f"{KEY},{SECRET}", "/buckets"],
             "site": ["python", "/site.py", "/site", "/certificate/tls.crt", "/certificate/tls.key", "8443"],
             "azure": [
-                *(
-                    "node",
-                    "/programs/node_modules/azurite/dist/src/blob/main.js",
-                    "--blobHost",
-                    "0.0.0.0",
-                    "--location",
-                    "/tmp",
-                ),
+                *("node", "/programs/node_modules/azurite/dist/src/blob/main.js", "--blobHost", "0.0.0.0"),
                 *("--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--disableProductStyleUrl"),
             ],
             "google": [
