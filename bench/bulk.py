@@ -53,7 +53,7 @@ def measure(megabytes: int = MEGABYTES) -> list[Bulk]:
 
 
 def ways(tensor: Array) -> Iterator[Way]:
-    """Yield the protocols' ways."""
+    """Yield each way to send a tensor."""
     tensor_of = {"name": "x", "datatype": "FP32", "shape": list(tensor.shape)}
     head = {
         "inputs": [{**tensor_of, "parameters": {"binary_data_size": tensor.nbytes}}],

@@ -68,7 +68,7 @@ def _endpoints(count: int) -> tuple[str, str]:
 
 
 def _queued(count: int, size: int) -> tuple[str, str]:
-    # As few descriptors as will do: a process may have 20,000 of them here.
+    # These limits need few descriptors. A process may have only 20,000 on some machines.
     with Gateway(queue_length=count, gateway_spool_bytes=12 << 30, gateway_uploads=64, gateway_connections=500) as gateway:
         with _load("hold", gateway.port, count, size):
             eventually(lambda: gateway.queued() == count, 280)

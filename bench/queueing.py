@@ -70,7 +70,7 @@ def exponential_runs(servers: int, load: float) -> Waits:
 
 
 def load_for_share(servers: int, long: float) -> float:
-    """Return the load at which the share ``long`` of equally long calls waits longer than one run."""
+    """Return the load at which a share of the calls, ``long``, waits longer than one run. All runs take the same time."""
     low, high = 0.001, 0.999
     while high - low > 1e-4:
         middle = (low + high) / 2

@@ -32,7 +32,7 @@ AT_ONCE = 200
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The result of one load. Waits are multiples of a run, as callers see them: the time of a call without its run."""
+    """The result of one load. A wait is the time of a call without its run, as a multiple of a run."""
 
     load: float
     calls: int

@@ -1,7 +1,7 @@
 """Builds the demo models: ``python -m demo.models OUTPUT_DIR [--force]``.
 
 ``digits`` reads handwritten digits and answers in a millisecond; ``burn`` keeps one core busy for as many steps as it is asked.
-Both are the same on every build. What is newer than this file is left alone.
+Both are the same on every build. A model that is newer than this file is not built again.
 """
 
 from __future__ import annotations

@@ -32,7 +32,10 @@ def _targets(document: dict[str, Any], namespace: str) -> Iterator[dict[str, Any
 
 
 def _places(text: str, namespace: str, where: str) -> list[dict[str, Any]]:
-    """Return where in a text the namespace is, as Kustomize says it: a piece between delimiters; no options: the whole text."""
+    """Return the places of the namespace in a text, as options of Kustomize.
+
+    Each place is a piece between delimiters. Without options it is the whole text.
+    """
     if text == namespace:
         return [{}]
     for delimiter in DELIMITERS:

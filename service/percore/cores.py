@@ -71,7 +71,7 @@ def _cpuset() -> Iterable[int]:
 
 
 def usable_cores(affinity: Sequence[int] | None = None, quota: float | None = None) -> Cores:
-    """Return the cores to compute on: the first ones of the cpuset, as many as the quota has whole CPUs."""
+    """Return the cores to compute on: the first N cores of the cpuset, where N is the whole CPUs of the quota."""
     cores = sorted(_cpuset() if affinity is None else affinity)
     quota = cpu_quota() if quota is None else quota
     return tuple(cores[: max(1, math.floor(min(quota, len(cores))))])

@@ -131,7 +131,7 @@ class StandardError(LineHandler):
                 self.count_lost()
 
     def _write_after_loss(self, line: bytes) -> None:
-        """Without waiting: write how many lines were lost, and this one."""
+        """Write the number of lost lines, and then this line. Do not wait."""
         lost = self._lost
         fields = _fields(
             time.time(), "warning", "percore.logs", f"lines of the log that were lost because it was read too slowly: {lost}"

@@ -175,7 +175,9 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def open_stream(store: Any, remote: Remote, start: int, end: int) -> tuple[str, int, Iterator[bytes]]:
-    """Return a file's tag, its size, and its bytes from ``start`` to ``end`` in pieces. If it is not ranged, all bytes."""
+    """Return a file's tag, its size, and its bytes from ``start`` to ``end`` in pieces. If the
+    store cannot send a range, these are all bytes.
+    """
     options: GetOptions = {"range": (start, end)} if remote.ranged else {}
     with store_errors():
         result = obstore.get(store, remote.key, options=options)

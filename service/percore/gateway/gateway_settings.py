@@ -102,7 +102,8 @@ class GatewaySettings:
     """Bytes that these bodies may have together. A body of unknown length counts with the bytes that have arrived. If it is
     the only one, a body is received even if it is larger."""
     spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
-    """Folder on a disk for bodies of queued calls, and for answers that clients read slowly. Files in it have no name.
+    """Folder on a disk for bodies of queued calls, and for answers that clients read slowly. Its files have no names,
+    so `ls` does not show them.
     Empty: the state directory."""
     spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", within(0, 2**50))
     """Bytes that these files may have together. Beyond it callers get 503."""

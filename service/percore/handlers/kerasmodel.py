@@ -73,7 +73,7 @@ class ModelInputs:
     """Whether the structure is a dictionary of the parameters of ``call``, instead of its first argument."""
 
     def names(self) -> dict[str, str]:
-        """Return the names of the leaves, by a keyword for each."""
+        """Return a dictionary from the keyword of each leaf to the name of the leaf."""
         found = {f"input_{index}": leaf.name for index, leaf in enumerate(self.leaves)}
         if len(set(found.values())) != len(found):
             raise ValueError(f"two of its inputs have the same name: {', '.join(sorted(found.values()))}")

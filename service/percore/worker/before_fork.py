@@ -136,8 +136,8 @@ def _single_threaded_libraries() -> Iterator[None]:
 def _within_limit(limit: float) -> Iterator[None]:
     """Watch the time and the signals in a second thread, because the main thread may run C code for a long time."""
     done = threading.Event()
-    # Python writes the number of a signal to this descriptor at once. Signals are not blocked instead, because every process
-    # that a module starts would inherit that.
+    # Python writes the number of a signal to this descriptor at once. If signals were blocked instead, every process that a
+    # module starts would inherit the block.
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     waiting = select.poll()
     waiting.register(reader, select.POLLIN)

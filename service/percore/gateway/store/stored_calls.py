@@ -305,9 +305,9 @@ class StoredCalls:
         self._must_look = True
 
     def _silent(self, others: list[Row]) -> set[str]:
-        """Return the gateways whose lease is over: this one has seen no new sign of life of theirs for so long.
+        """Return the gateways whose lease is over: for ``LEASE_SECONDS`` they have not renewed it.
 
-        It measures that with its own monotonic clock. The clock of another machine may be set while a gateway runs.
+        This gateway measures that with its own monotonic clock. The clock of another machine may be set while a gateway runs.
         """
         now = self._loop.time()
         known = self._others
