@@ -57,7 +57,7 @@ def test_an_answer_in_chunks_comes_in_chunks(gateway: Gateway) -> None:
     assert b"".join(unchunked(body)) == b"onetwo!"
 
 
-def test_an_answer_that_only_the_end_of_its_connection_ends_counts_as_cut(gateway: Gateway) -> None:
+def test_an_answer_without_length_and_chunks_counts_as_cut(gateway: Gateway) -> None:
     """A lost worker would look the same, and percore's own workers never answer in this way."""
     status, headers, body = parsed(everything(gateway.ask(b"until the end", "Connection: close")))
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
@@ -74,7 +74,7 @@ def test_a_large_answer_comes_whole(gateway: Gateway) -> None:
     eventually(lambda: gateway.spooled() == 0, 5)
 
 
-def test_the_gateway_adds_the_time_in_the_queue_and_its_id_of_the_call(gateway: Gateway) -> None:
+def test_the_gateway_adds_the_queue_time_and_the_request_id(gateway: Gateway) -> None:
     answer = gateway.post(b"timing", headers={"X-Request-ID": "mine"})
     queue, run = answer.headers["Server-Timing"].split(", ")
     assert queue.startswith("queue;dur=")

@@ -125,7 +125,7 @@ def test_a_trailer_without_end_is_refused(gateway: Gateway) -> None:
                 sent += connection.send(b"a" * 65536)
         except OSError:
             pass
-        assert sent < 16 << 20  # some are dropped, so that the client reads the answer; some are in the kernel
+        assert sent < 16 << 20  # the gateway drops some bytes, so that the client reads the answer; the kernel holds others
         assert gateway.metric("percore_gateway_loop_lag_seconds") < 1
     eventually(lambda: gateway.spooled() == 0, 3)
 

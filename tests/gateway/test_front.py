@@ -248,7 +248,7 @@ def test_four_thousand_idle_connections_cost_nothing() -> None:
         assert gateway.metric("percore_gateway_connections") >= 4000
 
 
-def test_at_the_bound_of_connections_and_of_the_queue_callers_are_refused_and_probes_and_queued_calls_go_on() -> None:
+def test_with_all_connections_used_and_a_full_queue_calls_are_rejected_and_probes_are_answered() -> None:
     release = threading.Event()
     with (
         Worker(holding(release), serve) as worker,

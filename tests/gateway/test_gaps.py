@@ -194,7 +194,7 @@ def test_an_answer_that_breaks_off_is_seen_to_be_cut(breaks: Behaviour) -> None:
         eventually(lambda: gateway.metric("percore_gateway_interrupted_answers_total") == 1)
 
 
-def test_a_call_during_whose_transfer_ten_workers_end_is_answered_502() -> None:
+def test_a_call_is_answered_502_after_ten_workers_ended_while_they_received_it() -> None:
     workers = [Worker(closes_in_the_head) for _ in range(10)]
     with Gateway(*(worker.endpoint for worker in workers)) as gateway:
         assert outcome(gateway.ask(BODY)) == (502, "pod-lost")
@@ -240,7 +240,7 @@ def test_a_caller_that_leaves_while_its_call_runs_closes_the_worker_s_connection
         assert worker.bodies == [b"left", b"next"]
 
 
-def test_a_pod_that_does_not_answer_keeps_no_call_from_another() -> None:
+def test_a_pod_that_does_not_answer_delays_no_call_for_another_pod() -> None:
     release = threading.Event()
 
     def never_answers(exchange: Exchange) -> None:

@@ -192,7 +192,7 @@ def expires_after_a_break(folder: Path) -> bool:
 
 
 def test_a_call_whose_worker_was_lost_before_its_last_byte_still_expires(tmp_path: Path) -> None:
-    """A run that did not begin is no first begin."""
+    """A run that did not begin does not count as the first begin of its call."""
     assert any(expires_after_a_break(tmp_path / f"{attempt}") for attempt in range(10))
 
 
@@ -229,11 +229,11 @@ def test_a_gateway_that_starts_counts_no_pod_as_gone_before_it_has_a_list(silent
 
 
 def test_a_call_comes_back_to_its_old_place(breaking: Busy, tmp_path: Path) -> None:
-    """Its pod is the only one, so all others are queued behind it."""
+    """There is only one pod, so all other calls are queued behind this one."""
     with Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = lose(gateway, breaking)
         later = [store(gateway, b"later %d" % number) for number in range(3)]
         breaking.free.set()
         eventually(lambda: all(status(gateway, each)["state"] == "succeeded" for each in (path, *later)))
-        # The pod's first answer may have gone to the queue, and the second one to the call that was held.
+        # When the pod is free, it may take a call from the queue before the gateway queues the lost call again.
         assert breaking.worker.bodies.index(b"lost", 1) in (1, 2)

@@ -44,7 +44,7 @@ def queues(gateway: Gateway, count: int) -> bool:
 
 @pytest.mark.parametrize("turns", [False, True], ids=["without turns", "with turns"])
 def test_stored_and_synchronous_calls_are_in_one_queue(tmp_path: Path, *, turns: bool) -> None:
-    """By arrival, whichever kind they are. With turns, each caller has one call in each round."""
+    """Without turns, calls run by arrival, stored or not. With turns, each caller has one call in each round."""
     release = threading.Event()
     settings: dict[str, Any] = {"gateway_calls_dir": tmp_path, "gateway_caller_header": "X-Tenant" if turns else ""}
     with (
@@ -74,7 +74,7 @@ def test_stored_and_synchronous_calls_are_in_one_queue(tmp_path: Path, *, turns:
 
 
 def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_number() -> None:
-    """KEDA reads this number without Prometheus, and adds up no series of one gateway."""
+    """KEDA reads this number without Prometheus. It cannot add up several series of a gateway."""
     release = threading.Event()
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway:
         assert gateway.metric("percore_in_flight_calls") == 0

@@ -266,7 +266,7 @@ def test_large_bodies_and_results_are_stored_whole_and_sent_in_ranges() -> None:
 
 
 def test_a_call_that_is_cancelled_while_it_finishes_has_one_end() -> None:
-    """The cancel comes later if the last one won, and earlier if it lost. So most meet the answer, or the write of it."""
+    """If a call was cancelled, the next cancel is sent later; otherwise earlier. So most arrive while a result is stored."""
     stored = journalled()
     states: list[str] = []
     with stored.service.ready(2) as service:
@@ -338,7 +338,7 @@ def test_queued_calls_outlive_a_stop_and_a_start() -> None:
         service.processes[0].send_signal(signal.SIGTERM)
         service.processes[0].wait(30)
         done = [line for line in stored.lines() if line[0] == "end"]
-        assert len(done) == 2, "what ran ran to its end, and nothing else was begun"
+        assert len(done) == 2, "running calls end, and no other call begins"
         service.processes.clear()
         service.start()
         service.ready(2)
@@ -375,9 +375,9 @@ def die_between_steps(stored: Journalled, when: str, pieces: int = 1) -> None:
     service.environ["DIE_AT"] = str(die_at)
     service.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'dying'}:{service.environ.get('PYTHONPATH', '')}"
     deaths = tried = 0
-    fill, more = (10, [0.5]) if pieces == 1 else (400_000, [0.5] * 300_000)  # of an answer and of a body, 512 KiB a piece
+    fill, more = (10, [0.5]) if pieces == 1 else (400_000, [0.5] * 300_000)  # one row or several for the body and the result
     with service.ready(2):
-        # A gateway that dies five times soon after its start ends the service: so not at each of many writes.
+        # The service ends if its gateway dies five times soon after a start. So with many pieces, not every write is tried.
         for step in range(1, 40) if pieces == 1 else range(2, 40, 3):
             die_at.write_text(f"{step} {when}")
             tried += 1
@@ -398,7 +398,7 @@ def die_between_steps(stored: Journalled, when: str, pieces: int = 1) -> None:
         calls = service.get("/v1/calls?limit=1000").json()["calls"]
         assert {each["state"] for each in calls} == {"succeeded"}
         assert len(calls) == tried
-    assert deaths >= 3, "accept, begin and end are writes, and with pieces each third one is tried"
+    assert deaths >= 3, "accept, begin and end are writes; with more pieces, only every third write is tried"
 
 
 def test_whatever_is_killed_every_call_ends_once() -> None:
@@ -457,8 +457,8 @@ def test_bounds_are_answered_with_an_honest_status_and_nothing_is_half_stored() 
         assert service.call(sleep=0).status_code == 200
 
 
-def test_a_result_is_there_long_after_its_caller_left_then_retention_erases_it_and_the_id_is_known_for_longer() -> None:
-    """The caller's connection ends with the receipt. A third of the retention, by default eight hours, later it asks again."""
+def test_a_result_is_kept_for_its_retention_after_its_caller_left_and_the_id_for_longer() -> None:
+    """The caller's connection ends with the receipt. The caller asks again after a third of the retention."""
     with Service(handler=FAULTY, gateway_calls_retention=6).ready(1) as service:
         stored = Stored(service)
         path = stored.store(sleep=0)

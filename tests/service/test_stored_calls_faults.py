@@ -144,7 +144,7 @@ def test_a_call_that_is_cancelled_again_and_again_ends_once() -> None:
         assert len(service.log(logger="percore.gateway.stored_call")) == 3
 
 
-def test_a_stop_that_ends_the_workers_too_does_not_count_as_a_pod_that_the_call_ended() -> None:
+def test_a_run_that_is_lost_because_the_service_stops_does_not_count_as_a_lost_pod() -> None:
     stored = journalled(gateway_calls_max_runs=1)
     with stored.service.ready() as service:
         path = stored.store(n=1, sleep=4)
@@ -271,7 +271,7 @@ def test_a_list_of_calls_does_not_hold_up_a_write(database: Database) -> None:
     def slow(_connection: sa.Connection) -> None:
         time.sleep(0.5)
 
-    threads = [threading.Thread(target=database.read_here, args=(slow,)) for _ in range(12)]
+    threads = [threading.Thread(target=database.read_blocking, args=(slow,)) for _ in range(12)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)

@@ -206,7 +206,7 @@ def test_gateways_that_start_at_once_make_the_tables_once(database: str) -> None
 def test_two_gateways_share_a_database_behind_pgbouncer_in_transaction_mode(
     server: PostgreSQL, database: str, tmp_path: Path
 ) -> None:
-    """A statement that was prepared on a connection would be unknown on the next one, or be another gateway's."""
+    """Each transaction may use another connection, which knows other prepared statements, or none."""
     pods = Pods(tmp_path, 2)
     with server.pooled() as port, pods as both:
         url = server.url(database.rpartition("/")[2], port)
@@ -248,7 +248,7 @@ def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_pa
 
 
 def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tmp_path: Path) -> None:
-    """The server's clock is set forward by an hour again and again: whenever the gateways last renewed their leases."""
+    """The server's clock is set forward by an hour each second, so at every age of a lease."""
     name = database.rpartition("/")[2]
     stepped = "SELECT pg_catalog.clock_timestamp() + (SELECT by FROM stepped.step)"
     for statement in (
@@ -299,7 +299,7 @@ def test_a_gateway_that_stops_serves_its_runs_while_the_next_one_has_its_place(d
         new.port = old.port
         with new:
             assert new.ended(queued)["state"] == "succeeded"
-            assert pods.ended(1) == 0, "what was queued waited for what runs"
+            assert pods.ended(1) == 0, "the queued call waited for the running one"
             found = new.ended(running)
             assert [run["end"] for run in found["runs"]] == ["answered"]
         assert pods.begun(1) == 1

@@ -13,7 +13,7 @@ from percore.gateway.spool import Spool, SpoolLimits
 
 
 class Client:
-    """A request whose client takes what is sent when the test says so."""
+    """A request. Its client takes the bytes that were sent when the test allows it."""
 
     def __init__(self) -> None:
         self.writable = True
@@ -61,7 +61,7 @@ class Answer:
 
 
 def sent_to_a_client(folder: Path, *pieces: tuple[bytes, bool]) -> tuple[list[bytes], list[bytes]]:
-    """Return what a client got before it read on, and what it got in all."""
+    """Return the bytes that a client got before it read on, and all bytes that it got."""
 
     async def work() -> tuple[list[bytes], list[bytes]]:
         client = Client()

@@ -300,7 +300,7 @@ def test_a_reservation_that_stayed_and_finds_no_call_ends_and_its_pod_is_offered
     on_bench(work)
 
 
-def test_a_call_that_leaves_others_in_the_queue_ends_no_reservation(on_bench: OnBench) -> None:
+def test_a_call_that_leaves_ends_no_reservation_while_others_are_queued(on_bench: OnBench) -> None:
     async def work(bench: Bench) -> None:
         bench.know(5)
         first = bench.enqueue()
@@ -326,7 +326,7 @@ def test_a_reservation_that_is_cancelled_before_its_first_step_costs_nothing(on_
     on_bench(work)
 
 
-def test_a_call_that_arrives_in_the_step_in_which_the_queue_was_empty_is_served(on_bench: OnBench) -> None:
+def test_a_call_that_arrives_in_the_step_in_which_the_queue_becomes_empty_is_served(on_bench: OnBench) -> None:
     async def work(bench: Bench) -> None:
         bench.know(3)
         bench.leave(bench.enqueue())
@@ -368,7 +368,7 @@ def test_of_two_pods_that_answer_in_one_step_one_gets_the_call_and_the_other_is_
         other = 3 - winner
         assert received[other].endswith(b"<end>")
         assert pods[winner - 1].failures == 0
-        assert pods[other - 1].failures == 3, "only a run makes failures forgotten"
+        assert pods[other - 1].failures == 3, "only a run resets the count of failures"
         assert bench.dispatcher.running == 1
         bench.assert_none_unanswered()
         began = bench.loop.time()
@@ -411,7 +411,7 @@ def test_a_pod_that_refuses_is_tried_again_after_its_backoff_until_it_takes_the_
         await asyncio.sleep(LONG)
         bench.free(1)
         await asyncio.sleep(0.1)
-        assert pod.failures == 0, "a run makes the failures before it forgotten"
+        assert pod.failures == 0, "a run resets the count of failures"
         began = bench.loop.time()
         bench.refusing = {1}
         bench.close(1)
@@ -424,7 +424,7 @@ def test_a_pod_that_refuses_is_tried_again_after_its_backoff_until_it_takes_the_
     on_bench(work)
 
 
-def test_a_reservation_that_no_call_used_leaves_the_failures_before_it_counted(on_bench: OnBench) -> None:
+def test_a_reservation_without_a_call_does_not_reset_the_count_of_failures(on_bench: OnBench) -> None:
     async def work(bench: Bench) -> None:
         bench.know(1)
         bench.refusing = {1}
@@ -559,7 +559,7 @@ def test_a_fault_of_ours_ends_the_call_with_an_error_and_not_in_silence(
     on_bench(work)
 
 
-def test_a_call_that_was_sent_for_as_long_as_it_may_be_queued_is_not_queued_again(on_bench: OnBench) -> None:
+def test_a_call_whose_queue_timeout_ends_while_it_is_sent_is_not_queued_again(on_bench: OnBench) -> None:
     async def work(bench: Bench) -> None:
         _, call = await reserved_by(bench)
         call.overdue = True

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, State, parse
+from percore.gateway.endpoints import Endpoint, Endpoints, EndpointsFile, Fixed, State, parse
 from percore.gateway.slices import endpoints_of
 from percore.gateway.slices import parse as parse_slice
 
@@ -41,7 +41,7 @@ def test_a_file_is_read_again_when_it_changes_and_a_wrong_file_changes_nothing(t
             path.write_text(content)
 
     with pytest.raises(Stop):
-        Listed(path, sleep).follow(published.append)
+        EndpointsFile(path, sleep).follow(published.append)
     one, two = Endpoint("10.0.0.1", 1, 2), Endpoint("10.0.0.2", 1, 2)
     assert published == [(one,), (Endpoint("10.0.0.1", 1, 2, State.NOT_READY), two), ()]
 

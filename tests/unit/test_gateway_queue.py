@@ -64,7 +64,7 @@ def test_a_call_is_queued_once() -> None:
         queue.push(call)
 
 
-def test_as_many_calls_are_ahead_as_run_before_one_that_arrives_now() -> None:
+def test_the_calls_ahead_are_those_that_run_before_a_new_call() -> None:
     queue: CallQueue[Waiting] = CallQueue()
     assert ahead_of(queue, 0) == [0]
     calls = [Waiting(number, priority) for number, priority in enumerate((0, 9, 5, 5, 0, 7, 5))]

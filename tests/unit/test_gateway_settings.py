@@ -35,7 +35,7 @@ class Row:
     beside: dict[str, str] = field(default_factory=dict)
     """Other settings that it needs."""
     is_secret: bool = False
-    """Whether an error does not show the value."""
+    """Whether errors must not show the value."""
 
     @property
     def key(self) -> str:

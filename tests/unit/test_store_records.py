@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from percore.gateway.store import records
-from percore.gateway.store.records import At, NewCall, Owned, Result
+from percore.gateway.store.records import EndTime, NewCall, Owned, Result
 from percore.gateway.store.schema import metadata
 
 from tests.service.postgresql import PostgreSQL, programs
 
-AT = At(1000.0, 60.0)
+AT = EndTime(1000.0, 60.0)
 RESULT = Result(200, b"OK", b"[]", 3)
 
 
@@ -70,7 +70,7 @@ def test_a_gateway_whose_call_was_taken_over_writes_no_end_of_it(to: sa.Connecti
     assert (ended.state, records.part(to, sequence, 1, 2, 0)) == ("succeeded", b"new")
 
 
-def test_pieces_of_a_result_come_from_the_owner_of_the_last_run_alone_and_only_the_result_s_own_stay(to: sa.Connection) -> None:
+def test_only_the_last_run_adds_pieces_of_a_result_and_all_other_pieces_are_deleted(to: sa.Connection) -> None:
     sequence = store(to, 1)
     assert records.begin_run(to, sequence, "first", "pod-1", "first", AT.now) == 1
     owned = Owned(sequence, "first", 1)
@@ -83,7 +83,7 @@ def test_pieces_of_a_result_come_from_the_owner_of_the_last_run_alone_and_only_t
     assert not records.add_result_part(to, owned, 2, b"late")
 
 
-def test_a_gateway_that_renewed_its_lease_meanwhile_is_not_taken_over_from(to: sa.Connection) -> None:
+def test_the_calls_of_a_gateway_that_renewed_its_lease_meanwhile_are_not_taken_over(to: sa.Connection) -> None:
     records.sign_on(to, "first", "first", "there", AT.now)
     seen = records.other_gateways(to, "second")
     assert records.unchanged(to, seen) == ["first"]

@@ -347,7 +347,7 @@ def test_a_name_that_changes_its_address_is_refused_at_the_next_attempt(
 def test_a_name_is_resolved_once_for_one_attempt(server: Receiver, resolve: dict[str, list[list[str]]]) -> None:
     resolve["receiver.example.com"] = [["127.0.0.1"], ["169.254.169.254"]]
     assert send(to(server.port, host="receiver.example.com"), settings("receiver.example.com,127.0.0.1")).delivered
-    assert resolve["receiver.example.com"] == [["169.254.169.254"]], "one more lookup would have taken it"
+    assert resolve["receiver.example.com"] == [["169.254.169.254"]], "a second lookup would have used this list up"
 
 
 def test_refused_and_dead_addresses_of_a_name_are_left_out(server: Receiver, resolve: dict[str, list[list[str]]]) -> None:
@@ -363,7 +363,7 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next_one(
     with socket.socket() as silent, contextlib.ExitStack() as waiting:
         silent.bind(("127.0.0.5", server.port))
         silent.listen(0)
-        for _ in range(4):  # more than the kernel takes for it: the next connection gets no answer at all
+        for _ in range(4):  # the accept queue is full, so the next connection gets no answer
             filler = waiting.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.5", server.port))
@@ -459,7 +459,7 @@ def example(language: str) -> str:
 
 
 def run_example(tmp_path: Path, command: list[str], code: str, port: int) -> list[Outcome]:
-    """Start a receiver of the page, send it a webhook, and one with another secret's signature."""
+    """Start a receiver from the docs page. Send it a webhook with the right signature, and one with a wrong signature."""
     file = tmp_path / ("receiver.js" if command[0] == "node" else "receiver.py")
     file.write_text(code)
     environment = os.environ | {"WEBHOOK_SECRET": SECRET, "PORT": str(port)}
@@ -569,7 +569,7 @@ def test_a_large_answer_is_read_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> N
         (b"", "it broke"),
     ],
 )
-def test_an_answer_that_is_not_one_is_a_failure(content: bytes, reason: str) -> None:
+def test_an_answer_that_is_malformed_or_too_large_is_a_failure(content: bytes, reason: str) -> None:
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(content)
@@ -619,7 +619,7 @@ def test_a_receiver_that_reads_nothing_is_left_when_the_time_is_over() -> None:
     assert outcome.reason == "no answer in time"
 
 
-def test_nothing_that_listens_and_no_such_name_are_failures(resolve: dict[str, list[list[str]]]) -> None:
+def test_a_closed_port_and_an_unknown_name_are_failures(resolve: dict[str, list[list[str]]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     resolve["127.0.0.1"] = [["127.0.0.1"]]
@@ -638,7 +638,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def trust(monkeypatch: pytest.MonkeyPatch, resolve: dict[str, list[list[str]]]) -> Iterator[Callable[[Path], None]]:
-    """Return a function that makes a file the system's certificates."""
+    """Return a function. It makes the system trust the certificates of a file."""
     resolve |= {name: [["127.0.0.1"]] for name in ("receiver.example.com", "other.example.com")}
 
     def believe(file: Path) -> None:
@@ -881,7 +881,7 @@ def test_all_attempts_at_once_are_bounded() -> None:
             bench.attempts.held = {each.host: threading.Event() for each in hooks}
             await until(lambda: len(bench.attempts.made) == webhook_sender.SENDS)
             await asyncio.sleep(0.2)
-            assert len(bench.outbox.taken) == webhook_sender.SENDS, "what is taken is kept from other gateways"
+            assert len(bench.outbox.taken) == webhook_sender.SENDS, "other gateways cannot take these"
             for event in bench.attempts.held.values():
                 event.set()
             await until(lambda: not bench.outbox.due)
@@ -903,7 +903,7 @@ def test_a_new_delivery_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     asyncio.run(work())
 
 
-def test_one_that_became_due_by_time_is_found() -> None:
+def test_a_delivery_that_becomes_due_with_time_is_found() -> None:
     async def work() -> None:
         async with Bench() as bench:
             await asyncio.sleep(0.05)

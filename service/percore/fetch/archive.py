@@ -67,7 +67,8 @@ def unpack(archive: Path, into: Path, limits: WriteLimits) -> None:
     except FileExistsError as error:
         raise LoadError(f"archive {archive.name}: has two entries for {Path(error.filename).relative_to(into)}") from error
     except (*DAMAGED, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # an error of the disk; the error of bz2 has no number
+        # An error of the disk has a number, an error of bz2 has none.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise LoadError(f"archive {archive.name}: cannot be read: {error}") from error
 

@@ -1,4 +1,4 @@
-r"""Digests. That of one file is its SHA-256. That of a folder is the SHA-256 of its manifest.
+r"""Digests: the digest of a file is its SHA-256, and the digest of a folder is the SHA-256 of its manifest.
 
 The manifest has a line for each file, ``SHA256  relative/path``, as ``sha256sum`` writes it, sorted by the bytes of the path.
 So an operator can compute the digest of a folder without percore::

@@ -39,9 +39,10 @@ class Stopped(Exception):
 
 
 def retry(attempt: Callable[[], T], progress: Progress, stop: threading.Event, moved: Callable[[], int] = lambda: 0) -> T:
-    """Call ``attempt`` until it succeeds, and return its result. If another attempt would fail too, raises its error.
+    """Call ``attempt`` until it succeeds, and return its result.
 
-    Raises Stopped after ``stop``. Pauses grow from 0.2 to 15 s. If an attempt has moved bytes, they begin at 0.2 s again.
+    Raises the StoreError of an attempt if it is final, and Stopped after ``stop``. Pauses grow from 0.2 to 15 s. If an attempt
+    has moved bytes, they begin at 0.2 s again.
     """
     pause, before = FIRST_PAUSE, moved()
     while True:

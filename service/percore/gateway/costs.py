@@ -27,7 +27,8 @@ class DeletionCosts:
     costs: dict[str, int] = field(default_factory=dict)
     """The cost of each pod that has one, as last read or written."""
     _since: dict[str, float] = field(default_factory=dict)
-    """Since when a pod's cost has been wrong. If the time is in the future, the pod is not asked before it."""
+    """Since when a pod's cost has been wrong. The cost is due ``SETTLE_SECONDS`` later. ``postponed`` sets a time in the
+    future."""
     _allowance: float = BURST
     _last: float | None = None
 

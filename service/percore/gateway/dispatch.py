@@ -147,7 +147,7 @@ class Dispatcher:
                 worker.close()
 
     def _answered(self, pod: Pod) -> None:
-        """Count a reservation as waiting no longer."""
+        """Count the pod's reservation as unanswered no longer."""
         if pod.waits:
             pod.waits = False
             self._waiting -= 1

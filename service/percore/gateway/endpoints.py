@@ -78,7 +78,7 @@ class Fixed:
         publish(self._endpoints)
 
 
-class Listed:
+class EndpointsFile:
     """Endpoints in a file. The program that starts pods replaces the file in one piece, by renaming."""
 
     def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep) -> None:

@@ -138,7 +138,7 @@ class Intake:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._total = cache(metrics.total.labels)
-        """The series of each label, because looking one up takes longer than observing it."""
+        """Keeps the series of each label, because the library needs longer to look a series up than to observe a value."""
         self._queue_time = cache(metrics.queue.labels)
         self._write_line = write_line
         self.open = 0

@@ -28,7 +28,7 @@ from percore.gateway.call import Call
 from percore.gateway.catalogs import PodCatalogs
 from percore.gateway.cost_writer import CostWriter, PodCosts
 from percore.gateway.dispatch import Dispatcher
-from percore.gateway.endpoints import Endpoint, Endpoints, Fixed, Listed, Source
+from percore.gateway.endpoints import Endpoint, Endpoints, EndpointsFile, Fixed, Source
 from percore.gateway.gateway_metrics import GatewayMetrics
 from percore.gateway.gateway_settings import Settings
 from percore.gateway.intake import Intake, IntakeLimits, Router
@@ -155,7 +155,7 @@ class Gateway:
     def running_pods(self) -> list[str]:
         """Return the names of the pods on which calls of this gateway run; may be called from any thread."""
         pods = list(self.dispatcher.pods.values())
-        return [pod.endpoint.pod for pod in pods if pod.endpoint.pod and pod.task is not None and _has_run(pod.state)]
+        return [pod.endpoint.pod for pod in pods if pod.endpoint.pod and pod.task is not None and _holds_call(pod.state)]
 
     def observe(self) -> None:
         """Set the gauges; may be called from any thread."""
@@ -239,7 +239,7 @@ def _open_store(gateway: Gateway, *, on_machine: bool) -> None:
         gateway.add_store(store)
 
 
-def _has_run(state: PodState) -> bool:
+def _holds_call(state: PodState) -> bool:
     return state in (PodState.RUNNING, PodState.ENDING)
 
 
@@ -256,7 +256,7 @@ class Machine:
 
 def serve(settings: Settings, machine: Machine | None = None) -> int:
     """Run the gateway until a signal stops it; return the exit status."""
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second series, which nothing reads
     metrics = GatewayMetrics()
     writer = logs.configure_background(settings.server.log_level, metrics.lines_lost.inc)
     try:
@@ -301,7 +301,8 @@ async def _main(
         gateway = Gateway(settings, metrics, writer)
     else:
         supervisor = os.getppid()
-        # If the supervisor was killed, the kernel ends gateway and workers. If it stops, it ends the gateway first.
+        # Another parent means that the supervisor was killed. Then the kernel ends the workers too. A supervisor that stops
+        # normally ends the gateway before the workers.
         gateway = Gateway(settings, metrics, writer, workers.catalog, lambda: os.getppid() != supervisor)
     _open_store(gateway, on_machine=workers is not None)
     _status_server(gateway, workers).start(status_listener)
@@ -356,7 +357,7 @@ def _sources(settings: Settings, metrics: GatewayMetrics, machine: Machine | Non
         EventReceiver(settings.server.reports, workers).start()
         return Sources(Fixed(endpoints), workers=workers)
     if not gateway.service:
-        return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else Listed(gateway.endpoints_file))
+        return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else EndpointsFile(gateway.endpoints_file))
     # Imported here, because without Kubernetes its client need not be installed.
     from percore.gateway.cluster import Cluster  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from typing import Generic, Protocol, TypeVar
 
-MOST_FORGOTTEN = 1000
+MOST_PAST_CALLERS = 1000
 """How many callers of past rounds may be remembered, in addition to two for each queued call."""
 
 
@@ -80,7 +80,7 @@ class CallQueue(Generic[T]):
             return present
         who = (call.priority, call.caller)
         found = max(present, self._last.get(who, -1) + 1)
-        if len(self._last) > MOST_FORGOTTEN + 2 * len(self._calls):
+        if len(self._last) > MOST_PAST_CALLERS + 2 * len(self._calls):
             self._last = {each: last for each, last in self._last.items() if last >= self._round[each[0]]}
         self._last[who] = found
         return found

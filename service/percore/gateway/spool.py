@@ -1,8 +1,8 @@
 """The spool: holds bytes of requests and answers that wait, in memory up to a bound, and in unlinked files above it.
 
 Bytes stay in memory while there is room. Large bodies and answers may use half of it, so that the rest is free for small ones.
-All others go to files. A file has no name, so the kernel frees it when the gateway ends, however it ends. Reads
-and writes of files run in a small pool of threads: the event loop never waits for a disk.
+Bytes for which memory has no room go to files. A file has no name, so the kernel frees it when the gateway ends, however it
+ends. Reads and writes of files run in a small pool of threads: the event loop never waits for a disk.
 
 Bodies that are being received have bounds of their own, so that slow uploads do not prevent small calls.
 """

@@ -85,7 +85,7 @@ class Database:
         self._seconds = ANSWER_SECONDS if folder is None else None
         self._away = False
         """Whether the last use of the database failed. Then the next failures are not logged."""
-        self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _their_clock
+        self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _server_clock
         """Returns the time of the database server. Gateways compare times, so all of them use this clock."""
 
     # --- opening
@@ -199,7 +199,7 @@ class Database:
                 explained = self._explained(error)
                 return [(each, explained) for each in batch]
         else:
-            self._used()
+            self._log_recovery()
             return found
         return [outcome for each in batch for outcome in self._together([each])]
 
@@ -212,7 +212,7 @@ class Database:
             code is None or code.startswith(SERVER_LOST)
         )
 
-    def _used(self) -> None:
+    def _log_recovery(self) -> None:
         if self._away:
             self._away = False
             log.info("stored calls: %s can be used again", self)
@@ -244,8 +244,11 @@ class Database:
         except UNUSABLE as error:
             raise self._explained(error) from error
 
-    def read_here(self, work: Work[T]) -> T:
-        """Do the same as ``read`` for a thread, which waits: only the threads of this class may use the connections."""
+    def read_blocking(self, work: Work[T]) -> T:
+        """Do the same as ``read``, and block the thread that calls it until there is a result.
+
+        The work runs in a thread of this class, because only these threads may use the connections.
+        """
         reading = self._readers.submit(self._read, work)
         try:
             return reading.result(self._seconds)
@@ -287,8 +290,8 @@ def _sqlite(path: Path) -> sa.Engine:
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions itself
         connection.execute("PRAGMA busy_timeout=10000")
-        connection.execute("PRAGMA temp_store=MEMORY")  # temporary tables, because a pod's root is read-only
-        if not connection.execute("PRAGMA page_count").fetchone()[0]:  # a new file; in another these are writes
+        connection.execute("PRAGMA temp_store=MEMORY")  # a pod's root is read-only, so temporary tables have no file
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:  # in a file with content these would be writes
             connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
             connection.execute("PRAGMA auto_vacuum=incremental")
             connection.execute("PRAGMA journal_mode=WAL")
@@ -328,5 +331,5 @@ def _own_clock(_connection: sa.Connection) -> float:
     return time.time()
 
 
-def _their_clock(connection: sa.Connection) -> float:
+def _server_clock(connection: sa.Connection) -> float:
     return float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())

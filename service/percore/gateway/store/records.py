@@ -89,7 +89,7 @@ class Owned:
 
 
 @dataclass(frozen=True, slots=True)
-class At:
+class EndTime:
     """The time of an end, and the retention in seconds."""
 
     now: float
@@ -138,16 +138,17 @@ def other_gateways(to: sa.Connection, gateway: str) -> list[Row]:
 
 
 def unchanged(to: sa.Connection, ended: Iterable[Row]) -> list[str]:
-    """Return those gateways that have not renewed their lease and have not stopped in order since they were read."""
+    """Return those gateways that have neither renewed their lease nor begun to stop since they were read."""
     same = [
         sa.and_(gateways.c.id == row.id, gateways.c.seen_at == row.seen_at, gateways.c.machine == row.machine) for row in ended
     ]
     which = sa.select(gateways.c.id).where(sa.or_(sa.false(), *same))
-    # In the transaction that takes over, none of them can renew its lease, and no other gateway takes over from it.
+    # The rows stay locked until this transaction ends. So none of these gateways can renew its lease meanwhile, and no other
+    # gateway can take over from it.
     return list(to.execute(which.with_for_update(skip_locked=True)).scalars())
 
 
-def take_over(to: sa.Connection, at: At, gateway: str, ended: Sequence[str]) -> list[Row]:
+def take_over(to: sa.Connection, at: EndTime, gateway: str, ended: Sequence[str]) -> list[Row]:
     """Take over the calls of ended gateways; return the calls whose state changed."""
     mine = calls.c.owner.in_(ended)
     begun = sa.select(calls).where(mine, calls.c.state.in_((State.RECEIVING, State.RUNNING, State.CANCELLING)))
@@ -167,7 +168,7 @@ def take_over(to: sa.Connection, at: At, gateway: str, ended: Sequence[str]) -> 
     return changed
 
 
-def any_free(to: sa.Connection) -> bool:
+def any_unowned(to: sa.Connection) -> bool:
     """Tell whether there is a queued call that no gateway owns."""
     which = sa.select(calls.c.sequence).where(calls.c.owner.is_(None), calls.c.state == State.QUEUED).limit(1)
     return to.execute(which).first() is not None
@@ -204,7 +205,7 @@ def _some_queued(to: sa.Connection, gateway: str, sequences: Sequence[int]) -> l
 
 
 def begun(to: sa.Connection, gateway: str) -> list[Row]:
-    """Return sequence and run of the calls of a gateway that have a run."""
+    """Return the sequence number and the run of each running call of a gateway."""
     which = calls.c.owner == gateway, calls.c.state.in_((State.RUNNING, State.CANCELLING))
     return list(to.execute(sa.select(calls.c.sequence, calls.c.run).where(*which)))
 
@@ -252,7 +253,7 @@ def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int,
 
 def add_result_part(to: sa.Connection, owned: Owned, number: int, data: bytes) -> bool:
     """Add a piece of a result. Return False if another gateway has the call, or if this is not its last run."""
-    if _mine(to, owned) is None:
+    if _running_if_owned(to, owned) is None:
         return False
     add_part(to, owned.sequence, RESULT, owned.run, number, data)
     return True
@@ -295,9 +296,9 @@ def begin_run(to: sa.Connection, sequence: int, gateway: str, pod: str, name: st
     return number
 
 
-def end_unbegun(to: sa.Connection, at: At, owned: Owned) -> Row | None:
+def end_unbegun(to: sa.Connection, at: EndTime, owned: Owned) -> Row | None:
     """Put a call back whose worker was lost before the last byte; return it, or None if it is not ours."""
-    row = _mine(to, owned)
+    row = _running_if_owned(to, owned)
     if row is None:
         return None
     _end_run(to, row, at.now, RunEnd.NOT_BEGUN)
@@ -307,13 +308,13 @@ def end_unbegun(to: sa.Connection, at: At, owned: Owned) -> Row | None:
 
 
 def has_begun(row: Row) -> bool:
-    """Tell whether a call that has no run now had one that began: then that run was lost."""
+    """Tell whether a run of a queued call ever began. Then this run was lost, because otherwise the call would have ended."""
     return bool(row.pods_lost or row.gateways_lost)
 
 
-def end_lost(to: sa.Connection, at: At, owned: Owned, end: RunEnd) -> Row | None:
+def end_lost(to: sa.Connection, at: EndTime, owned: Owned, end: RunEnd) -> Row | None:
     """End a run whose pod or gateway was lost: queue the call again, or fail it. None if this gateway does not own the run."""
-    row = _mine(to, owned)
+    row = _running_if_owned(to, owned)
     if row is None:
         return None
     if row.state == State.CANCELLING:
@@ -323,10 +324,10 @@ def end_lost(to: sa.Connection, at: At, owned: Owned, end: RunEnd) -> Row | None
 
 
 def end_answered(
-    to: sa.Connection, at: At, owned: Owned, result: Result, last: tuple[int, bytes], end: RunEnd = RunEnd.ANSWERED
+    to: sa.Connection, at: EndTime, owned: Owned, result: Result, last: tuple[int, bytes], end: RunEnd = RunEnd.ANSWERED
 ) -> Row | None:
     """End a call with its answer. ``last`` is number and data of the last piece. None if this gateway does not own the call."""
-    row = _mine(to, owned)
+    row = _running_if_owned(to, owned)
     if row is None:
         return None
     if row.state == State.CANCELLING:
@@ -336,28 +337,28 @@ def end_answered(
     return _answer(to, row, at, result, last)
 
 
-def end_failed(to: sa.Connection, at: At, owned: Owned, error: CallError) -> Row | None:
+def end_failed(to: sa.Connection, at: EndTime, owned: Owned, error: CallError) -> Row | None:
     """End a queued call with an error of percore.
 
     Return None if this gateway does not own the call, or if it is no longer queued.
     """
-    row = _mine_queued(to, owned)
+    row = _queued_if_owned(to, owned)
     if row is None:
         return None
     result, body = Result.of_error(error)
     return _answer(to, row, at, result, (0, body))
 
 
-def expire(to: sa.Connection, at: At, owned: Owned) -> Row | None:
+def expire(to: sa.Connection, at: EndTime, owned: Owned) -> Row | None:
     """End a queued call that did not begin in time.
 
     Return None if this gateway does not own the call, or if it is no longer queued.
     """
-    row = _mine_queued(to, owned)
+    row = _queued_if_owned(to, owned)
     return None if row is None else _end(to, row, at, State.EXPIRED)
 
 
-def cancel(to: sa.Connection, at: At, call_id: str) -> tuple[Row | None, bool]:
+def cancel(to: sa.Connection, at: EndTime, call_id: str) -> tuple[Row | None, bool]:
     """If a call is queued, cancel it at once. If it runs, ask its gateway to cancel it.
 
     Return the call, or None if there is none; and whether this changed its state.
@@ -375,8 +376,8 @@ def cancel(to: sa.Connection, at: At, call_id: str) -> tuple[Row | None, bool]:
 # --- the end
 
 
-def _mine(to: sa.Connection, owned: Owned) -> Row | None:
-    """Return a call whose run ends. None if this gateway no longer owns the call, or if it is not the call's last run."""
+def _running_if_owned(to: sa.Connection, owned: Owned) -> Row | None:
+    """Return a call that runs. None if the gateway no longer owns it, or if the run is not its last one."""
     which = sa.select(calls).where(
         calls.c.sequence == owned.sequence,
         calls.c.owner == owned.gateway,
@@ -386,7 +387,7 @@ def _mine(to: sa.Connection, owned: Owned) -> Row | None:
     return to.execute(which.with_for_update()).first()
 
 
-def _mine_queued(to: sa.Connection, owned: Owned) -> Row | None:
+def _queued_if_owned(to: sa.Connection, owned: Owned) -> Row | None:
     which = calls.c.sequence == owned.sequence, calls.c.owner == owned.gateway, calls.c.state == State.QUEUED
     return to.execute(sa.select(calls).where(*which).with_for_update()).first()
 
@@ -396,14 +397,14 @@ def _set(to: sa.Connection, sequence: int, **values: Any) -> Row:
 
 
 def _end_run(to: sa.Connection, row: Row, now: float, end: RunEnd, *, stored: int = 0) -> None:
-    """End a run. Of the pieces of a result only the first ``stored`` ones of this run stay."""
+    """End a run. Delete all pieces of results, except the first ``stored`` pieces of this run."""
     which = runs.c.call == row.sequence, runs.c.number == row.run
     to.execute(runs.update().where(*which).values(ended_at=now, end=end))
     rest = sa.or_(parts.c.run != row.run, parts.c.number >= stored)
     to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == RESULT, rest))
 
 
-def _run_lost(to: sa.Connection, row: Row, at: At, end: RunEnd) -> Row:
+def _run_lost(to: sa.Connection, row: Row, at: EndTime, end: RunEnd) -> Row:
     _end_run(to, row, at.now, end)
     pods, gateways_ = row.pods_lost + (end is RunEnd.POD_LOST), row.gateways_lost + (end is RunEnd.GATEWAY_LOST)
     counted = {"pods_lost": pods, "gateways_lost": gateways_}
@@ -419,7 +420,7 @@ def _run_lost(to: sa.Connection, row: Row, at: At, end: RunEnd) -> Row:
     return _answer(to, row, at, result, (0, body))
 
 
-def _answer(to: sa.Connection, row: Row, at: At, result: Result, last: tuple[int, bytes]) -> Row:
+def _answer(to: sa.Connection, row: Row, at: EndTime, result: Result, last: tuple[int, bytes]) -> Row:
     if last[1]:
         add_part(to, row.sequence, RESULT, row.run, *last)
     state = State.SUCCEEDED if result.status < 400 else State.FAILED
@@ -427,7 +428,7 @@ def _answer(to: sa.Connection, row: Row, at: At, result: Result, last: tuple[int
     return _end(to, row, at, state, **values)
 
 
-def _end(to: sa.Connection, row: Row, at: At, state: State, **values: Any) -> Row:
+def _end(to: sa.Connection, row: Row, at: EndTime, state: State, **values: Any) -> Row:
     """Write a final state, and in the same transaction the message about it."""
     to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == REQUEST))
     ended = _set(to, row.sequence, state=state, finished_at=at.now, expires_at=at.now + at.retention, **values)
@@ -499,7 +500,7 @@ def erase(to: sa.Connection, call_id: str, now: float) -> bool:
     sequence = to.execute(sa.select(calls.c.sequence).where(*which)).scalar_one_or_none()
     if sequence is None:
         return False
-    _bury(to, [sequence], now)
+    _leave_tombstones(to, [sequence], now)
     return True
 
 
@@ -509,12 +510,12 @@ def erase_expired(to: sa.Connection, now: float, most: int = 100) -> int:
     old = sa.select(calls.c.sequence).where(*over, calls.c.erased.is_(False)).limit(most).with_for_update(skip_locked=True)
     found = list(to.execute(old).scalars())
     if found:
-        _bury(to, found, now)
+        _leave_tombstones(to, found, now)
     to.execute(calls.delete().where(*over, calls.c.erased.is_(True)))
     return len(found)
 
 
-def _bury(to: sa.Connection, sequences: Sequence[int], now: float) -> None:
+def _leave_tombstones(to: sa.Connection, sequences: Sequence[int], now: float) -> None:
     _erase(to, sequences)
     to.execute(
         calls.update()

@@ -63,7 +63,7 @@ class Routes:
         ]
         row: Row | None
         if wanted.wait_seconds:
-            row = await self._stored.ended(call_id, wanted.wait_seconds)
+            row = await self._stored.wait_for_end(call_id, wanted.wait_seconds)
         else:
             row = await self._stored.find(call_id) if isinstance(stored, str) else stored
         if row is not None and wanted.wait_seconds and row.status is not None:
@@ -100,14 +100,14 @@ class Routes:
             raise Gone("the call was erased: its retention was over, or it was deleted")
         return row
 
-    async def _ended(self, request: Request, call_id: str) -> tuple[Row, list[Header]]:
+    async def _wait_for_end(self, request: Request, call_id: str) -> tuple[Row, list[Header]]:
         """Wait for the end of a call as ``Prefer`` asks. Return the call, and the header ``Preference-Applied``."""
         wait = preferences(request).wait_seconds
-        row = self._known(await self._stored.ended(call_id, wait or 0.0))
+        row = self._known(await self._stored.wait_for_end(call_id, wait or 0.0))
         return row, [] if wait is None else [(b"Preference-Applied", b"wait=%d" % wait)]
 
     async def _status(self, request: Request, call_id: str) -> None:
-        row, headers = await self._ended(request, call_id)
+        row, headers = await self._wait_for_end(request, call_id)
         await self._send_status(request, row, 200, headers)
 
     async def _send_status(self, request: Request, row: Row, status: int, headers: list[Header]) -> None:
@@ -123,7 +123,7 @@ class Routes:
         request.respond(status, [*JSON, (b"Cache-Control", b"no-store"), *headers], orjson.dumps(document))
 
     async def _result(self, request: Request, call_id: str) -> None:
-        row, headers = await self._ended(request, call_id)
+        row, headers = await self._wait_for_end(request, call_id)
         if row.state in OPEN:
             raise NotFinished(f"the call is {row.state}: it has no result yet")
         if row.status is None:
@@ -156,7 +156,7 @@ class Routes:
             request.write(head)
         else:
             pieces = self._pieces(row, *(part or (0, size)))
-            # Read it before the head is sent. So if it cannot be read, the client gets an error of percore.
+            # Read the first piece before the head is sent. If that fails, the client still gets an error of percore.
             request.write(head + await anext(pieces, b""))
             async for piece in pieces:
                 await request.drained(self._answer_seconds)
@@ -201,7 +201,7 @@ class Routes:
         after = _whole(given, "after", 0, 0, 2**62)
         self._stored.check_ready()
         work = partial(records.listing, states=states, model=given.get("model", [""])[0], after=after, limit=limit)
-        rows = self._stored.database.read_here(work)
+        rows = self._stored.database.read_blocking(work)
         document: dict[str, Any] = {"calls": [listed(row) for row in rows]}
         document["next"] = rows[-1].sequence if len(rows) == limit else None
         return 200, JSON, orjson.dumps(document)

@@ -44,7 +44,7 @@ from percore.gateway.spool import Body, Spool
 from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
 from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
-from percore.gateway.store.records import At, NewCall, Owned, Result, Row
+from percore.gateway.store.records import EndTime, NewCall, Owned, Result, Row
 from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RunEnd, State
 from percore.gateway.store.store_metrics import StoreMetrics
 from percore.http.request import HOP_BY_HOP, NO_BODY_STATUSES, Request, connection_tokens
@@ -63,11 +63,11 @@ OWN_LEASE_SECONDS = 60.0
 """If a gateway could not renew its lease for this time, it ends its own runs. This is shorter than the lease, so no other
 gateway has taken them over."""
 FENCE_SECONDS = 2.0
-"""How long a gateway waits before it takes over, if it knows that the other one has ended. It knows that if it has the lock on
-the folder, or the same machine and port. In this time most workers notice that their connection is closed, and end. If a
-worker has not ended, its call waits until its pod is free."""
+"""How long a gateway waits before it takes over from one that has certainly ended. That is certain if this gateway has the lock
+on the folder, or if the other one had the machine and the port of this one. In this time most workers notice that their
+connection is closed, and end. If a worker has not ended, its call waits until its pod is free."""
 MAINTENANCE_SECONDS = 1.0
-HOUSE_SECONDS = 10.0
+CLEAN_UP_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 STOP_SECONDS = 5.0
 """How long a worker may take to end a cancelled run."""
@@ -114,7 +114,7 @@ class StoredBody:
 
     @property
     def in_memory(self) -> Sequence[bytes] | None:
-        """None: the database has the pieces. An empty body has none."""
+        """Return None, because the pieces are in the database. For an empty body, return an empty sequence."""
         return None if self.size else ()
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -196,7 +196,7 @@ class StoredCalls:
         self._signed_on = asyncio.Event()
         self._renewed = 0.0
         self._others: dict[str, tuple[float, float]] = {}
-        """Of each other gateway its last sign of life, and when this one saw it first, by this one's monotonic clock."""
+        """For each other gateway: its last sign of life, and when this gateway first saw that sign, by its monotonic clock."""
         self._mine: dict[int, StoredCall] = {}
         """Calls that this gateway may run, or runs, by their sequence numbers."""
         self._by_id: dict[str, StoredCall] = {}
@@ -212,7 +212,7 @@ class StoredCalls:
         """Calls and bytes that are received and not stored yet."""
         self._unfinished_bytes = 0
         """Bytes of results that are being stored."""
-        self._must_look = True
+        self._must_read_calls = True
         """Whether the database may have queued calls of this gateway that are not in memory."""
         self.stopping = False
         self.on_message: Callable[[], None] = lambda: None
@@ -225,23 +225,23 @@ class StoredCalls:
         if not await asyncio.to_thread(self.database.open, lambda: self.stopping):
             return
         began = self._loop.time()
-        house = 0.0
+        clean_up_at = 0.0
         while True:
             try:
                 await self._renew()
                 if self.stopping:  # again each time, because a run that did not begin is queued again
                     await self._write(partial(records.hand_over, gateway=self._gateway))
                 else:
-                    await self._take_over(restarted=self._loop.time() - began >= FENCE_SECONDS)
+                    await self._take_over(fence_is_over=self._loop.time() - began >= FENCE_SECONDS)
                     await self._claim()
                     await self._stop_cancelled()
-                if self._loop.time() >= house:
-                    await self._keep_house()
-                    house = self._loop.time() + HOUSE_SECONDS
+                if self._loop.time() >= clean_up_at:
+                    await self._clean_up()
+                    clean_up_at = self._loop.time() + CLEAN_UP_SECONDS
                 self.metrics.up.set(1)
             except StoreFailed:  # it is logged already
                 self.metrics.up.set(0)
-                self._must_look = True
+                self._must_read_calls = True
             self._check_lease()
             await asyncio.sleep(MAINTENANCE_SECONDS)
 
@@ -275,26 +275,26 @@ class StoredCalls:
         log.error("stored calls: %s: its runs end", why)
         self._gateway = ""
         self._signed_on.clear()
-        self._must_look = True
+        self._must_read_calls = True
         for call in list(self._mine.values()):
             self._forget(call)
             call.leave()
         self._running.clear()
 
-    async def _take_over(self, *, restarted: bool) -> None:
+    async def _take_over(self, *, fence_is_over: bool) -> None:
         """Take over from gateways that have ended."""
-        gateway, has_unknown = self._gateway, self._must_look
+        gateway, must_read = self._gateway, self._must_read_calls
         others = await self.database.read(lambda of: records.other_gateways(of, gateway))
         silent = self._silent(others)
         has_lock = self.database.folder is not None  # then no other gateway has the folder
-        ended = [row for row in others if row.id in silent or (restarted and (has_lock or row.machine == self._machine))]
+        ended = [row for row in others if row.id in silent or (fence_is_over and (has_lock or row.machine == self._machine))]
 
         def take(to: sa.Connection) -> tuple[int, list[Row]]:
             which = records.unchanged(to, ended)
-            which += records.unknown_owners(to) if has_unknown else []
-            return len(which), records.take_over(to, self._at(to), gateway, which)
+            which += records.unknown_owners(to) if must_read else []
+            return len(which), records.take_over(to, self._end_time(to), gateway, which)
 
-        unknown = await self.database.read(records.unknown_owners) if has_unknown else []
+        unknown = await self.database.read(records.unknown_owners) if must_read else []
         if not ended and not unknown:
             return
         count, changed = await self._write(take)
@@ -302,7 +302,7 @@ class StoredCalls:
         for row in changed:
             self._count_run(RunEnd.GATEWAY_LOST, row)
             self._report(row)
-        self._must_look = True
+        self._must_read_calls = True
 
     def _silent(self, others: list[Row]) -> set[str]:
         """Return the gateways whose lease is over: for ``LEASE_SECONDS`` they have not renewed it.
@@ -318,34 +318,34 @@ class StoredCalls:
         return {each for each, (_, since) in self._others.items() if now - since > LEASE_SECONDS}
 
     async def _claim(self) -> None:
-        """Queue the calls that no gateway owns, and those of this one that it does not know of."""
+        """Queue the calls that no gateway owns, and this gateway's queued calls that are not in memory."""
         gateway = self._gateway
-        rows = await self._write(lambda to: records.claim(to, gateway)) if await self._any_free() else []
-        if self._must_look:
-            self._must_look = False
-            await self._end_adrift()
+        rows = await self._write(lambda to: records.claim(to, gateway)) if await self._any_unowned() else []
+        if self._must_read_calls:
+            self._must_read_calls = False
+            await self._end_unsent_runs()
             known = frozenset(self._mine)
             rows = await self._write(lambda to: records.queued(to, gateway, known))
         for row in rows:
             if row.sequence not in self._mine and gateway == self._gateway:
                 self._enqueue(row, lost_pod=row.lost_pod)
 
-    async def _end_adrift(self) -> None:
+    async def _end_unsent_runs(self) -> None:
         """End runs that are in the database and not in memory.
 
-        The answer to the write of their begin was lost, so this gateway never sent their last byte.
+        This gateway got no answer when it wrote that such a run begins. So it never sent the last byte of the call.
         """
         gateway = self._gateway
         # Read by the writer's thread. So this comes after every write that timed out and still runs.
         for row in await self._write(lambda to: records.begun(to, gateway)):
             if row.sequence not in self._mine:
                 owned = Owned(row.sequence, gateway, row.run)
-                ended = await self._final(partial(records.end_unbegun, owned=owned))
+                ended = await self._write_end(partial(records.end_unbegun, owned=owned))
                 if ended is not None:
                     self._count_run(RunEnd.NOT_BEGUN, ended)
 
-    async def _any_free(self) -> bool:
-        return await self.database.read(records.any_free)
+    async def _any_unowned(self) -> bool:
+        return await self.database.read(records.any_unowned)
 
     async def _stop_cancelled(self) -> None:
         """Stop runs that callers cancelled through another gateway."""
@@ -394,11 +394,11 @@ class StoredCalls:
             raise QueueFull(
                 f"{self.settings.most_calls} stored calls are not finished, the most allowed; send the call again later"
             )
-        why = self._lacks(size)
+        why = self._why_no_room(size)
         if why:
             raise Overloaded(why)
 
-    def _lacks(self, size: int) -> str:
+    def _why_no_room(self, size: int) -> str:
         """Return why there is no room for ``size`` more bytes; empty if there is."""
         held = self._held_bytes + self._arriving_bytes + self._unfinished_bytes
         if held + size > self.settings.most_bytes:
@@ -433,7 +433,7 @@ class StoredCalls:
             except sa.exc.IntegrityError:  # the same key came to another gateway at the same moment
                 row = await self._insert(replace(new, id=secrets.token_hex(16)), body, key, digest)
         except StoreFailed:
-            self._must_look = True  # in spite of the error it may be stored
+            self._must_read_calls = True  # in spite of the error it may be stored
             raise
         finally:
             self._arriving_calls -= 1
@@ -501,12 +501,12 @@ class StoredCalls:
     def _drop(self, new: NewCall, body: Body) -> None:
         """Delete the stored pieces of a call that was not received completely."""
         if body.size > PIECE_BYTES:
-            self._spawn(self._written(partial(records.drop, call_id=new.id)))
+            self._spawn(self._write_with_retries(partial(records.drop, call_id=new.id)))
 
     # --- in the queue
 
     def _enqueue(self, row: Row, number: int | None = None, lost_pod: str = "") -> None:
-        """Queue a call; one that comes back has its old ``number``, and so its old place.
+        """Queue a call. If it was queued before, it has its old ``number``, and so its old place.
 
         If its last run was lost, ``lost_pod`` computed it, and perhaps still does.
         """
@@ -529,7 +529,7 @@ class StoredCalls:
         self._dispatcher.match()
 
     async def _hold(self, call: StoredCall, pod: str) -> None:
-        """Queue a call when its lost run cannot compute any more: no second run may begin before."""
+        """Wait until the lost run of a call cannot compute any more, then queue the call. So two runs never overlap."""
         log.info("call %s: run %d was lost; the next one begins when pod %s is free or gone", call.id, call.run, pod)
         await self._dispatcher.until_free(pod)
         del self._held[call]
@@ -554,7 +554,7 @@ class StoredCalls:
     def _expire(self, call: StoredCall) -> None:
         self._forget(call)
         work = partial(records.expire, owned=self._owned(call))
-        self._spawn(self._final(work))
+        self._spawn(self._write_end(work))
 
     def _forget(self, call: StoredCall) -> None:
         if self._mine.get(call.sequence) is call:  # it may have been looked up and queued again
@@ -596,7 +596,7 @@ class StoredCalls:
         """Have a call looked up and queued again later."""
         self._forget(call)
         call.state = CallState.ENDED
-        self._must_look = True
+        self._must_read_calls = True
 
     def put_back(self, call: StoredCall) -> None:
         """Record that the run did not begin after all: the call is queued again."""
@@ -607,16 +607,16 @@ class StoredCalls:
         call.recorded = False
         self._running.discard(call)
         self._limit_start(call)
-        self._spawn(self._unbegun(call))
+        self._spawn(self._record_unbegun(call))
 
-    async def _unbegun(self, call: StoredCall) -> None:
-        row = await self._final(partial(records.end_unbegun, owned=self._owned(call)))
+    async def _record_unbegun(self, call: StoredCall) -> None:
+        row = await self._write_end(partial(records.end_unbegun, owned=self._owned(call)))
         if row is not None:
             self._count_run(RunEnd.NOT_BEGUN, row)
         if row is None or row.state != State.QUEUED:
             self._forget(call)
-        elif call.sequence not in self._mine:  # it was to begin again meanwhile
-            self._must_look = True
+        elif call.sequence not in self._mine:  # a new run was refused before this write, and the call was forgotten
+            self._must_read_calls = True
 
     async def record(self, call: StoredCall, worker: WorkerConnection) -> None:
         """Store the worker's answer. The end of the call is stored when the worker is free again."""
@@ -648,7 +648,7 @@ class StoredCalls:
             while not worker.complete or worker.buffered:
                 last += await worker.piece()
                 while len(last) > PIECE_BYTES:
-                    why = self._lacks(PIECE_BYTES)
+                    why = self._why_no_room(PIECE_BYTES)
                     if why:
                         raise ResultTooLarge(
                             f"the result has over {number * PIECE_BYTES + len(last)} bytes, and there is no room: {why}"
@@ -682,7 +682,7 @@ class StoredCalls:
 
     async def _end_run(self, call: StoredCall, work: Callable[..., Row | None], end: RunEnd) -> None:
         """Record the end of a run, and queue the call again if it has not ended."""
-        row = await self._final(work)
+        row = await self._write_end(work)
         self._forget(call)
         if row is None:
             log.warning("call %s: run %d is not recorded: another gateway has the call", call.id, call.run)
@@ -709,7 +709,7 @@ class StoredCalls:
         elif isinstance(error, PodLost):
             self._forget(call)
             failed = partial(records.end_failed, owned=self._owned(call), error=error)
-            self._spawn(self._final(failed))
+            self._spawn(self._write_end(failed))
         else:
             if not isinstance(error, (StoreFailed, NotReady, GatewayFailed)):
                 log.error("call %s: %s", call.id, error)
@@ -719,7 +719,7 @@ class StoredCalls:
 
     async def cancel(self, call_id: str) -> Row | None:
         """Cancel a call. Return it in its new state, or None if there is none."""
-        row, is_changed = await self._write(lambda to: records.cancel(to, self._at(to), call_id))
+        row, is_changed = await self._write(lambda to: records.cancel(to, self._end_time(to), call_id))
         if row is None:
             return None
         call = self._by_id.get(call_id)
@@ -747,18 +747,18 @@ class StoredCalls:
         self._changed(call_id)
         return erased
 
-    async def _final(self, work: Callable[..., Row | None]) -> Row | None:
+    async def _write_end(self, work: Callable[..., Row | None]) -> Row | None:
         """Write the end of a run or a call; return the call. While the database cannot be used, try again."""
 
         def ending(to: sa.Connection) -> Row | None:
-            return work(to, self._at(to))
+            return work(to, self._end_time(to))
 
-        row = await self._written(ending)
+        row = await self._write_with_retries(ending)
         if row is not None:
             self._report(row)
         return row
 
-    async def _written(self, work: Work[T]) -> T:
+    async def _write_with_retries(self, work: Work[T]) -> T:
         """Write. While the database cannot be used, try again."""
         while True:
             try:
@@ -803,7 +803,7 @@ class StoredCalls:
             if not future.done():
                 future.set_result(None)
 
-    async def ended(self, call_id: str, seconds: float) -> Row | None:
+    async def wait_for_end(self, call_id: str, seconds: float) -> Row | None:
         """Wait until a call has ended, at most ``seconds``. Return the call, or None if there is none."""
         until = self._loop.time() + seconds
         while True:
@@ -830,7 +830,7 @@ class StoredCalls:
 
     # --- retention
 
-    async def _keep_house(self) -> None:
+    async def _clean_up(self) -> None:
         by_state, self._held_bytes = await self.database.read(records.totals)
         self._open_calls = sum(count for state, (count, _) in by_state.items() if state in OPEN)
         now = time.time()
@@ -840,7 +840,7 @@ class StoredCalls:
             if state in OPEN:
                 self.metrics.oldest.labels(state.value).set(max(0.0, now - oldest) if count else 0.0)
         self.metrics.bytes.set(self._held_bytes)
-        until = self._loop.time() + RENEW_SECONDS  # then renew the lease first
+        until = self._loop.time() + RENEW_SECONDS  # after this time the lease must be renewed
         while await self._write(lambda to: records.erase_expired(to, self._now(to))) and self._loop.time() < until:
             await asyncio.sleep(0)
         await self.database.shrink()
@@ -873,7 +873,7 @@ class StoredCalls:
             try:
                 await self._write(lambda to: records.sign_off(to, gateway))
             except StoreFailed:
-                log.warning("stored calls: the lease of this gateway stays until it is over")
+                log.warning("stored calls: this gateway could not end its lease; another gateway will end it")
         self.database.close()
 
     # --- helpers
@@ -881,8 +881,8 @@ class StoredCalls:
     def _owned(self, call: StoredCall) -> Owned:
         return Owned(call.sequence, self._gateway, call.run)
 
-    def _at(self, connection: sa.Connection) -> At:
-        return At(self._now(connection), self.settings.retention_seconds)
+    def _end_time(self, connection: sa.Connection) -> EndTime:
+        return EndTime(self._now(connection), self.settings.retention_seconds)
 
     def _now(self, connection: sa.Connection) -> float:
         return self.database.now(connection)
@@ -901,7 +901,7 @@ class StoredCalls:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, CallError):
             log.error("stored calls: a step failed", exc_info=error)
-            self._must_look = True
+            self._must_read_calls = True
 
 
 async def _digest(request: Request, body: Body) -> bytes:

@@ -26,7 +26,8 @@ UNICAST = IPv6Network("2000::/3")
 NAT64 = IPv6Network("64:ff9b::/96")
 SIX_TO_FOUR = IPv6Network("2002::/16")
 PLATFORM = IPv4Address("168.63.129.16")
-"""Azure's platform answers every machine of Azure at this address. Its number is in a public range, but it is not public."""
+"""Azure's platform answers every machine of Azure at this address. The address is in a public range, but the
+internet cannot reach it."""
 
 Address = IPv4Address | IPv6Address
 

@@ -120,7 +120,7 @@ class Sender:
         def end(_task: asyncio.Task[None]) -> None:
             del self._sends[delivery.id]
             self._hosts[host] -= 1
-            self._hosts += Counter()  # forgets hosts without any
+            self._hosts += Counter()  # removes hosts whose count is 0
             self._news.set()
 
         task.add_done_callback(end)
@@ -139,7 +139,10 @@ class Sender:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _record(self, delivery: Delivery, outcome: Outcome, next_at: float | None) -> bool:
-        """Record the outcome of an attempt. Return False if the outbox failed; then the webhook would be sent again."""
+        """Record the outcome of an attempt. Return False if the outbox failed.
+
+        Then the caller must try again, because a delivered webhook without a record would be sent again.
+        """
         try:
             if outcome.delivered:
                 await self._outbox.delivered(delivery.id)

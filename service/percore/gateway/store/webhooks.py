@@ -30,7 +30,7 @@ __all__ = ["Delivery", "Outcome", "WebhookSettings", "check_url", "next_attempt"
 HEADER = "Percore-Webhook"
 LONGEST_URL = 2048
 SHOWN_URL = 200
-SECRET_PREFIX = "whsec_"  # noqa: S105 - not a secret, but the beginning of all
+SECRET_PREFIX = "whsec_"  # noqa: S105 - not a secret, only the prefix of each secret
 SECRET_BYTES = range(24, 65)
 """The sizes that Standard Webhooks allows."""
 MOST_SECRETS = 2
@@ -45,7 +45,8 @@ RESOLVE_SECONDS = 60.0
 DELAYS = (5.0, 30.0, 2 * 60.0, 10 * 60.0, 30 * 60.0, 3600.0, 2 * 3600.0, 4 * 3600.0)
 """Seconds from each failed attempt to the next one. The last delay repeats."""
 JITTER = 0.2
-"""A delay is longer by a random share up to this one. So deliveries that failed together are not sent again together."""
+"""Each delay gets longer by a random part, at most this fraction of it. So deliveries that failed together are not sent again
+together."""
 GIVE_UP_SECONDS = 24 * 3600.0
 LONGEST_RETRY_AFTER = DELAYS[-1]
 
@@ -59,7 +60,7 @@ FAILURES: tuple[tuple[type[Exception], str], ...] = (
     (OSError, "no connection, or it broke"),
     (Exception, "the answer is not HTTP"),
 )
-"""The log has the sentence of the first match."""
+"""An error is logged with the sentence of the first class that it is an instance of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class WebhookSettings:
     """The receivers of webhooks, the secrets that sign them, and the timeout."""
 
     secrets: tuple[str, ...] = field(repr=False)
-    """Secrets as Standard Webhooks writes them (`whsec_...`). All of them sign: two while they are rotated."""
+    """Secrets as Standard Webhooks writes them (`whsec_...`). Each of them signs every webhook. There are two
+    while you rotate them."""
     hosts: tuple[Host, ...]
     """The receivers: names, names below a name (`*.example.com`), addresses and networks, each with a port or for all ports.
     Only an entry that is an address or a network allows a private address. Empty: webhooks are off."""
