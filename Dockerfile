@@ -15,8 +15,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PERCORE_HOST=0.0.0.0 \
     PERCORE_STATE_DIR=/run/percore
-# The mode lets any numeric user run it: some clusters choose one for each namespace. A volume for stored calls is mounted over
-# /var/lib/percore, or into it.
+# The mode lets any numeric user write to these folders, because some clusters choose a user for each namespace. A volume for stored
+# calls is mounted over /var/lib/percore, or into it.
 RUN mkdir -m 1777 /run/percore /var/lib/percore && mkdir /app
 WORKDIR /app
 

@@ -31,7 +31,7 @@ help: ## List the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@# Compiled here, because otherwise, if Python may not write bytecode, each worker would compile all of TensorFlow at its start.
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements/uv.txt requirements/dev.txt
-	@# This folder itself, so that every process finds the package and the command `percore`.
+	@# Installed from this folder, so that every process finds the package and the command `percore`.
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -126,7 +126,7 @@ chart-findings: .venv/installed ## checkov and kube-score on the chart: fail if 
 .PHONY: compose-check
 compose-check: ## Docker Compose reads compose.yaml, and starts nothing (needs Go, which builds it: minutes the first time)
 	@mkdir -p build/compose
-	@# A module of its own: `go run` takes no program whose go.mod excludes versions.
+	@# A module of its own, because `go run` refuses a program whose go.mod has `exclude` lines.
 	@printf 'module compose\n' >build/compose/go.mod
 	@cd build/compose && go get github.com/docker/compose/v2/cmd@$(COMPOSE_VERSION) 2>go.log && go build -o docker-compose github.com/docker/compose/v2/cmd
 	build/compose/docker-compose --file compose.yaml config --quiet

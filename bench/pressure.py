@@ -50,8 +50,11 @@ def main() -> None:
         print(*rows[-1], sep=": ", flush=True)
     folder = DOCS if sys.argv[1:] == ["--write-docs"] else OUTPUT
     folder.mkdir(parents=True, exist_ok=True)
-    where = f"What the gateway takes when much is asked of it at once. On {described()}. `python -m bench.pressure` repeats it."
-    how = "Gateway and clients share the cores. The gateway's memory is what is resident."
+    where = (
+        "How much memory, disk and time the gateway needs when many calls, uploads or reads come at once. "
+        f"On {described()}. `python -m bench.pressure` repeats it."
+    )
+    how = "Gateway and clients share the cores. The memory is the resident memory of the gateway."
     (folder / "pressure.md").write_text(
         "\n\n".join(["# Under pressure, measured", where, how, table(["case", "measured"], rows)]) + "\n"
     )

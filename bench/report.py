@@ -169,7 +169,11 @@ def _sections(results: Results) -> Iterator[str]:
 def _computing(results: Results, alone: float) -> Iterator[str]:
     best = ideal(CALLS, results.cores, alone)
     yield "## Calls that compute"
-    drift = f" At the end of the run it took {results.alone_again.seconds:.2f} s." if results.alone_again else ""
+    drift = (
+        f" Measured again at the end of the run, one call alone took {results.alone_again.seconds:.2f} s."
+        if results.alone_again
+        else ""
+    )
     yield (
         f"{CALLS} calls at once, each of which takes {alone:.2f} s alone on one core.{drift} "
         f"The ideal makespan is {best:.1f} s: {CALLS} calls on {results.cores} cores, one at a time on each."

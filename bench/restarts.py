@@ -233,11 +233,11 @@ def document(rows: list[Row], rounds: int, where: str) -> str:
         f"How soon a core computes again after its worker has ended. On {where}. `python -m bench.restarts` repeats it."
     )
     how = (
-        "All workers end at the same moment: by `kill -9`, because their clients left, or because their calls ran too long. "
-        "The time is from then to the answer of the next call. *Start* is from the command until all workers are free. "
-        "*Memory* is that of all processes before the first call; a page that processes share counts once. "
-        f"{rounds} rounds of each for percore, {_few(rounds)} where a round takes seconds. percore served the models "
-        "`digits` and `burn`, Flask and Gunicorn `burn` alone."
+        "All workers end at the same moment: by `kill -9`, because their clients left, or because their calls ran too "
+        "long. The time is from then to the answer of the next call. *Start* is from the command until all workers are "
+        "free. *Memory* is that of all processes before the first call; a page that processes share counts once. Each "
+        f"was measured {rounds} times for percore, and {_few(rounds)} times if one measurement takes seconds. percore "
+        "served the models `digits` and `burn`, Flask and Gunicorn `burn` alone."
     )
     few = (
         f"{WORKERS[-1]} workers take turns on the {len(machine.cores())} cores here, so their times are longer than on "

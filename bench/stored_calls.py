@@ -193,8 +193,9 @@ def document(found: Stored, queues: dict[str, dict[str, float]], described: str)
         beside.append([name, f"{each['rate']:.0f}", milliseconds(each["begin"]), milliseconds(each["result"])])
     introduction = (
         f"What a stored call costs, and what a task queue costs for the same work. On {described}. Writes are flushed to the "
-        "disk before a call is receipted. `make bench` repeats the first table, and with "
-        '`QUEUES="PYTHON REDIS_SERVER"` the second one too: a Python that has `celery[redis]` and `rq`, and Redis\'s server.'
+        "disk before a call is receipted. `make bench` repeats the first table. With "
+        '`QUEUES="PYTHON REDIS_SERVER"` it repeats the second one too. `PYTHON` is a Python that has `celery[redis]` and `rq`, '
+        "and `REDIS_SERVER` is the program `redis-server`."
     )
     together = "One flush of the disk serves all calls that wait for it."
     how = (
@@ -203,8 +204,8 @@ def document(found: Stored, queues: dict[str, dict[str, float]], described: str)
         "end. RQ forks a process for each task."
     )
     again = (
-        "Both have one of two problems: a task that takes longer than a configured time is delivered again, or a task is lost "
-        "with its worker. See "
+        "Each of these task queues has one of two problems: a task that takes longer than a configured time is "
+        "delivered again, or a task is lost with its worker. See "
         "[decision 18](../decisions/0018-the-queue-is-not-a-task-queue.md)."
     )
     heads = ["", "sent, a second", "from sending to the begin, p50", "from sending to the result, p50"]

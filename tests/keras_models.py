@@ -267,7 +267,7 @@ def subclassed_with_an_if() -> Kind:
 
 
 def subclassed_without_training() -> Kind:
-    """A subclassed model whose `call` does not know `training`, around a layer that augments images."""
+    """A subclassed model with a layer that augments images. Its `call` has no parameter `training`."""
     model = Augmented()
     model(np.zeros((1, 2, 2, 3), np.float32))
     return model, np.full((2, 2, 2, 3), 0.5, np.float32)

@@ -1,9 +1,9 @@
 """Renders `deploy/kustomize` from the Helm chart, so that both install the same objects.
 
-Which file an object goes to follows from what it is: objects of autoscaling and of network policies have components of their
-own, what else the chart renders only with monitoring is the component `monitoring`, and the rest is the base. What stored calls
-change in objects of the base is a patch in their component. Overlays are written by hand, but for `replacements.yaml`, which
-lets an overlay's namespace reach the texts that name it.
+Objects of autoscaling and of network policies go to components of their own. All other objects that the chart renders only
+with monitoring go to the component `monitoring`. The rest is the base. The component `stored-calls` has patches for the
+objects of the base that stored calls change. Overlays are written by hand, except `replacements.yaml`, which writes an
+overlay's namespace into texts such as queries.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def pages() -> dict[str, str]:
             by_template.setdefault(each.template, []).append(each.text)
         for template, texts in by_template.items():
             found[f"{folder}/{template}"] = NOTICE + "---\n".join(texts)
-        patches = _of_calls() if folder == STORED_CALLS else []
+        patches = _stored_call_patches() if folder == STORED_CALLS else []
         found[f"{folder}/kustomization.yaml"] = NOTICE + _kustomization(folder, list(by_template), patches)
     everywhere = NOTICE + replacements(_everything("somewhere-else"), "somewhere-else")
     for overlay in sorted((HERE / "overlays").iterdir()):
@@ -108,7 +108,7 @@ def render(*values: str, namespace: str = NAMESPACE) -> list[Manifest]:
     return list(_split(done.stdout))
 
 
-def _of_calls() -> list[Object]:
+def _stored_call_patches() -> list[Object]:
     """Return the patches by which objects of the base store calls."""
     before = {each.key: each.object for each in render(*FIXED)}
     after = {each.key: each.object for each in render(*FIXED, WITH_CALLS)}
@@ -131,7 +131,7 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[Object]:
             yield from changes(one, other, f"{path}/{index}")
         yield from ({"op": "add", "path": f"{path}/-", "value": each} for each in new[len(old) :])
     elif isinstance(old, list | dict) or isinstance(new, list | dict):
-        raise TypeError(f"{path}: a patch cannot tell what else is there: {old!r}, {new!r}")
+        raise TypeError(f"{path}: a patch can only lengthen a list or replace a plain value, not {old!r} by {new!r}")
     elif old != new:
         yield {"op": "replace", "path": path, "value": new}
 

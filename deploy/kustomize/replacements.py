@@ -8,14 +8,16 @@ from typing import Any
 import yaml
 
 DELIMITERS = ('"', ":", ".", " ", "/")
-ITS_OWN = {("metadata", "namespace")}
+SET_BY_KUSTOMIZE = {("metadata", "namespace")}
 """What Kustomize changes by itself, beside the namespace of subjects."""
 SOURCE = {"kind": "Deployment", "name": "percore-gateway", "fieldPath": "metadata.namespace"}
 Path = tuple[str, ...]
 
 
 def replacements(objects: list[dict[str, Any]], namespace: str) -> str:
-    """Return Kustomize's replacements for objects that are rendered for a namespace, which no other word may look like."""
+    """Return Kustomize's replacements for objects that were rendered for a namespace. No other word in them may contain its
+    name.
+    """
     targets: list[dict[str, Any]] = [target for each in objects for target in _targets(each, namespace)]
     # Last, because the others find their object by its kind and name.
     targets.sort(key=lambda target: target["fieldPaths"] == ["metadata.name"])
@@ -25,7 +27,7 @@ def replacements(objects: list[dict[str, Any]], namespace: str) -> str:
 def _targets(document: dict[str, Any], namespace: str) -> Iterator[dict[str, Any]]:
     named = {"kind": document["kind"], "name": document["metadata"]["name"].replace(namespace, SOURCE["name"].split("-")[0])}
     for path, text in _texts(document, (), namespace):
-        if namespace not in text or path in ITS_OWN or path[0] == "subjects":
+        if namespace not in text or path in SET_BY_KUSTOMIZE or path[0] == "subjects":
             continue
         for options in _places(text, namespace, f"{named['kind']} {named['name']}: {'.'.join(path)}"):
             yield {"select": dict(named), "fieldPaths": [".".join(path)], **({"options": options} if options else {})}
@@ -51,7 +53,8 @@ def _texts(value: Any, path: Path, namespace: str) -> Iterator[tuple[Path, str]]
             yield from _texts(each, (*path, f"[{key}]" if "." in key or "/" in key else key), namespace)
     elif isinstance(value, list):
         for place, each in enumerate(value):
-            # By its name, which outlives a change of order, but for a name that changes here.
+            # An entry is found by its name, because the order may change. If the name itself contains the namespace, the name
+            # changes too, so the entry is found by its index.
             named = isinstance(each, dict) and namespace not in each.get("name", namespace)
             yield from _texts(each, (*path, f"[name={each['name']}]" if named else str(place)), namespace)
     elif isinstance(value, str):

@@ -26,17 +26,17 @@ ROWS = {
 
 def build(*, clusters: bool = False) -> Dashboard:
     """Return the dashboard; panels are numbered in their order. With ``clusters`` the reader chooses a cluster too."""
-    to = dashboard.Dashboard("percore").uid("percore").tags(["percore"]).timezone("browser")
-    to = to.description("One call, one core: whether calls are queued, why, and how they end.")
-    to = to.time("now-1h", "now").refresh("30s").tooltip(DashboardCursorSync.CROSSHAIR).editable()
-    chosen = [variables.datasource(), *([variables.cluster()] if clusters else []), variables.namespace(), variables.full()]
+    builder = dashboard.Dashboard("percore").uid("percore").tags(["percore"]).timezone("browser")
+    builder = builder.description("One call, one core: whether calls are queued, why, and how they end.")
+    builder = builder.time("now-1h", "now").refresh("30s").tooltip(DashboardCursorSync.CROSSHAIR).editable()
+    chosen = [variables.datasource(), *([variables.cluster()] if clusters else []), variables.namespace(), variables.release()]
     for variable in chosen:
-        to = to.with_variable(variable)
+        builder = builder.with_variable(variable)
     for title, panels in ROWS.items():
-        to = to.with_row(dashboard.Row(title))
+        builder = builder.with_row(dashboard.Row(title))
         for panel in panels():
-            to = to.with_panel(panel)
-    built = to.build()
+            builder = builder.with_panel(panel)
+    built = builder.build()
     for number, each in enumerate(built.panels or [], start=1):
         each.id_val = number
         if isinstance(each, Panel) and each.interval:
@@ -57,8 +57,8 @@ def page(*, clusters: bool = False) -> str:
     # Every query and every variable selects the namespace, so the cluster is selected beside it.
     of_cluster = text.replace(_quoted(NAMESPACE), _quoted(f'cluster="$cluster",{NAMESPACE}'))
     return of_cluster.replace(
-        f"label_values({variables.SEEN}, namespace)",
-        _quoted(f'label_values({variables.SEEN}{{cluster="$cluster"}}, namespace)'),
+        f"label_values({variables.ALWAYS_EXPORTED}, namespace)",
+        _quoted(f'label_values({variables.ALWAYS_EXPORTED}{{cluster="$cluster"}}, namespace)'),
     )
 
 

@@ -36,7 +36,7 @@ P = TypeVar("P", bound=_AnyPanel)
 
 
 def number(title: str, description: str, unit: str, query: prometheus.Dataquery, steps: Steps | None = None) -> stat.Panel:
-    """Return one number, whose colour tells whether it is good; ``steps`` names a colour from a value on."""
+    """Return one number. Its colour tells whether it is good: ``steps`` has the lowest value of each colour."""
     panel = _with(stat.Panel(), title, description, unit, [query]).span(3).height(STAT_HEIGHT)
     shown = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).graph_mode(kinds.BigValueGraphMode.NONE)
     return shown.thresholds(_thresholds(steps or {}, base="green" if steps else "text")).no_value("none")
@@ -58,7 +58,7 @@ def rises_a_minute(title: str, description: str, counter: str, label: str) -> ti
 
 
 def steps_of(panel: timeseries.Panel) -> timeseries.Panel:
-    """Draw counts of things as what they are: they stay until they jump."""
+    """Draw counts as steps, because a count does not change between two samples."""
     return panel.line_interpolation(kinds.LineInterpolation.STEP_AFTER).decimals(0)
 
 
@@ -105,7 +105,7 @@ def rows(title: str, description: str, columns: Mapping[str, prometheus.Dataquer
 
 
 def property_of(name: str, value: object) -> models.DynamicConfigValue:
-    """Return what one series or column of a panel has otherwise than the rest."""
+    """Return a property that only one series or column of a panel has."""
     return models.DynamicConfigValue(id_val=name, value=value)
 
 

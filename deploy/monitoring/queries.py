@@ -1,7 +1,7 @@
 """What queries have in common: whose series they read, and which codes count as what.
 
-A query reads either percore's own series or those of Kubernetes (kube-state-metrics, cAdvisor), never both: where a cluster
-lacks the latter, only the panels that are about them are empty.
+A query reads either percore's own series or those of Kubernetes (kube-state-metrics, cAdvisor), never both. So if a cluster
+has no kube-state-metrics or cAdvisor, only the panels about Kubernetes are empty.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 FAILED = "429|500|502|503|504|5xx"
-"""As the recording rules count them; the chart's tests hold both together."""
+"""The same codes as in the recording rules; a test compares them."""
 VALID = f"200|2xx|3xx|{FAILED}"
 
 NAMESPACE = 'namespace="$namespace"'

@@ -7,7 +7,7 @@ from grafana_foundation_sdk.models.dashboard import VariableRefresh, VariableSor
 
 from deploy.monitoring.queries import SOURCE
 
-SEEN = "percore_gateway_connections_limit"
+ALWAYS_EXPORTED = "percore_gateway_connections_limit"
 """Every gateway exports it, whatever else is wrong."""
 
 
@@ -18,20 +18,20 @@ def datasource() -> DatasourceVariable:
 
 def cluster() -> QueryVariable:
     """Return the choice of a cluster that has a release."""
-    return _values("cluster", f"label_values({SEEN}, cluster)").label("Cluster")
+    return _values("cluster", f"label_values({ALWAYS_EXPORTED}, cluster)").label("Cluster")
 
 
 def namespace() -> QueryVariable:
     """Return the choice of a namespace that has a release."""
-    return _values("namespace", f"label_values({SEEN}, namespace)").label("Namespace")
+    return _values("namespace", f"label_values({ALWAYS_EXPORTED}, namespace)").label("Namespace")
 
 
-def full() -> QueryVariable:
-    """Return the choice of a release in it, by the name that its objects' names are made from.
+def release() -> QueryVariable:
+    """Return the choice of a release in that namespace, by its full name: the beginning of the names of its objects.
 
     The name of the Helm release is not enough: in a parent chart, one release may install percore under several aliases.
     """
-    query = f'label_values({SEEN}{{namespace="$namespace"}}, service)'
+    query = f'label_values({ALWAYS_EXPORTED}{{namespace="$namespace"}}, service)'
     return _values("full", query).regex("/^(.*)-gateway$/").label("Release")
 
 

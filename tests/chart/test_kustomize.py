@@ -53,7 +53,7 @@ def test_a_patch_adds_to_the_end_of_a_list_or_fails_with_the_reason() -> None:
         {"op": "remove", "path": "/c"},
         {"op": "add", "path": "/e~1f", "value": 5},
     ]
-    with pytest.raises(TypeError, match="/a: a patch cannot tell"):
+    with pytest.raises(TypeError, match="/a: a patch can only lengthen a list"):
         list(manifests.changes({"a": [1, 2]}, {"a": [1]}))
 
 

@@ -43,7 +43,7 @@ LOST = (
     "Runs of stored calls that were lost with their pod or their gateway within an hour: 3. "
     "Each such call runs again, or has failed."
 )
-GIVEN_UP = "Webhooks that gateways stopped trying to send within an hour: 1."
+GIVEN_UP = "Webhooks that gateways gave up within the last hour: 1."
 
 CASES = [
     Case(DOWN, "a gateway waits for the one before it", up(0, 1), 30, severity="critical"),

@@ -35,7 +35,7 @@ class Processes:
             return pool.map(square, NUMBERS)
 
     def spawned_pool(self) -> list[int]:
-        """`multiprocessing.Pool`, spawned: the processes start without a second service."""
+        """`multiprocessing.Pool`, spawned: the processes start, and none of them starts the service again."""
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             return pool.map(square, NUMBERS)
 

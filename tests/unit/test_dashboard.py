@@ -14,7 +14,7 @@ from percore.gateway.store.store_metrics import StoreMetrics
 from percore.worker_metrics import WorkerMetrics
 
 from deploy.monitoring import dashboard
-from deploy.monitoring.variables import SEEN
+from deploy.monitoring.variables import ALWAYS_EXPORTED
 from tests.grafana import queries
 from tests.promql import selectors
 
@@ -116,7 +116,7 @@ def test_with_several_clusters_the_reader_chooses_one_and_every_query_reads_it_a
     variables = json.loads(text)["templating"]["list"]
     assert [each["name"] for each in variables] == ["datasource", "cluster", "namespace", "full"]
     own, *others = [each["query"] for each in variables if each["type"] == "query"]
-    assert own == f"label_values({SEEN}, cluster)"
+    assert own == f"label_values({ALWAYS_EXPORTED}, cluster)"
     assert all('{cluster="$cluster"' in query for query in others)
     found = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', text)
     assert len(found) == len(QUERIES)

@@ -11,7 +11,7 @@ UP = {0: ("no answer", "red"), 1: ("up", "green")}
 STALE_SECONDS = 180.0
 LAG_SECONDS = 1.0
 LIMIT = [make.property_of("custom.lineStyle", {"fill": "dash"}), make.property_of("custom.fillOpacity", 0)]
-"""How a line is drawn that other lines must stay below."""
+"""How a limit is drawn: a dashed line, without colour below it."""
 
 
 def panels() -> Iterator[make.Panel]:

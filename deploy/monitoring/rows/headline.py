@@ -8,7 +8,7 @@ from deploy.monitoring import panels as make
 from deploy.monitoring.queries import DEPLOYMENT, FAILED, GATEWAY, HPA, STATUS_SERVER, VALID, number
 
 COUNT = "percore_gateway_call_seconds_count"
-LEFT = {0.0: "red", 0.25: "orange", 0.5: "green"}
+BUDGET_COLOURS = {0.0: "red", 0.25: "orange", 0.5: "green"}
 OF_RULES = "Empty when the chart's rules are off (`monitoring.rules.enabled`), and before the first call."
 
 
@@ -77,5 +77,5 @@ def _objectives() -> Iterator[make.Panel]:
             f"Below zero: the objective is missed, so hold back roll-outs. {OF_RULES}",
             "percentunit",
             number(f"1 - {spent} / (1 - max(service:percore_{objective}_objective:ratio{{{GATEWAY}}}))"),
-            LEFT,
+            BUDGET_COLOURS,
         )

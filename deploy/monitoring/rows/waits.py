@@ -14,8 +14,8 @@ def panels() -> Iterator[make.Panel]:
     """Yield the row's panels."""
     yield make.lines(
         "Queue time",
-        "How long calls were queued, by the time they ended. If it grows, have more pods (autoscaling.maxReplicas), or have "
-        "them sooner (autoscaling.spareReplicas, autoscaling.minReplicas).",
+        "How long calls were queued. A call is counted when it ends. If it grows, have more pods "
+        "(autoscaling.maxReplicas), or have them sooner (autoscaling.spareReplicas, autoscaling.minReplicas).",
         "s",
         quantiles(QUEUE, GATEWAY),
         span=12,

@@ -76,7 +76,8 @@ class GatewaySettings:
     name: str = setting("PERCORE_GATEWAY_NAME", "", IDENTITY)
     """The name of this gateway in the workers' log. Empty: the machine's name."""
     service: str = setting("PERCORE_GATEWAY_SERVICE", "", TEXT)
-    """The Kubernetes Service whose endpoints are the pods. Empty: one of the next two settings lists them."""
+    """The Kubernetes Service whose endpoints are the pods. Empty: `PERCORE_GATEWAY_ENDPOINTS` or
+    `PERCORE_GATEWAY_ENDPOINTS_FILE` lists them."""
     namespace: str = setting("PERCORE_GATEWAY_NAMESPACE", "default", TEXT)
     """That Service's namespace."""
     endpoints: tuple[Endpoint, ...] = setting("PERCORE_GATEWAY_ENDPOINTS", "", ENDPOINTS)
@@ -99,8 +100,8 @@ class GatewaySettings:
     """How many bodies over 64 KiB, or of unknown length, may be received at once. The next one gets 503. Other bodies do
     not count."""
     upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", within(1, 2**50))
-    """Bytes that these bodies may have together. A body of unknown length counts with the bytes that have arrived. If it is
-    the only one, a body is received even if it is larger."""
+    """Bytes that these bodies may have together. A body of unknown length counts with the bytes that have arrived. If only
+    one such body arrives at a time, it may be larger."""
     spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
     """Folder on a disk for bodies of queued calls, and for answers that clients read slowly. Its files have no names,
     so `ls` does not show them.
@@ -108,7 +109,8 @@ class GatewaySettings:
     spool_bytes: int = setting("PERCORE_GATEWAY_SPOOL_BYTES", "2147483648", within(0, 2**50))
     """Bytes that these files may have together. Beyond it callers get 503."""
     spool_memory_bytes: int = setting("PERCORE_GATEWAY_SPOOL_MEMORY_BYTES", "67108864", within(0, 2**40))
-    """Bytes of bodies and answers that may stay in memory. Those over 64 KiB may use half of it. All others go to files."""
+    """Bytes of bodies and answers that may stay in memory. Bodies and answers over 64 KiB may use half of it. If one has no
+    room in memory, it goes to a file."""
     shutdown_delay: float = setting("PERCORE_GATEWAY_SHUTDOWN_DELAY", "0", DELAY)
     """Seconds from SIGTERM to closing the listener. In this time load balancers see that the gateway is not ready. On one
     machine this time is part of `PERCORE_SHUTDOWN_TIMEOUT`."""
@@ -121,8 +123,9 @@ class GatewaySettings:
     calls: bool = setting("PERCORE_GATEWAY_CALLS", "yes", YES_OR_NO)
     """Whether callers can [store calls](stored-calls.md) by `Prefer: respond-async`. A folder or a database is needed too."""
     calls_dir: Path = setting("PERCORE_GATEWAY_CALLS_DIR", "", PATH)
-    """Folder, on a disk that is not lost, for stored calls (SQLite). One gateway at a time uses it. Empty: `percore serve`
-    takes `percore/calls-PORT` in `$XDG_STATE_HOME` or `~/.local/state`; on a cluster calls are not stored."""
+    """Folder for stored calls (SQLite), on a disk that keeps its files when the machine or the pod restarts. One gateway at
+    a time uses it. Empty: `percore serve` takes `percore/calls-PORT` in `$XDG_STATE_HOME` or `~/.local/state`; on a cluster
+    calls are not stored."""
     calls_database: str = setting("PERCORE_GATEWAY_CALLS_DATABASE", "", DATABASE)
     """URL of a PostgreSQL database for stored calls instead of a folder: `postgresql://USER:PASSWORD@HOST/NAME`. Several
     gateways share it."""
@@ -137,7 +140,8 @@ class GatewaySettings:
     """How long a stored call and its result are kept after its end. For a week after that, requests about the call get 410,
     and then 404."""
     calls_max_runs: int = setting("PERCORE_GATEWAY_CALLS_MAX_RUNS", "2", within(1, 10))
-    """When so many pods were lost while they computed a stored call, the call has failed. A caller may set another number."""
+    """How many pods a stored call may lose while they compute it. When it has lost so many, it has failed. A caller may set
+    another number."""
     webhook_hosts: tuple[Host, ...] = setting("PERCORE_GATEWAY_WEBHOOK_HOSTS", "", WEBHOOK_HOSTS)
     """Hosts that [webhooks](webhooks.md) may be sent to, as `receiver.example.com,*.example.org,10.0.0.0/8`. Private addresses
     must be listed as addresses or networks. Empty: no webhooks are sent."""

@@ -44,5 +44,5 @@
     severity: warning
   annotations:
     summary: Webhooks were not delivered.
-    description: {{`'Webhooks that gateways stopped trying to send within an hour: {{ $value }}.'`}}
+    description: {{`'Webhooks that gateways gave up within the last hour: {{ $value }}.'`}}
 {{- end }}

@@ -43,7 +43,8 @@
     summary: A gateway does not answer.
     description: {{`'Gateway pod {{ $labels.pod }} has not answered Prometheus for a minute.'`}}
 # The gauge is the longest delay within a minute, so the alert fires if there is such a delay in each of five minutes, and not after a
-# single one. With delays above a second the gateway notices late that a client has disconnected, and gives a pod to its call.
+# single one. With delays above a second the gateway notices late that a client has disconnected, so it may give a pod to the call of that
+# client.
 - alert: PercoreGatewayLoopLag
   expr: max by (namespace, pod) (percore_gateway_loop_lag_seconds{ {{- $series }}}) > 1
   for: 5m

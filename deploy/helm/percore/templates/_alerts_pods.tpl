@@ -78,7 +78,7 @@
   annotations:
     summary: Pods that are wanted do not become ready.
     description: {{ printf `'Wanted pods that have not been ready for %ds: {{ $value }}.'` (add (include "percore.loadSeconds" .) 300) }}
-# During an update the ready pods of the revision before hide from PercorePodsNotReady that the new pods are not ready.
+# During an update the old pods stay ready. So PercorePodsNotReady does not fire, even if no new pod becomes ready.
 - alert: PercoreRevisionNotReady
   expr: max by (namespace) (kube_deployment_status_condition{ {{- $pods }},condition="Progressing",status="false"}) == 1
   labels:

@@ -10,8 +10,8 @@
 {{/*
 The release's full name, at most 44 characters, which leaves room for suffixes. Release names may have dots, begin with a digit and
 be 53 characters long, but names of Services may not. Such a name is changed and gets a hash, so that two releases never have the
-same name. A name that ends like one of the suffixes gets a hash too. An alias is always part of the name: a release's name may
-contain the aliases of two dependencies.
+same name. A name that ends like one of the suffixes gets a hash too. An alias is always part of the name, even
+if the release's name contains it. Otherwise two aliases that are both in the release's name would get the same name.
 */}}
 {{- define "percore.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -89,7 +89,7 @@ pods are selected; the chart refuses values that would.
 {{- div (add (int64 .) 1048575) 1048576 -}}
 {{- end }}
 
-{{/* CPU, memory and disk of a container that has a worker's share: of the worker, and of the init container that runs before it. */}}
+{{/* CPU, memory and disk of the worker. The init container that runs before the worker gets the same. */}}
 {{- define "percore.workerResources" -}}
 requests:
   cpu: {{ include "percore.cores" . | quote }}
@@ -161,7 +161,10 @@ limits:
 {{- end -}}
 {{- end }}
 
-{{/* Its size: a quarter more than the gateway stores, for pages that are not given back yet, and 1 GiB, of which 512 MiB must stay free. */}}
+{{/*
+The size of that volume: 1.25 times the bytes that the gateway may store, because SQLite gives pages back late, and 1 GiB, because
+512 MiB must stay free.
+*/}}
 {{- define "percore.callsVolumeSize" -}}
 {{- $bytes := add (include "percore.aQuarterMore" .Values.calls.bytes) 1073741824 -}}
 {{- include "percore.quantity" .Values.calls.persistence.size | default (printf "%sMi" (include "percore.mebibytes" $bytes)) -}}
@@ -247,14 +250,17 @@ the libraries and the database's caches, and 8 KiB for each unfinished call.
 {{- .Values.monitoring.rules.runbookUrl | default (printf "%s/blob/v%s/docs/runbook.md" .Chart.Home .Chart.AppVersion) -}}
 {{- end }}
 
-{{/* How long a call may take at most, as its caller sees it: body, queue, run and answer, and a minute in which percore answers first. */}}
-{{- define "percore.frontSeconds" -}}
+{{/*
+The timeout that everything in front of the gateway needs: body, queue, run and answer, and a minute more, so that percore's own
+timeouts end a call first.
+*/}}
+{{- define "percore.timeoutInFrontSeconds" -}}
 {{- add .Values.timeouts.queue .Values.timeouts.run .Values.timeouts.body .Values.timeouts.answer 60 -}}
 {{- end }}
 
-{{/* The same as the Gateway API writes it, whose numbers have at most five digits. */}}
-{{- define "percore.frontDuration" -}}
-{{- $seconds := include "percore.frontSeconds" . | int64 -}}
+{{/* The same, as a duration of the Gateway API. The numbers in such a duration have at most five digits. */}}
+{{- define "percore.timeoutInFrontDuration" -}}
+{{- $seconds := include "percore.timeoutInFrontSeconds" . | int64 -}}
 {{- printf "%dh%dm%ds" (div $seconds 3600) (div (mod $seconds 3600) 60) (mod $seconds 60) -}}
 {{- end }}
 
@@ -262,7 +268,7 @@ the libraries and the database's caches, and 8 KiB for each unfinished call.
 {{- define "percore.controller" -}}
 {{- $found := get (.Files.Get "ingress-controllers.yaml" | fromYaml) .Values.ingress.controller -}}
 {{- if and .Values.ingress.enabled $found -}}
-{{- $call := min (include "percore.frontSeconds" . | int64) ($found.most | default 2147483 | int64) -}}
+{{- $call := min (include "percore.timeoutInFrontSeconds" . | int64) ($found.most | default 2147483 | int64) -}}
 {{- $text := toJson (pick $found "ingress" "service" "idle" "most" "title") | replace "CALL" (toString $call) -}}
 {{- $text | replace "BODY" (toString (int64 .Values.maxBodyBytes)) | replace "NAME" (include "percore.fullname" .) -}}
 {{- else -}}

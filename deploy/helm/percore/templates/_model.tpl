@@ -17,7 +17,8 @@
 
 {{- define "percore.fetchModel" -}}
 {{- with .Values.model }}
-# It has what the worker has, so the pod needs no more than before, and stays Guaranteed.
+# It requests the same CPU, memory and disk as the worker. It runs before the worker, so the pod needs no more than without it, and stays
+# Guaranteed.
 - name: fetch-model
   image: {{ include "percore.image" (dict "root" $ "image" $.Values.image) | quote }}
   imagePullPolicy: {{ $.Values.image.pullPolicy }}
