@@ -286,4 +286,4 @@ def test_the_page_of_restarts_has_a_row_for_each_server_with_median_and_tail() -
     page = restarts.document(rows, 40, "2 cores")
     assert "| **percore** | 1 | 3.9 s | 0.30 s, 0.89 s | 0.40 s, 0.40 s | 0.50 s, 0.50 s | 471 MB |" in page
     assert "| Flask and Gunicorn | 1 | 2.4 s | 2.20 s, 2.20 s | 22.90 s, 22.90 s | 2.30 s, 2.30 s | 356 MB |" in page
-    assert "40 rounds of each for percore, 8 where a round takes seconds" in page
+    assert "measured 40 times for percore, and 8 times if one measurement takes seconds" in page
