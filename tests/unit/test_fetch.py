@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from obstore.exceptions import GenericError, PermissionDeniedError
 from percore import model_source, settings
 from percore.errors import LoadError
@@ -289,6 +290,43 @@ def test_the_note_beside_the_models_is_read_back(tmp_path: Path) -> None:
 def test_an_error_becomes_a_sentence_without_secrets(error: Exception, words: str) -> None:
     assert words in object_store.reason(error)
     assert "SECRET" not in object_store.reason(error)
+
+
+CERTIFICATE = trustme.CA().cert_pem.bytes()
+OTHER_BYTES = b"-----BEGIN CERTIFICATE-----\naGVsbG8gd29ybGQ=\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x30\x82\xff",
+        b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
+        CERTIFICATE[: len(CERTIFICATE) // 2],
+        CERTIFICATE + OTHER_BYTES,
+        # OpenSSL reads these, but the library that fetches does not.
+        CERTIFICATE.replace(b" CERTIFICATE", b" TRUSTED CERTIFICATE"),
+        CERTIFICATE.replace(b" CERTIFICATE", b" X509 CERTIFICATE"),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_no_error_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    file = tmp_path / "ca.pem"
+    file.write_bytes(content)
+    given = settings.load({"PERCORE_FETCH_CA_FILE": str(file), "PERCORE_FETCH_ANONYMOUS": "yes"}).fetch
+    for uri in ("https://127.0.0.1:1/a.zip", "s3://bucket/models", "gs://bucket/models", "az://bucket/models"):
+        with pytest.raises(LoadError) as raised:
+            object_store.open_store(parse(uri), given)
+        assert str(raised.value) == f"PERCORE_FETCH_CA_FILE={file}: must hold valid certificates in PEM"
+
+
+def test_several_certificates_in_one_file_are_taken(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(CERTIFICATE + trustme.CA().cert_pem.bytes())
+    given = settings.load({"PERCORE_FETCH_CA_FILE": str(file)}).fetch
+    assert object_store.open_store(parse("https://127.0.0.1:1/a.zip"), given)
 
 
 def test_a_link_is_removed_and_its_target_stays(tmp_path: Path) -> None:

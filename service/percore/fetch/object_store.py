@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -119,14 +118,15 @@ def _client_options(source: Source, settings: FetchSettings) -> ClientConfig:
 
 
 def _certificates(path: Path) -> bytes:
-    """Return the certificates in a file; raise LoadError, which names the setting, if it holds anything else."""
+    """Return the certificates in a file; raise LoadError, which names the setting, if the library could not use them."""
     try:
         content = path.read_bytes()
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError as error:
-        raise LoadError(f"PERCORE_FETCH_CA_FILE={path}: must hold valid certificates in PEM") from error
+        # A client of its own, because errors of the client that fetches are told as errors of the server.
+        stores.HTTPStore("https://localhost", client_options={"root_certificate": content})
     except OSError as error:
         raise LoadError(f"PERCORE_FETCH_CA_FILE={path}: {error.strerror}") from error
+    except (BaseError, ValueError) as error:
+        raise LoadError(f"PERCORE_FETCH_CA_FILE={path}: must hold valid certificates in PEM") from error
     return content
 
 
