@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import requests
 
-from harness.service import eventually
+from harness.service import Service, eventually
 
 PREDICT = "/v1/models/default:predict"
 ASYNC = {"Prefer": "respond-async"}
@@ -61,3 +63,42 @@ class StoredClient:
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
+
+
+class Stored(StoredClient):
+    """A service and a client of its stored calls, across restarts."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def url(self, path: str) -> str:
+        return self.service.url(path)
+
+    def ids(self) -> list[str]:
+        return [each["id"] for each in self.service.get("/v1/calls?limit=1000").json()["calls"]]
+
+
+def half_stored(service: Service) -> list[tuple[str, str]]:
+    """Return calls in the store that are not received whole, or have not ended."""
+    with contextlib.closing(sqlite3.connect(folder(service) / "calls.sqlite3")) as connection:
+        query = "SELECT id, state FROM calls WHERE state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')"
+        return connection.execute(query).fetchall()
+
+
+def leaked(service: Service) -> list[object]:
+    """Return files and pieces of bodies that no call has."""
+    with contextlib.closing(sqlite3.connect(folder(service) / "calls.sqlite3")) as connection:
+        # When a call has ended, its request is erased, and so is an answer that is not its result.
+        query = (
+            "SELECT call, kind FROM parts WHERE NOT EXISTS (SELECT 1 FROM calls"
+            " WHERE sequence = parts.call AND state IN ('succeeded', 'failed') AND parts.kind = 1)"
+        )
+        pieces = connection.execute(query).fetchall()
+    expected = {"calls.sqlite3", "calls.sqlite3-shm", "calls.sqlite3-wal", "lock"}
+    return pieces + [path for path in folder(service).iterdir() if path.name not in expected]
+
+
+def folder(service: Service) -> Path:
+    """Return the folder of stored calls."""
+    [found] = Path(service.environ["XDG_STATE_HOME"]).glob("percore/calls-*")
+    return found

@@ -1,18 +1,16 @@
 """Thousands of malformed requests on every port: each gets a JSON error at once, and no process dies."""
 
 import concurrent.futures
-import contextlib
 import itertools
 import json
 import os
-import sqlite3
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from harness.service import Service, eventually
 from tests import malformed
+from tests.stored_client import half_stored, leaked
 
 COUNT = int(os.environ.get("MALFORMED_REQUESTS", "2000"))
 SEED = int(os.environ.get("MALFORMED_SEED", "1"))
@@ -54,29 +52,3 @@ def stored_call(service: Service) -> bytes:
     receipt = service.post("/v1/models/default:predict", {"inputs": {"x": 1}}, headers=headers)
     assert receipt.status_code == 202
     return str(receipt.json()["id"]).encode()
-
-
-def half_stored(service: Service) -> list[tuple[str, str]]:
-    """Return calls in the store that are not received whole, or have not ended."""
-    with contextlib.closing(sqlite3.connect(folder(service) / "calls.sqlite3")) as connection:
-        query = "SELECT id, state FROM calls WHERE state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')"
-        return connection.execute(query).fetchall()
-
-
-def leaked(service: Service) -> list[object]:
-    """Return files and pieces of bodies that no call has."""
-    with contextlib.closing(sqlite3.connect(folder(service) / "calls.sqlite3")) as connection:
-        # When a call has ended, its request is erased, and so is an answer that is not its result.
-        query = (
-            "SELECT call, kind FROM parts WHERE NOT EXISTS (SELECT 1 FROM calls"
-            " WHERE sequence = parts.call AND state IN ('succeeded', 'failed') AND parts.kind = 1)"
-        )
-        pieces = connection.execute(query).fetchall()
-    expected = {"calls.sqlite3", "calls.sqlite3-shm", "calls.sqlite3-wal", "lock"}
-    return pieces + [path for path in folder(service).iterdir() if path.name not in expected]
-
-
-def folder(service: Service) -> Path:
-    """Return the folder of stored calls."""
-    [found] = Path(service.environ["XDG_STATE_HOME"]).glob("percore/calls-*")
-    return found

@@ -23,22 +23,9 @@ import requests
 from standardwebhooks import Webhook
 
 from harness.service import FAULTY, Service, eventually
-from tests.stored_client import ASYNC, PREDICT, StoredClient
+from tests.stored_client import ASYNC, PREDICT, Stored
 
 JOURNAL = "tests.service.handlers:Journal"
-
-
-class Stored(StoredClient):
-    """A service and a client of its stored calls, across restarts."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-
-    def url(self, path: str) -> str:
-        return self.service.url(path)
-
-    def ids(self) -> list[str]:
-        return [each["id"] for each in self.service.get("/v1/calls?limit=1000").json()["calls"]]
 
 
 @pytest.fixture(scope="module")

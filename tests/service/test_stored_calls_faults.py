@@ -21,9 +21,8 @@ from percore.gateway.store.records import NewCall
 from percore.gateway.store.schema import REQUEST
 
 from harness.service import FAULTY, Service, answer_of, eventually
-from tests.service.test_malformed import leaked
-from tests.service.test_stored_calls import Stored, journalled
-from tests.stored_client import ASYNC, PREDICT
+from tests.service.test_stored_calls import journalled
+from tests.stored_client import ASYNC, PREDICT, Stored, leaked
 
 FEW_BYTES = 40_000
 """The largest size of the gateway's files. The database's log is already longer, so each write fails as on a full disk."""

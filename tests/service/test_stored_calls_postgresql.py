@@ -22,7 +22,6 @@ from tests.service.postgresql import PASSWORD, POOLER, QUOTED, USER, PostgreSQL,
 # The tests of one gateway with SQLite, run with PostgreSQL.
 from tests.service.test_stored_calls import (  # noqa: F401
     JOURNAL,
-    Stored,
     die_between_steps,
     journalled,
     test_a_4xx_and_a_500_are_results_and_final,
@@ -37,7 +36,7 @@ from tests.service.test_stored_calls import (  # noqa: F401
     test_unknown_erased_and_malformed_ids,
     test_without_the_header_prefer_nothing_is_stored,
 )
-from tests.stored_client import StoredClient
+from tests.stored_client import Stored, StoredClient
 
 PROGRAMS = programs()
 pytestmark = pytest.mark.skipif(

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 
 from harness.service import FAULTY, Service, answer_of, eventually, is_lost, processes_in
+from tests.stored_client import Stored
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -29,15 +29,6 @@ def subreaper() -> Iterator[None]:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-
-
-def store(service: Service, seconds: float) -> str:
-    path, body = "/v1/models/default:predict", {"inputs": {"sleep": seconds}}
-    return service.post(path, body, headers={"Prefer": "respond-async"}).headers["Location"]
-
-
-def has_succeeded(service: Service, stored: str) -> bool:
-    return bool(requests.get(service.url(stored), timeout=10).json()["state"] == "succeeded")
 
 
 def test_at_a_stop_the_supervisor_alone_asks_systemd_for_more_time_than_calls_have(tmp_path: Path) -> None:
@@ -60,7 +51,7 @@ def test_at_a_stop_the_supervisor_alone_asks_systemd_for_more_time_than_calls_ha
 
 def test_if_systemd_does_not_listen_the_stop_goes_on(tmp_path: Path) -> None:
     service = Service(handler=FAULTY)
-    service.environ["NOTIFY_SOCKET"] = str(tmp_path / "nobody")
+    service.environ["NOTIFY_SOCKET"] = str(tmp_path / "missing")
     with service.ready(1):
         service.processes[0].terminate()
         assert service.processes[0].wait(20) == 0
@@ -69,7 +60,8 @@ def test_if_systemd_does_not_listen_the_stop_goes_on(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("subreaper")
 def test_if_the_supervisor_is_killed_every_process_ends_by_itself_and_the_next_start_serves(tmp_path: Path) -> None:
     with Service(handler=FAULTY, gateway_calls_dir=tmp_path).ready(2) as service:
-        stored = store(service, 2)
+        stored = Stored(service)
+        path = stored.store(sleep=2)
         service.until(executing=1)
         running = service.ask(sleep=2)
         service.until(executing=2)
@@ -81,13 +73,14 @@ def test_if_the_supervisor_is_killed_every_process_ends_by_itself_and_the_next_s
         service.processes.clear()
         service.ready(2)
         assert service.call(sleep=0).status_code == 200
-        eventually(lambda: has_succeeded(service, stored), 30)
+        assert stored.ended(path)["state"] == "succeeded"
 
 
 @pytest.mark.usefixtures("subreaper")
 def test_if_systemd_kills_the_rest_too_the_next_start_runs_the_stored_call_again(tmp_path: Path) -> None:
     with Service(handler=FAULTY, gateway_calls_dir=tmp_path).ready(2) as service:
-        stored = store(service, 3)
+        stored = Stored(service)
+        path = stored.store(sleep=3)
         running = service.ask(sleep=60)
         service.until(executing=2)
         for pid in processes_in(service.mark):
@@ -97,4 +90,4 @@ def test_if_systemd_kills_the_rest_too_the_next_start_runs_the_stored_call_again
         eventually(lambda: not processes_in(service.mark))
         service.processes.clear()
         service.ready(2)
-        eventually(lambda: has_succeeded(service, stored), 30)
+        assert stored.ended(path)["state"] == "succeeded"
