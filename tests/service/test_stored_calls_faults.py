@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import resource
 import shutil
@@ -17,8 +18,9 @@ import requests
 import sqlalchemy as sa
 from percore.gateway.store import records
 from percore.gateway.store.database import Database
-from percore.gateway.store.records import NewCall
+from percore.gateway.store.records import EndTime, NewCall, Owned, Result
 from percore.gateway.store.schema import REQUEST
+from percore.gateway.store.store import StoredOutbox
 
 from harness.service import FAULTY, Service, answer_of, eventually
 from tests.service.test_stored_calls import journalled
@@ -257,13 +259,37 @@ def test_a_call_that_was_stored_in_spite_of_an_error_keeps_its_body(database: Da
         sequence = await database.write(lambda to: records.insert(to, new_call(), "g", 0.0))
         await database.write(lambda to: records.add_part(to, sequence, REQUEST, 0, 0, b"abc"))
         if accepted:
-            await database.write(lambda to: records.accept(to, sequence, None, None))
+            await database.write(lambda to: records.accept(to, sequence, "g", None, None))
         await database.write(lambda to: records.drop(to, "0" * 32))
         part = await database.read(lambda of: records.part(of, sequence, REQUEST, 0, 0))
         return part, await database.read(lambda of: records.find(of, "0" * 32)) is not None
 
     assert asyncio.run(store(accepted=False)) == (None, False)
     assert asyncio.run(store(accepted=True)) == (b"abc", True)
+
+
+def test_the_times_of_webhooks_are_those_of_the_database_whatever_the_clock_of_the_gateway_says(database: Database) -> None:
+    async def work() -> None:
+        here, ahead = StoredOutbox(database, lambda: True, 70.0), StoredOutbox(database, lambda: True, 70.0)
+        database.now = lambda _: 1000.0
+        await database.write(end_with_webhook)
+        taken = await here.take([], [])
+        assert taken is not None
+        assert await ahead.take([], []) is None, "another gateway has it"
+        await here.failed(taken.id, 5.0, "")
+        database.now = lambda _: 1004.0
+        assert await ahead.take([], []) is None
+        database.now = lambda _: 1006.0
+        assert await ahead.take([], []) is not None
+
+    asyncio.run(work())
+
+
+def end_with_webhook(to: sa.Connection) -> None:
+    new = dataclasses.replace(new_call(), webhook="https://receiver.example.com/")
+    sequence = records.insert_accepted(to, new, "g", 0.0, None, None).sequence
+    records.begin_run(to, sequence, "g", "pod", "g", 0.0)
+    records.end_answered(to, EndTime(1000.0, 60.0), Owned(sequence, "g", 1), Result(200, b"OK", b"[]", 0), (0, b""))
 
 
 def test_a_list_of_calls_does_not_hold_up_a_write(database: Database) -> None:
@@ -284,7 +310,7 @@ def test_a_list_of_calls_does_not_hold_up_a_write(database: Database) -> None:
 def test_a_key_that_another_request_has_fails_no_other_write(database: Database) -> None:
     async def store() -> tuple[object, int]:
         sequence = await database.write(lambda to: records.insert(to, new_call(), "g", 0.0))
-        await database.write(lambda to: records.accept(to, sequence, b"key", b"digest"))
+        await database.write(lambda to: records.accept(to, sequence, "g", b"key", b"digest"))
         tries = 0
 
         def other(_to: sa.Connection) -> None:

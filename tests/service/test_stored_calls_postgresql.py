@@ -246,6 +246,17 @@ def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_pa
         assert pods.begun(4) == 0
 
 
+def test_a_call_of_a_gateway_that_nobody_knows_is_taken_over(server: PostgreSQL, database: str, tmp_path: Path) -> None:
+    """A gateway that stood still may store a call after its lease was taken over, and end before it notices that."""
+    pods, often = Pods(tmp_path, 1), "CLEAN_UP_SECONDS=1"
+    with pods as (pod,), Front(database, lease=often) as first, Front(database, pod, lease=often) as second:
+        path = first.opened().store(n=1)
+        second.opened()
+        first.signal(signal.SIGSTOP)
+        server.execute("UPDATE calls SET owner = 'nobody'", database.rpartition("/")[2])
+        assert second.ended(path, 60)["state"] == "succeeded"  # a lease is 120 s
+
+
 def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tmp_path: Path) -> None:
     """The server's clock is set forward by an hour each second, so at every age of a lease."""
     name = database.rpartition("/")[2]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from percore.errors import NotReady
 from percore.gateway.store import records
 from percore.gateway.store.records import EndTime, NewCall, Owned, Result
-from percore.gateway.store.schema import metadata
+from percore.gateway.store.schema import calls, metadata
 
 from tests.service.postgresql import PostgreSQL, programs
 
@@ -81,6 +83,69 @@ def test_only_the_last_run_adds_pieces_of_a_result_and_all_other_pieces_are_dele
     assert records.end_answered(to, AT, owned, RESULT, (1, b"new"))
     assert [records.part(to, sequence, 1, 1, number) for number in range(4)] == [b"old", b"new", None, None]
     assert not records.add_result_part(to, owned, 2, b"late")
+
+
+def test_a_gateway_whose_incomplete_call_was_deleted_gives_no_receipt_for_it(to: sa.Connection) -> None:
+    records.sign_on(to, "first", "first", "there", AT.now)
+    new = NewCall("1" * 32, 0, None, "request", "client", b"{}", "model", 2, None, 2, None)
+    sequence = records.insert(to, new, "first", AT.now)
+    records.take_over(to, AT, "second", ["first"])
+    with pytest.raises(NotReady, match="another gateway"):
+        records.accept(to, sequence, "first", None, None)
+    assert records.find(to, new.id) is None
+
+
+def test_a_take_over_changes_no_call_that_has_ended(to: sa.Connection) -> None:
+    sequence, queued = store(to, 1), store(to, 2)
+    assert records.begin_run(to, sequence, "first", "pod-1", "first", AT.now) == 1
+    ended = records.end_answered(to, AT, Owned(sequence, "first", 1), RESULT, (0, b"new"))
+    assert ended is not None
+    assert ended.owner is None
+    assert records.take_over(to, AT, "second", ["first"]) == []
+    assert records.find(to, ended.id) == ended
+    assert [row.sequence for row in records.queued(to, "second", frozenset())] == [queued]
+
+
+def test_calls_and_tombstones_are_deleted_some_at_a_time_and_those_that_have_not_ended_never(to: sa.Connection) -> None:
+    for number in range(5):
+        sequence = store(to, number)
+        records.begin_run(to, sequence, "first", "pod-1", "first", AT.now)
+        records.end_answered(to, AT, Owned(sequence, "first", 1), RESULT, (0, b"new"))
+    store(to, 5)
+    late = AT.now + AT.retention + 1
+    assert [records.erase_expired(to, late, most=2) for _ in range(4)] == [2, 2, 1, 0]
+    later = late + records.TOMBSTONE_SECONDS + 1
+    assert [records.erase_expired(to, later, most=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert records.totals(to)[0] == {"queued": (1, AT.now)}
+
+
+def test_what_a_gateway_looks_for_every_second_is_found_by_an_index(to: sa.Connection) -> None:
+    """Many calls have ended and have no owner, and many are queued and have one. PostgreSQL guesses that some are both."""
+    new = {"priority": 0, "request_id": "r", "client": "c", "head": b"{}" * 100, "model": "m", "request_bytes": 2}
+    rows = [
+        {**new, "id": f"{number:032x}", "state": state, "owner": owner, "max_runs": 2, "created_at": 1.0, "expires_at": expires}
+        for number in range(4000)
+        for state, owner, expires in [("queued", "first", None) if number % 8 == 0 else ("succeeded", None, 9e9)]
+    ]
+    to.execute(calls.insert(), rows)
+    plans: list[str] = []
+    is_sqlite = to.dialect.name == "sqlite"
+    if not is_sqlite:  # PostgreSQL does this by itself, and SQLite never does
+        to.execute(sa.text("ANALYZE"))
+
+    def explain(_connection: sa.Connection, cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        if not statement.startswith("EXPLAIN"):
+            explained = to.connection.cursor()
+            explained.execute(f"EXPLAIN {'QUERY PLAN ' * is_sqlite}{statement}", parameters)
+            plans.append(" ".join(str(row[-1]) for row in explained.fetchall()))
+
+    sa.event.listen(to, "before_cursor_execute", explain)
+    assert not records.any_unowned(to)
+    assert records.claim(to, "second") == []
+    assert records.erase_expired(to, 2.0) == 0
+    assert len(plans) >= 4
+    assert not [plan for plan in plans if "Seq Scan on calls" in plan or "SCAN calls" in plan or "(state=?)" in plan]
+    assert not [plan for plan in plans if "pk_calls on calls" in plan and "Filter: ((owner" in plan]
 
 
 def test_the_calls_of_a_gateway_that_renewed_its_lease_meanwhile_are_not_taken_over(to: sa.Connection) -> None:

@@ -254,6 +254,7 @@ def test_a_url_to_an_allowed_host_is_taken(url: str) -> None:
         ("https://receiver.example.com@evil.example.org/", "user name"),
         ("https://receiver.example.com:0/", "port"),
         ("https://receiver.example.com:65536/", "port"),
+        (f"https://receiver.example.com:{443:0400}/", "port"),
         ("https://receiver.example.com:x/", "port"),
         ("https:///path", "must have a host"),
         ("https://[::1/", "must have a host"),
@@ -758,8 +759,9 @@ class MemoryOutbox:
         self.rows[delivery.id] = delivery
         self.due[delivery.id] = 0.0
 
-    async def take(self, now: float, sending: Collection[str], full: Collection[str]) -> Delivery | None:
+    async def take(self, sending: Collection[str], full: Collection[str]) -> Delivery | None:
         self._fail("read")
+        now = time.time()
         ids = (id_ for id_, at in self.due.items() if at <= now and id_ not in sending and self.rows[id_].host not in full)
         taken = next((self.rows[id_] for id_ in ids), None)
         self.taken += [taken.id] if taken else []
@@ -770,14 +772,14 @@ class MemoryOutbox:
         self.ends.append((id, "delivered"))
         del self.due[id]
 
-    async def failed(self, id: str, next_at: float | None, reason: str) -> None:  # noqa: A002
+    async def failed(self, id: str, delay: float | None, reason: str) -> None:  # noqa: A002
         self._fail("write")
         self.ends.append((id, reason))
         self.rows[id].attempts += 1
-        if next_at is None:
+        if delay is None:
             del self.due[id]
         else:
-            self.due[id] = next_at
+            self.due[id] = time.time() + delay
 
     def _fail(self, kind: str) -> None:
         if self.failing[kind]:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from percore.errors import CallError, GatewayFailed, PodLost
+from percore.errors import CallError, GatewayFailed, NotReady, PodLost
 from percore.gateway.store.documents import rfc3339
 from percore.gateway.store.schema import (
     FINAL,
@@ -160,10 +160,8 @@ def take_over(to: sa.Connection, at: EndTime, gateway: str, ended: Sequence[str]
         elif row.state == State.RUNNING:
             changed.append(_run_lost(to, row, at, RunEnd.GATEWAY_LOST))
         elif row.state == State.CANCELLING:
-            _end_run(to, row, at.now, RunEnd.CANCELLED)
-            changed.append(_end(to, row, at, State.CANCELLED))
+            changed.append(_run_cancelled(to, row, at))
     to.execute(calls.update().where(mine, calls.c.state == State.QUEUED).values(owner=gateway))
-    to.execute(calls.update().where(mine).values(owner=None))
     to.execute(gateways.delete().where(gateways.c.id.in_(ended)))
     return changed
 
@@ -264,9 +262,17 @@ def known_by_key(to: sa.Connection, key: bytes) -> Row | None:
     return to.execute(sa.select(calls).where(calls.c.idempotency_key == key)).first()
 
 
-def accept(to: sa.Connection, sequence: int, key: bytes | None, digest: bytes | None) -> Row:
-    """Set a call as queued and return it. From here on it is not lost."""
-    return _set(to, sequence, state=State.QUEUED, idempotency_key=key, digest=digest)
+def accept(to: sa.Connection, sequence: int, gateway: str, key: bytes | None, digest: bytes | None) -> Row:
+    """Set a call as queued and return it. From here on it is not lost.
+
+    Raises NotReady if another gateway has taken over from this one: then it has deleted the call.
+    """
+    received = calls.c.sequence == sequence, calls.c.owner == gateway, calls.c.state == State.RECEIVING
+    accepted = calls.update().where(*received).values(state=State.QUEUED, idempotency_key=key, digest=digest)
+    row = to.execute(accepted.returning(calls)).one_or_none()
+    if row is None:
+        raise NotReady("another gateway has taken over from this one; send the call again")
+    return row
 
 
 def drop(to: sa.Connection, call_id: str) -> None:
@@ -318,8 +324,7 @@ def end_lost(to: sa.Connection, at: EndTime, owned: Owned, end: RunEnd) -> Row |
     if row is None:
         return None
     if row.state == State.CANCELLING:
-        _end_run(to, row, at.now, RunEnd.CANCELLED)
-        return _end(to, row, at, State.CANCELLED)
+        return _run_cancelled(to, row, at)
     return _run_lost(to, row, at, end)
 
 
@@ -331,8 +336,7 @@ def end_answered(
     if row is None:
         return None
     if row.state == State.CANCELLING:
-        _end_run(to, row, at.now, RunEnd.CANCELLED)
-        return _end(to, row, at, State.CANCELLED)
+        return _run_cancelled(to, row, at)
     _end_run(to, row, at.now, end, stored=last[0])
     return _answer(to, row, at, result, last)
 
@@ -404,6 +408,11 @@ def _end_run(to: sa.Connection, row: Row, now: float, end: RunEnd, *, stored: in
     to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == RESULT, rest))
 
 
+def _run_cancelled(to: sa.Connection, row: Row, at: EndTime) -> Row:
+    _end_run(to, row, at.now, RunEnd.CANCELLED)
+    return _end(to, row, at, State.CANCELLED)
+
+
 def _run_lost(to: sa.Connection, row: Row, at: EndTime, end: RunEnd) -> Row:
     _end_run(to, row, at.now, end)
     pods, gateways_ = row.pods_lost + (end is RunEnd.POD_LOST), row.gateways_lost + (end is RunEnd.GATEWAY_LOST)
@@ -429,9 +438,12 @@ def _answer(to: sa.Connection, row: Row, at: EndTime, result: Result, last: tupl
 
 
 def _end(to: sa.Connection, row: Row, at: EndTime, state: State, **values: Any) -> Row:
-    """Write a final state, and in the same transaction the message about it."""
+    """Write a final state, and in the same transaction the message about it.
+
+    A call that has ended has no owner, so a gateway that takes over changes only calls that have not ended.
+    """
     to.execute(parts.delete().where(parts.c.call == row.sequence, parts.c.kind == REQUEST))
-    ended = _set(to, row.sequence, state=state, finished_at=at.now, expires_at=at.now + at.retention, **values)
+    ended = _set(to, row.sequence, state=state, owner=None, finished_at=at.now, expires_at=at.now + at.retention, **values)
     if ended.webhook:
         data = {"id": ended.id, "state": state, "status": ended.status}
         payload = orjson.dumps({"type": f"call.{state}", "timestamp": rfc3339(at.now), "data": data})
@@ -505,14 +517,19 @@ def erase(to: sa.Connection, call_id: str, now: float) -> bool:
 
 
 def erase_expired(to: sa.Connection, now: float, most: int = 100) -> int:
-    """Erase some calls whose retention is over, and delete old tombstones. Return how many calls were erased."""
-    over = calls.c.state.in_(FINAL), calls.c.expires_at < now
-    old = sa.select(calls.c.sequence).where(*over, calls.c.erased.is_(False)).limit(most).with_for_update(skip_locked=True)
-    found = list(to.execute(old).scalars())
+    """Erase some calls whose retention is over, and delete some old tombstones. Return how many calls and tombstones."""
+
+    def over(*, erased: bool) -> list[int]:
+        # Only calls that have ended have this time. A condition on the state would make SQLite read all of them.
+        which = sa.select(calls.c.sequence).where(calls.c.expires_at < now, calls.c.erased.is_(erased))
+        return list(to.execute(which.limit(most).with_for_update(skip_locked=True)).scalars())
+
+    found, tombstones = over(erased=False), over(erased=True)
     if found:
         _leave_tombstones(to, found, now)
-    to.execute(calls.delete().where(*over, calls.c.erased.is_(True)))
-    return len(found)
+    if tombstones:
+        to.execute(calls.delete().where(calls.c.sequence.in_(tombstones)))
+    return len(found) + len(tombstones)
 
 
 def _leave_tombstones(to: sa.Connection, sequences: Sequence[int], now: float) -> None:

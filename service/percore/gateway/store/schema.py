@@ -55,6 +55,8 @@ metadata = sa.MetaData(
 )
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 TIME = sa.Double
+LONGEST_HOST = 320
+"""The most characters of a webhook's host and port."""
 PIECE_BYTES = 512 * 1024
 """The largest piece of a body in one row of ``parts``."""
 
@@ -68,6 +70,9 @@ gateways = sa.Table(
 )
 """Gateways that own calls. ``machine`` is host name, boot id and port. By it a gateway finds the previous gateway at its
 own address."""
+
+UNOWNED = sa.text("owner IS NULL AND state = 'queued'")
+"""Queued calls that no gateway owns. There are few, and each gateway looks for them every second. So they have an index."""
 
 calls = sa.Table(
     "calls",
@@ -103,6 +108,7 @@ calls = sa.Table(
     sa.Index(None, "state", "priority", "sequence"),
     sa.Index(None, "owner", "state"),
     sa.Index(None, "expires_at"),
+    sa.Index("ix_calls_unowned", "sequence", sqlite_where=UNOWNED, postgresql_where=UNOWNED),
     sqlite_autoincrement=True,
 )
 """One row for each call. ``run`` is the number of its last run. Only this run may write the final state."""
@@ -135,7 +141,7 @@ webhooks = sa.Table(
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("url", sa.Text, nullable=False),
-    sa.Column("host", sa.String(320), nullable=False),
+    sa.Column("host", sa.String(LONGEST_HOST), nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("created_at", TIME, nullable=False),

@@ -92,12 +92,12 @@ class StoredOutbox:
         self._is_ready = is_ready
         self._lease_seconds = lease_seconds
 
-    async def take(self, now: float, sending: Collection[str], full: Collection[str]) -> Delivery | None:
+    async def take(self, sending: Collection[str], full: Collection[str]) -> Delivery | None:
         """Return the message that has been due for longest."""
-        if not self._is_ready() or not await self._database.read(partial(records.any_message, now=now)):
+        now, seconds = self._database.now, self._lease_seconds
+        if not self._is_ready() or not await self._database.read(lambda of: records.any_message(of, now(of))):
             return None
-        take = partial(records.take_message, now=now, sending=sending, full=full, lease_seconds=self._lease_seconds)
-        row = await self._database.write(take)
+        row = await self._database.write(lambda to: records.take_message(to, now(to), sending, full, seconds))
         if row is None:
             return None
         return Delivery(row.id, row.url, bytes(row.payload), row.attempts, row.created_at)
@@ -106,12 +106,12 @@ class StoredOutbox:
         """Remove a message."""
         await self._database.write(partial(records.delivered, message=id))
 
-    async def failed(self, id: str, next_at: float | None, reason: str) -> None:  # noqa: A002, ARG002 - it is logged
+    async def failed(self, id: str, delay: float | None, reason: str) -> None:  # noqa: A002, ARG002 - it is logged
         """Set the time of the next attempt, or remove the message."""
-        if next_at is None:
+        if delay is None:
             await self.delivered(id)
         else:
-            await self._database.write(partial(records.postponed, message=id, next_at=next_at))
+            await self._database.write(lambda to: records.postponed(to, id, self._database.now(to) + delay))
 
 
 def open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:

@@ -463,7 +463,7 @@ class StoredCalls:
             if sequence is None:
                 row = records.insert_accepted(to, new, gateway, self._now(to), key, digest)
             else:
-                row = records.accept(to, sequence, key, digest)
+                row = records.accept(to, sequence, gateway, key, digest)
             if last:
                 records.add_part(to, row.sequence, REQUEST, 0, number, last)
             return row, False
@@ -840,6 +840,9 @@ class StoredCalls:
             if state in OPEN:
                 self.metrics.oldest.labels(state.value).set(max(0.0, now - oldest) if count else 0.0)
         self.metrics.bytes.set(self._held_bytes)
+        if await self.database.read(records.unknown_owners):
+            # A gateway that stood still stored a call after its lease was taken over, and ended before it noticed.
+            self._must_read_calls = True
         until = self._loop.time() + RENEW_SECONDS  # after this time the lease must be renewed
         while await self._write(lambda to: records.erase_expired(to, self._now(to))) and self._loop.time() < until:
             await asyncio.sleep(0)

@@ -28,8 +28,8 @@ FAULT = Outcome(False, None, "a fault of percore; the log has the reason")
 class Outbox(Protocol):
     """The deliveries that are stored. Each one stays until it is ``delivered``, or ``failed`` without a next time."""
 
-    async def take(self, now: float, sending: Collection[str], full: Collection[str]) -> Delivery | None:
-        """Return the delivery that has been due at ``now`` for longest, or None.
+    async def take(self, sending: Collection[str], full: Collection[str]) -> Delivery | None:
+        """Return the delivery that has been due for longest by the clock of the outbox, or None.
 
         It returns no delivery in ``sending`` (ids), and none to ``full`` (hosts as in ``Delivery.host``). If several gateways
         share the outbox, no other gateway gets the delivery for ``WebhookSettings.lease_seconds``.
@@ -38,8 +38,8 @@ class Outbox(Protocol):
     async def delivered(self, id: str) -> None:  # noqa: A002 - the webhook's `id`
         """Remove a delivery."""
 
-    async def failed(self, id: str, next_at: float | None, reason: str) -> None:  # noqa: A002
-        """Count an attempt; the delivery is due again at ``next_at``. None: remove it."""
+    async def failed(self, id: str, delay: float | None, reason: str) -> None:  # noqa: A002
+        """Count an attempt; the delivery is due again after ``delay`` seconds. None: remove it."""
 
 
 class Sender:
@@ -94,7 +94,7 @@ class Sender:
             return None
         full = [host for host, count in self._hosts.items() if count >= SENDS_PER_HOST]
         try:
-            return await self._outbox.take(self._clock(), list(self._sends), full)
+            return await self._outbox.take(list(self._sends), full)
         except Exception:
             log.exception("webhooks that are due could not be read; the gateway tries again")
             await asyncio.sleep(PAUSE_SECONDS)
@@ -134,11 +134,12 @@ class Sender:
         attempts, now = delivery.attempts + 1, self._clock()
         next_at = None if outcome.gone else next_attempt(attempts, delivery.created, now, outcome.retry_after)
         self._count(DELIVERED if outcome.delivered else FAILED if next_at else GIVEN_UP)
-        self._log(delivery, outcome, next_at)
-        while not await self._record(delivery, outcome, next_at):
+        delay = None if next_at is None else next_at - now
+        self._log(delivery, outcome, delay)
+        while not await self._record(delivery, outcome, delay):
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _record(self, delivery: Delivery, outcome: Outcome, next_at: float | None) -> bool:
+    async def _record(self, delivery: Delivery, outcome: Outcome, delay: float | None) -> bool:
         """Record the outcome of an attempt. Return False if the outbox failed.
 
         Then the caller must try again, because a delivered webhook without a record would be sent again.
@@ -147,14 +148,14 @@ class Sender:
             if outcome.delivered:
                 await self._outbox.delivered(delivery.id)
             else:
-                await self._outbox.failed(delivery.id, next_at, outcome.reason)
+                await self._outbox.failed(delivery.id, delay, outcome.reason)
         except Exception:
             log.exception("webhook %s: its outcome could not be written; the gateway tries again", delivery.id)
             return False
         return True
 
-    def _log(self, delivery: Delivery, outcome: Outcome, next_at: float | None) -> None:
-        last = not outcome.delivered and next_at is None
+    def _log(self, delivery: Delivery, outcome: Outcome, delay: float | None) -> None:
+        last = not outcome.delivered and delay is None
         log.log(
             logging.WARNING if last else logging.INFO,
             "webhook %s: attempt %d to %s: %s%s",

@@ -22,6 +22,7 @@ from standardwebhooks import Webhook
 
 from percore import __version__
 from percore.errors import BadInput, SettingsError
+from percore.gateway.store.schema import LONGEST_HOST
 from percore.gateway.store.webhook_hosts import Host, allows_address, allows_host, parse_hosts
 from percore.gateway.store.webhook_post import AddressRefused, AnswerTooLarge, Target, post
 
@@ -180,7 +181,7 @@ def _parts(url: str) -> tuple[SplitResult, str, int]:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("must have a host, and a port from 1 to 65535 or none") from None
-    if not host or port == 0:
+    if not host or port == 0 or len(parts.netloc) > LONGEST_HOST:
         raise ValueError("must have a host, and a port from 1 to 65535 or none")
     return parts, host, port or (443 if parts.scheme == "https" else 80)
 

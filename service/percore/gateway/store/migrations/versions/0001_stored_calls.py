@@ -57,6 +57,8 @@ def upgrade() -> None:
     op.create_index("ix_calls_state_priority_sequence", "calls", ["state", "priority", "sequence"])
     op.create_index("ix_calls_owner_state", "calls", ["owner", "state"])
     op.create_index("ix_calls_expires_at", "calls", ["expires_at"])
+    unowned = sa.text("owner IS NULL AND state = 'queued'")
+    op.create_index("ix_calls_unowned", "calls", ["sequence"], sqlite_where=unowned, postgresql_where=unowned)
     call = sa.ForeignKey("calls.sequence", ondelete="CASCADE")
     op.create_table(
         "runs",
