@@ -34,13 +34,13 @@ def cli(context: click.Context) -> None:
     "--models",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Serve the models here, NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras; or those of a models.config.  "
+    help="Serve the models in this folder, NAME/VERSION/saved_model.pb or NAME/VERSION/model.keras, or in this models.config.  "
     "[PERCORE_MODEL_REPOSITORY]",
 )
 @click.option(
     "--handler", metavar="MODULE:CLASS", help="Serve this class of yours, from a module of this folder.  [PERCORE_HANDLER]"
 )
-@click.option("--host", metavar="ADDRESS", help="Listen on this address; this machine's own by default.  [PERCORE_HOST]")
+@click.option("--host", metavar="ADDRESS", help="Listen on this address; 127.0.0.1 by default.  [PERCORE_HOST]")
 @click.option("--port", type=PORT, metavar="PORT", help="Take calls on this port; 8080 by default.  [PERCORE_PORT]")
 @click.option(
     "--status-port",
@@ -87,7 +87,7 @@ def serve(
     "--name",
     default="",
     metavar="NAME",
-    help="Name for a model that is fetched without one; by default from the end of the URI.",
+    help="Name for a single model that has none; by default the end of the URI.",
 )
 def fetch(uri: str, folder: Path, digest: str | None, name: str) -> None:
     """Fetch models to FOLDER, as NAME/VERSION/...
@@ -112,7 +112,7 @@ def fetch(uri: str, folder: Path, digest: str | None, name: str) -> None:
     except StartError as error:
         click.echo(f"percore: cannot fetch: {error}", err=True)
         status = START_FAILED
-    # Without Python's own shutdown: a thread of obstore may call into Python during it, which would abort the process.
+    # Skip Python's own shutdown: during it, a thread of obstore may call into Python, and this would abort the process.
     os._exit(status)
 
 

@@ -12,7 +12,7 @@
         ├── NotFound              404 not-found
         ├── MethodNotAllowed      405 method-not-allowed
         ├── BodyTimeout           408 body-timeout
-        ├── NotFinished           409 not-finished: a stored call has no result yet, or none
+        ├── NotFinished           409 not-finished: a stored call has not ended, or ended without a result
         ├── Gone                  410 gone: a stored call that was erased
         ├── BodyTooLarge          413 body-too-large
         ├── UnsupportedMediaType  415 unsupported-media-type

@@ -60,7 +60,7 @@ def _line(fields: dict[str, Any]) -> bytes:
         text = texts[longest]
         if len(text) < SHORTEST_CUT:
             break
-        # The end of a trace says most, and the beginning of everything else. So these are kept.
+        # In a trace the end says most, and in all other texts the beginning does. So these parts are kept.
         fields = {**fields, longest: f"...{text[len(text) // 2 :]}" if longest == "trace" else f"{text[: len(text) // 2]}..."}
         line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
     return line

@@ -130,7 +130,11 @@ def _versions(folder: Path, labels: Labels, name: str = "") -> list[FoundVersion
     for each in _folders(folder):
         number, platform = _number(each), files.platform(each)
         if number is None or platform is None:
-            logger.debug("%s is ignored: not a version, which is a number and holds %s", each, " or ".join(files.NAMES))
+            logger.debug(
+                "%s is ignored: the name of a version folder must be a number, and it must hold %s",
+                each,
+                " or ".join(files.NAMES),
+            )
             continue
         if number in versions:
             raise LoadError(f"model {name!r} has version {number} twice: {versions[number].folder} and {each}")

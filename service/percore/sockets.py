@@ -25,7 +25,7 @@ class HasOptions(Protocol):
 
 
 def keepalive(idle: int, interval: int, count: int) -> tuple[Option, ...]:
-    """Return the options that have the kernel probe a silent peer after ``idle`` seconds, then each ``interval`` seconds.
+    """Return the options for probes: the kernel probes a silent peer after ``idle`` seconds, then each ``interval`` seconds.
 
     After ``count`` probes without an answer the connection ends. Probes also keep an idle connection alive in NAT and in load
     balancers, which forget it after some minutes (AWS: 350 s).
@@ -39,7 +39,7 @@ def keepalive(idle: int, interval: int, count: int) -> tuple[Option, ...]:
 
 
 def set_options(each: HasOptions, options: Iterable[Option]) -> list[tuple[int, int, int | bytes]]:
-    """Set these options, and return those that the kernel has, by number. For each other one, log a line once."""
+    """Set these options, and return those that the kernel has, by number. Log each missing option once."""
     found = []
     for level, name, value in options:
         try:

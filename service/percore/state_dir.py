@@ -32,7 +32,7 @@ def make(folder: Path, key: str = KEY) -> None:
         raise StartError(f"{key}={str(folder)!r}: the folder cannot be created: {error.strerror}") from error
 
 
-def own(folder: Path) -> None:
+def ensure_owned(folder: Path) -> None:
     """Create the folder if it is missing; raise StartError if it belongs to another user.
 
     It may belong to root, as a volume of a pod does. It must not be a symbolic link, which another user could have made in
@@ -56,7 +56,7 @@ def start_errors(path: Path) -> Iterator[None]:
 
 
 def touch(path: Path) -> bool:
-    """Keep this file from cleaners of old files; return False if it is gone."""
+    """Renew the time of this file if it is old, so that no cleaner removes it. Return False if the file is gone."""
     try:
         if time.time() - path.lstat().st_mtime > TOUCH_SECONDS:
             os.utime(path, follow_symlinks=False)
@@ -79,11 +79,11 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
-        self._said = False
+        self._warned = False
 
     def take(self) -> bool:
         """Take it; return False if another process has it. Raises StartError if the file cannot be used."""
-        own(self._path.parent)
+        ensure_owned(self._path.parent)
         while True:
             with start_errors(self._path):
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -111,10 +111,10 @@ class Lock:
     def keep(self) -> bool:
         """Touch the file, and take the lock again if the file was removed; return False if another process has the lock now."""
         if touch(self._path) and self._is_here(self._fd):
-            self._said = False
+            self._warned = False
             return True
-        if not self._said:
-            self._said = True
+        if not self._warned:
+            self._warned = True
             log.warning("%s was removed: it is created again", self._path)
         try:
             return self.take()

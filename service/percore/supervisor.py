@@ -1,8 +1,8 @@
 """One machine without Kubernetes: a small process that starts the gateway and the arbiter of the workers.
 
-It owns the listening sockets, so that callers that connect while the gateway is replaced wait instead of being refused. It
-restarts a child that ends. On SIGTERM it ends the gateway first, which answers every call that it has taken, and then the
-workers. If it dies, the kernel tells both children to end.
+It owns the listening sockets. So while the gateway is replaced, new callers are not refused: they wait. It restarts a child
+that ends. On SIGTERM it ends the gateway first, and the gateway answers every call that it has taken. Then it ends the workers.
+If it dies, the kernel tells both children to end.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def listen(host: str, port: int, key: str) -> socket.socket:
     return listener
 
 
-def own_state_dir(folder: Path) -> state_dir.Lock:
-    """Take the state directory for this service alone, and return the lock that does so. The process holds it until its end."""
-    state_dir.own(folder)
+def lock_state_dir(folder: Path) -> state_dir.Lock:
+    """Lock the state directory, so that no other service uses it. Return the lock: the process holds it until its end."""
+    state_dir.ensure_owned(folder)
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StartError(
@@ -154,7 +154,7 @@ class Supervisor:
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._deadline = math.inf
         self._is_forced = False
-        self._lock = own_state_dir(settings.server.state_dir)
+        self._lock = lock_state_dir(settings.server.state_dir)
         server = settings.server
         self._listeners = (
             listen(server.host, server.port, "PERCORE_PORT"),

@@ -163,7 +163,9 @@ def test_a_file_with_a_usual_name_is_taken_and_any_other_must_be_the_only_one(tm
 
     assert served() == ""
     assert served("notes.txt", "2018.hdf5") == "2018.hdf5"
-    with pytest.raises(LoadError, match=r"several Keras files, 2018\.hdf5, 2021\.h5: name the one to serve model\.keras or"):
+    with pytest.raises(
+        LoadError, match=r"several Keras files, 2018\.hdf5, 2021\.h5: rename the one to serve to model\.keras or"
+    ):
         served("2021.h5")
     assert served("model.hdf5") == "model.hdf5"
     assert served("model.h5") == "model.h5"

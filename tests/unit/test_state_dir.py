@@ -134,7 +134,7 @@ def test_a_folder_that_is_a_link_or_another_user_s_is_refused(tmp_path: Path, mo
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("link", "dangling"):
         with pytest.raises(StartError, match="must be a folder, and is a symbolic link"):
-            state_dir.own(tmp_path / name)
+            state_dir.ensure_owned(tmp_path / name)
     os.chown(tmp_path / "elsewhere", 4321, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 4321)
     with pytest.raises(StartError, match="must belong to the user that runs the service"):
-        state_dir.own(tmp_path / "elsewhere")
+        state_dir.ensure_owned(tmp_path / "elsewhere")

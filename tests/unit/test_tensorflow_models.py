@@ -127,7 +127,7 @@ def test_a_signature_of_a_type_that_cannot_be_sent_is_left_out_with_one_warning(
     (record,) = (record for record in caplog.records if "left out" in record.message)
     assert record.levelname == "WARNING"
     assert "model 'mine' version 1 in" in record.message
-    assert "signature 'complex' is left out: its z (complex64) cannot be sent" in record.message
+    assert "signature 'complex' is left out: no protocol can send the type of z (complex64)" in record.message
 
 
 @pytest.mark.parametrize("kind", ["tf1", "tf2"])

@@ -62,7 +62,10 @@ class Reader:
 
 
 def to_array(data: memoryview, dtype: str, shape: tuple[int, ...], field: str) -> Array:
-    """Return the tensor that ``data`` holds, writable: a view of it, perhaps unaligned, or a copy if ``data`` is read-only."""
+    """Return the tensor that ``data`` holds.
+
+    The array is writable. It is a view of ``data``, and may be unaligned. If ``data`` is read-only, it is a copy.
+    """
     count = math.prod(shape)
     if dtype == "bytes":
         return _strings(data, count, field).reshape(shape)
@@ -102,7 +105,7 @@ def _wrong_lengths(data: memoryview, count: int, field: str) -> BadInput:
 
 
 def to_chunk(array: Array) -> Chunk:
-    """Return a tensor's bytes: a view if the array is contiguous; a copy otherwise, and always for strings."""
+    """Return a tensor's bytes: a view if the array is contiguous, otherwise a copy. Strings are always copied."""
     if dtype_name(array) == "bytes":
         elements = map(as_bytes, array.reshape(-1).tolist())
         return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))

@@ -1,6 +1,6 @@
 """How values, kinds and shapes are named in messages to callers.
 
-Every message names the field, the rule and the value; values are cut short, however large they are.
+Every message names the field, the rule and the value. A long value is cut.
 """
 
 from __future__ import annotations

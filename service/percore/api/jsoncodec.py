@@ -38,8 +38,8 @@ def loads(body: Body) -> Any:
         del text
         if empty > MOST_EMPTY:
             raise BadInput(f"body: expected at most {MOST_EMPTY} empty lists and objects, got {empty}")
-    # Parsing creates no reference cycles. But for nested lists, the garbage collector would take half of the time to search for
-    # them.
+    # Parsing creates no reference cycles, so the garbage collector would find nothing. For nested lists, its search would take
+    # half of the time.
     gc.disable()
     try:
         return _parsed(body)

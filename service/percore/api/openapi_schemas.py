@@ -80,13 +80,13 @@ _INPUT: Json = {
         {"required": ["parameters"], "properties": {"parameters": {"required": ["binary_data_size"]}}},
     ],
 }
-_WANTED: Json = _object(
+_REQUESTED_OUTPUT: Json = _object(
     ["name"], name=_STRING, parameters={"type": "object", "properties": {"binary_data": {"type": "boolean"}}}
 )
 _OUTPUT: Json = _object(
     ["name", "datatype", "shape"], name=_STRING, datatype=_DATATYPE, shape=_SHAPE, data=_list(_ANY), parameters=_PARAMETERS
 )
-_DESCRIBED: Json = _object(
+_TENSOR_METADATA: Json = _object(
     ["name", "datatype", "shape"], name=_STRING, datatype=_DATATYPE, shape=_list({"type": "integer", "minimum": -1})
 )
 
@@ -124,8 +124,8 @@ SCHEMAS: Json = {
         name=_STRING,
         versions=_list(_STRING),
         platform=_STRING,
-        inputs=_list(_DESCRIBED),
-        outputs=_list(_DESCRIBED),
+        inputs=_list(_TENSOR_METADATA),
+        outputs=_list(_TENSOR_METADATA),
         parameters=_object([], digest=_STRING),
     ),
     "InferenceRequest": _object(
@@ -136,7 +136,7 @@ SCHEMAS: Json = {
             "properties": {"signature_name": _SIGNATURE_NAME, "binary_data_output": {"type": "boolean"}},
         },
         inputs=_list(_INPUT),
-        outputs=_list(_WANTED),
+        outputs=_list(_REQUESTED_OUTPUT),
     ),
     "InferenceResponse": _object(
         ["model_name", "model_version", "outputs"],

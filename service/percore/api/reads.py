@@ -1,4 +1,4 @@
-"""Answers reads (status, metadata, documents) from the catalog, without a worker. They are kept until the catalog changes."""
+"""Answers reads (status, metadata, documents) from the catalog, without a worker. It keeps them until the catalog changes."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def _serve(settings: Settings, machine: Machine | None, metrics: GatewayMetrics,
     keep_freed_memory()
     _check_descriptors(settings)
     if settings.gateway.spool_dir == Path():
-        state_dir.own(settings.server.state_dir)
+        state_dir.ensure_owned(settings.server.state_dir)
     else:
         state_dir.make(settings.gateway.spool_dir, "PERCORE_GATEWAY_SPOOL_DIR")
     if machine is None:

@@ -63,7 +63,7 @@ class WorkerConnection(asyncio.Protocol):
         """Bytes of the answer's body that have arrived and were not taken yet."""
         self._reserved = math.inf
         self._ended = select.poll()
-        self._bare_bytes = 0
+        self._non_body_bytes = 0
         """Bytes that are not part of a body (head, trailers, framing of chunks), since the last byte of a body."""
         self._paused = False
         self._writable = True
@@ -107,14 +107,14 @@ class WorkerConnection(asyncio.Protocol):
         """Feed the parser."""
         if self._failure is not None or self._has_ended():
             return
-        self._bare_bytes += len(data)
+        self._non_body_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserCallbackError) as error:
             if not self._has_ended():  # bytes after an answer do not matter
                 self._fail(BrokenAnswer(f"the worker's answer is not well-formed HTTP: {error}"))
             return
-        if self._bare_bytes > MOST_HEAD_BYTES and not self._has_ended():
+        if self._non_body_bytes > MOST_HEAD_BYTES and not self._has_ended():
             self._fail(BrokenAnswer(f"the head or trailer of the worker's answer is over {MOST_HEAD_BYTES} bytes"))
         elif self.buffered > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
             self._paused = True
@@ -161,7 +161,7 @@ class WorkerConnection(asyncio.Protocol):
         if not self._in_head:
             return
         status = self._parser.get_status_code()
-        self._in_head, self._bare_bytes = False, 0
+        self._in_head, self._non_body_bytes = False, 0
         if status >= 200:
             self.status = status
             if self._ends_at_head or status in (204, 304):
@@ -171,7 +171,7 @@ class WorkerConnection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Add a piece of the body."""
         if not self.complete:
-            self._bare_bytes = 0
+            self._non_body_bytes = 0
             self._chunks.append(data)
             self.buffered += len(data)
             self._wake()
@@ -196,7 +196,7 @@ class WorkerConnection(asyncio.Protocol):
         self._reserved = time.monotonic()
         self.status, self.complete = 0, False
         self._chunks.clear()
-        self._bare_bytes = 0
+        self._non_body_bytes = 0
 
     def _set_up(self) -> None:
         """Set the socket's options. This is done after the first bytes are sent, so that it costs a call no time."""

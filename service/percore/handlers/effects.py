@@ -37,7 +37,7 @@ HARMLESS = frozenset(
 )
 """TensorFlow marks these operations as stateful, or they take a reference. But they change nothing that outlives the call."""
 PREFIXES = ("TensorArray", "Stack")
-"""Operations whose names begin so have a state that ends with the call."""
+"""If the name of an operation begins with one of these, its state ends with the call."""
 
 
 def operations(graph: Any) -> set[str]:

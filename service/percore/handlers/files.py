@@ -35,6 +35,6 @@ def keras_file(folder: Path) -> Path | None:
     if len(found) > 1:
         names = ", ".join(each.name for each in found)
         raise LoadError(
-            f"version folder {folder} holds several Keras files, {names}: name the one to serve {' or '.join(KERAS_FILES)}"
+            f"version folder {folder} holds several Keras files, {names}: rename the one to serve to {' or '.join(KERAS_FILES)}"
         )
     return found[0] if found else None

@@ -162,7 +162,7 @@ def _read_by_keras_2(path: Path, content: KerasFile, failure: str, *, allow_code
 
 
 def _unknown_class(error: Exception) -> str | None:
-    """Return the name of the class or function that Keras did not find; None if the error is another."""
+    """Return the name of the class or function that Keras did not find; None if it is another error."""
     found = UNKNOWN.search(str(error))
     return (found[1] or found[2]) if found else None
 

@@ -93,14 +93,15 @@ def _inputs(model: Any) -> ModelInputs:
         if not model.built:
             raise ValueError("it was never built, so its file tells no shape of its input: call it once before it is saved")
         [tensor] = model.inputs
-        return ModelInputs(tensor, [InputTensor(tensor.name, tensor.shape, (_recorded(tensor),), any_batch=True)])
+        return ModelInputs(tensor, [InputTensor(tensor.name, tensor.shape, (_recorded_dtype(tensor),), any_batch=True)])
     if getattr(model, "inputs", None):
         structure = model.input
         flat = isinstance(structure, dict) and all(hasattr(each, "shape") for each in structure.values())
         keys = {id(tensor): key for key, tensor in structure.items()} if flat else {}
         tensors = keras.tree.flatten(structure)
         leaves = [
-            InputTensor(keys.get(id(each), each.name), each.shape, (_recorded(each),), any_batch=False) for each in tensors
+            InputTensor(keys.get(id(each), each.name), each.shape, (_recorded_dtype(each),), any_batch=False)
+            for each in tensors
         ]
         return ModelInputs(structure, leaves)
     return _inputs_when_built(model)
@@ -127,7 +128,7 @@ def _inputs_when_built(model: Any) -> ModelInputs:
     )
 
 
-def _recorded(tensor: Any) -> str:
+def _recorded_dtype(tensor: Any) -> str:
     """Return the dtype of a symbolic input: Keras 3 keeps its name, Keras 2 a ``tf.DType``."""
     return str(tf.as_dtype(tensor.dtype).name)
 
@@ -196,7 +197,7 @@ def _traced(model: Any, model_inputs: ModelInputs) -> Traced:
         found = list[Traced]()
         for each in tracer.traceable():
             if is_certain or _computes(each):
-                exact = _with_ids(each, model_inputs.leaves)
+                exact = _exact_dtypes(each, model_inputs.leaves)
                 return each if exact == each.dtypes else tracer.trace(exact)
             found.append(each)
         if found:  # perhaps the model only fails for zeros
@@ -226,7 +227,7 @@ def _zeros(spec: Any) -> Any:
     return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
 
 
-def _with_ids(traced: Traced, leaves: list[InputTensor]) -> tuple[str, ...]:
+def _exact_dtypes(traced: Traced, leaves: list[InputTensor]) -> tuple[str, ...]:
     """Return the dtypes, with int64 instead of float for each input that the model converts to whole numbers at once.
 
     Layers such as ``Embedding`` do so. A float32 is exact only up to 2**24, so a larger id would become a different id.

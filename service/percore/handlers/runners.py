@@ -69,7 +69,7 @@ class SignatureRunner:
             return "it calls a Python function, which the file does not hold"
         specs = (*self.signature.inputs, *self.signature.outputs)
         odd = [f"{spec.name} ({spec.dtype})" for spec in specs if spec.dtype not in BY_NAME]
-        return f"its {', '.join(odd)} cannot be sent" if odd else None
+        return f"no protocol can send the type of {', '.join(odd)}" if odd else None
 
 
 Reader = Callable[[Path, str], dict[str, SignatureRunner]]
@@ -118,8 +118,8 @@ class TensorFlowModel:
             serialised[index] = _example(example).SerializeToString()
         return serialised
 
-    def _can_be_served(self, name: str, of: SignatureRunner) -> bool:
-        why = of.why_not_served()
+    def _can_be_served(self, name: str, runner: SignatureRunner) -> bool:
+        why = runner.why_not_served()
         if why:
             logger.warning("%s: signature %r is left out: %s", self._title, name, why)
         return why is None

@@ -58,7 +58,8 @@ def chosen(graphs: Iterable[Any], tags: Collection[str]) -> Any:
             return found[0]
     there = "; ".join(",".join(each.meta_info_def.tags) or "none" for each in graphs)
     raise ValueError(
-        f"it has {len(graphs)} graphs, with the tags {there}: choose one by PERCORE_MODEL_TAGS, not {','.join(tags)!r}"
+        f"it has {len(graphs)} graphs, with the tags {there}: PERCORE_MODEL_TAGS={','.join(tags)!r} must be the tags of one "
+        "of them"
     )
 
 
@@ -77,8 +78,8 @@ def _without_value(function: Any) -> Iterator[str]:
     # Reference variables of TensorFlow 1 are only operations in the graph, and not objects.
     if within := [each for each in function.graph.get_operations() if each.type in session.HAS_VALUE]:
         with function.graph.as_default():
-            questions = session.have_values(within)
-        yield from (name for name, has_value in function.prune([], questions)().items() if not has_value)
+            checks = session.have_values(within)
+        yield from (name for name, has_value in function.prune([], checks)().items() if not has_value)
 
 
 def _runner(function: Any, definition: Any, loaded: Any) -> SignatureRunner:

@@ -17,7 +17,7 @@ from percore.handlers.runners import SignatureRunner
 
 v1 = tf.compat.v1
 RESERVED = "__saved_model_"
-"""The names of signatures that TensorFlow itself writes, to run once after a load, begin so."""
+"""The prefix of the signatures that TensorFlow itself writes. It runs them once, after a load."""
 HAS_VALUE = {
     "VarHandleOp": lambda tensor: tf.raw_ops.VarIsInitializedOp(resource=tensor),
     "Variable": lambda tensor: tf.raw_ops.IsVariableInitialized(ref=tensor),
@@ -66,8 +66,8 @@ class LoadedGraph:
         """Return the names of the variables that these signatures need and that have no value."""
         needed = {each.name: each for name in signatures for each in self._needed(name) if each.type in HAS_VALUE}
         with self._graph.as_default():
-            questions = have_values(needed.values())
-        return [name for name, has_value in self._session.run(questions).items() if not has_value]
+            checks = have_values(needed.values())
+        return [name for name, has_value in self._session.run(checks).items() if not has_value]
 
     def _needed(self, signature: str) -> Iterator[Any]:
         """Yield the operations that compute the outputs of a signature.

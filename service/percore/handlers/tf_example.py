@@ -27,7 +27,7 @@ def features(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Feature]]:
 
 
 def feature(value: Any, where: str) -> Feature:
-    """Return the list of the message for ``value``, a scalar or a list; raise BadInput, which names ``where``.
+    """Return the feature for ``value``, a scalar or a list. Raise BadInput, which names ``where``, if it fits no feature.
 
     Booleans become whole numbers. Whole numbers in a list with floats become floats.
     """

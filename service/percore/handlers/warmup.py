@@ -32,7 +32,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def zeros(signature: Signature) -> dict[str, Array]:
-    """Return zeros, or empty strings, for every input; an unknown dimension is 1, an unknown rank is one dimension."""
+    """Return zeros, or empty strings, for every input. An unknown size becomes 1, and an unknown shape becomes (1,)."""
     return {spec.name: _filled(spec) for spec in signature.inputs}
 
 

@@ -59,11 +59,11 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_bare_bytes",
         "_discarded",
         "_drain_waiter",
         "_front",
         "_more_follows",
+        "_non_body_bytes",
         "_parser",
         "_paused",
         "_peer",
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         """Bounds the present stage."""
         self._drain_waiter: asyncio.Future[None] | None = None
-        self._bare_bytes = 0
+        self._non_body_bytes = 0
         """Bytes that are not part of a body (head, trailers, framing of chunks), since the last byte of a body."""
         self._discarded = 0
         self._more_follows = False
@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
     # --- parsing
 
     def _parse(self, data: bytes) -> None:
-        self._bare_bytes += len(data)
+        self._non_body_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
             return
         if self._stage not in (Stage.HEAD, Stage.BODY):
             return
-        if self._bare_bytes > MOST_HEAD_BYTES:
+        if self._non_body_bytes > MOST_HEAD_BYTES:
             self._refuse(BadRequest(f"head or trailer of the request: expected at most {MOST_HEAD_BYTES} bytes"))
         elif self._stage is Stage.HEAD and self._timer is None:
             self._bound(self._front.limits.head_seconds, self._head_expired)
@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
             request.close = True
         self._enter(Stage.BODY)
         self._front.head_ends(self)
-        self._bare_bytes = 0
+        self._non_body_bytes = 0
         self._upgrade = self._parser.should_upgrade()
         self._task = self.loop.create_task(self._serve(request))
 
@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
         request = self._request
         if request is None or self._stage is not Stage.BODY:
             return
-        self._bare_bytes = 0
+        self._non_body_bytes = 0
         request.feed(data)
         if request.buffered > READ_AHEAD_BYTES and not self._paused and self._transport is not None:
             self._paused = True
@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
     def _complete(self) -> None:
         if self._request is not None and self._stage is Stage.BODY:
             self._enter(Stage.ANSWER)
-            self._bare_bytes = 0
+            self._non_body_bytes = 0
             self._request.feed_end()
             self.resume_reading()
 

@@ -1,4 +1,4 @@
-"""The status server: probes, metrics and documents on asyncio. An idle connection occupies no thread, and no call waits for it.
+"""The status server: probes, metrics and documents on asyncio, so that an idle connection occupies no thread.
 
 It runs on an event loop of its own. In the gateway's process this loop has its own thread, so that a probe is answered while
 the gateway's loop is busy. In a pod it has its own process. Metrics are rendered a few times a second at most.

@@ -41,7 +41,7 @@ class EventReceiver:
 
     @staticmethod
     def _bind(path: Path) -> socket.socket:
-        state_dir.own(path.parent)
+        state_dir.ensure_owned(path.parent)
         state_dir.clear_socket(path)  # a killed status server leaves its socket's file
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with state_dir.start_errors(path):
@@ -61,7 +61,7 @@ class EventReceiver:
             self.keep_socket()
 
     def keep_socket(self) -> None:
-        """Keep the socket's file from cleaners, and create it again if it is gone. Connected workers stay connected."""
+        """Touch the socket's file, so that no cleaner removes it. If it is gone, create it again; workers stay connected."""
         if state_dir.touch(self._path):
             return
         try:

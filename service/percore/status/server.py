@@ -27,8 +27,8 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 def serve(settings: Settings) -> None:
     """Serve until a signal stops the process."""
     logs.configure(settings.server.log_level)
-    state_dir.own(settings.server.state_dir)
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each counter, which nothing here reads
+    state_dir.ensure_owned(settings.server.state_dir)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second series, which nothing reads
     workers = Workers(WorkerMetrics())
     signal.signal(signal.SIGTERM, _stop)
     host, port = settings.server.host, settings.server.status_port

@@ -71,7 +71,10 @@ def gunicorn_timeout(limits: LimitSettings) -> int:
 
 
 def options(settings: Settings, workers: int | None) -> dict[str, Any]:
-    """Return Gunicorn's settings. ``workers``: of one machine, each with a unix socket. None: one worker of a pod, on TCP."""
+    """Return Gunicorn's settings.
+
+    ``workers`` is the number of workers of one machine, each with a unix socket. None means a pod: one worker, on TCP.
+    """
     server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     if workers is None:
@@ -125,8 +128,8 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
     def import_before_fork(self) -> None:
         """Import the modules of the settings.
 
-        If a module starts a thread, this process starts again without the import, because the thread would end only with the
-        program. Then the workers import.
+        A thread that a module starts cannot be ended. So if there is one, this process executes itself again, without the
+        import. Then each worker imports for itself.
         """
         environ = dict(os.environ)
         names = before_fork.modules(self.app.settings)
@@ -160,7 +163,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
                 super().spawn_worker()
         except OSError as error:
             if error.errno not in OUT_OF_RESOURCES and not self.app.backoff.ever_ready:
-                # Such as no room for Gunicorn's file: the operator must correct it.
+                # For example, there is no room for Gunicorn's file. Only the operator can correct this.
                 reason = f"cannot start: a worker cannot be started: {error.strerror or error}"
                 self.log.critical(reason)
                 raise HaltServer(reason, START_FAILED) from error
@@ -238,7 +241,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
         """Create a socket again, because its file was removed; return whether that succeeded."""
         old = self.LISTENERS[number]
         try:
-            state_dir.own(Path(old.cfg_addr).parent)
+            state_dir.ensure_owned(Path(old.cfg_addr).parent)
             with _same_umask():
                 self.LISTENERS[number] = type(old)(old.cfg_addr, self.cfg, self.log)
         except (StartError, OSError, ValueError) as error:
@@ -271,7 +274,7 @@ def _same_umask() -> Iterator[None]:
 
 
 def _is_gone(listener: Any) -> bool:
-    """Keep the file of a worker's socket from cleaners; return whether it is gone."""
+    """Touch the file of a worker's socket, so that no cleaner removes it. Return whether the file is gone."""
     return listener.sock.family == socket.AF_UNIX and not state_dir.touch(Path(listener.cfg_addr))
 
 
@@ -308,7 +311,7 @@ def serve(settings: Settings, workers: int | None = None) -> None:
     """Run the arbiter until a signal stops it; never returns. ``workers``: see ``options``."""
     logs.configure(settings.server.log_level)
     _check_environment()
-    state_dir.own(settings.server.state_dir)
+    state_dir.ensure_owned(settings.server.state_dir)
     for number in range(workers or 0):
         _check_free(settings.server.worker_socket(number))
     GunicornApp(settings, workers).run()
@@ -347,13 +350,14 @@ def _check_free(path: Path) -> None:
 
 
 def _is_listened_to(probe: socket.socket) -> bool:
-    """Return whether the arbiter lives that listens at the other end.
+    """Return whether the arbiter that listens at the other end is alive.
 
-    If it was killed, a worker may still have the socket: it closes it at once, unless native code keeps Python's global lock.
+    If the arbiter was killed, a worker may still have the socket open. The worker closes it at once, unless native code keeps
+    Python's global lock.
     """
     try:
         arbiter, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        os.kill(arbiter, 0)  # 0, which always lives, if the arbiter is in another container
+        os.kill(arbiter, 0)  # if the arbiter is in another container, its pid is 0 here, and this succeeds
     except ProcessLookupError:
         return False
     except OSError:  # it belongs to another user, or this kernel does not tell

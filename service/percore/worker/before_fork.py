@@ -1,4 +1,4 @@
-"""The imports of the arbiter before it forks, and the settings that a forked worker makes again.
+"""The imports of the arbiter before it forks, and the settings that each worker sets again after the fork.
 
 A worker whose modules are imported already is ready in a fraction of a second instead of seconds. Only modules are imported
 here, because TensorFlow does not survive a fork after it has run an operation or loaded a model. A fork copies one thread, and

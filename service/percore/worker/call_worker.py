@@ -43,7 +43,7 @@ def shut_down(listener: socket.socket) -> None:
 
     Connections that were not accepted are reset.
     """
-    with contextlib.suppress(OSError):  # without this option of the kernel, assume that it listens
+    with contextlib.suppress(OSError):  # if the kernel lacks this option, assume that the socket listens
         if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return
     with contextlib.suppress(OSError):
@@ -125,22 +125,22 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
             before_fork.set_up_fork(threads)
         catalog = self._load_app() if self.settings.app.target else self._load_models(threads)
         server = self.settings.server
-        is_users = bool(self.settings.app.target)
+        has_app = bool(self.settings.app.target)
         self.context = WorkerContext(
             application=self.wsgi,
             config=self.cfg,
             limits=self.settings.limits,
             watchdog=self.watchdog,
             reporter=self.reporter,
-            server=(server.host, server.port) if is_users else self.sockets[0].getsockname(),
+            server=(server.host, server.port) if has_app else self.sockets[0].getsockname(),
             load_seconds=0.0,
             timed_out=lambda: bool(self.aborted),
-            user_app=UserApp() if is_users else None,
+            user_app=UserApp() if has_app else None,
         )
         return catalog
 
     def _load_models(self, threads: int) -> Catalog:
-        # Unless they were imported before the fork, they are imported now.
+        # These imports take seconds, unless the arbiter imported the modules before the fork.
         from percore.api.app import create_app  # noqa: PLC0415
         from percore.model_store import load_models  # noqa: PLC0415
 

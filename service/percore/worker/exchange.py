@@ -128,7 +128,10 @@ class Exchange:
 
     @property
     def _is_call(self) -> bool:
-        """Whether this is a call. Calls are counted and logged; of reads only those that hold the worker for long."""
+        """Whether this is a call.
+
+        Calls are counted and logged. Reads are counted and logged only if they hold the worker for long.
+        """
         if self._head is None:
             return True
         if self._user_app is not None:
@@ -221,7 +224,8 @@ class Exchange:
         environ[ENVIRON_KEY] = self._context
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is supported
         environ.pop("HTTP_TRANSFER_ENCODING", None)
-        environ["CONTENT_LENGTH"] = str(len(body))  # of the received body: chunks are joined, and a read has none
+        # The length of the body as it was received: chunks are joined, and the body of a read is not received.
+        environ["CONTENT_LENGTH"] = str(len(body))
         if self._user_app is not None:
             self._user_app.adapt(environ, head.headers, by_gateway=bool(self._gateway))
         self._call_environ = environ

@@ -123,8 +123,8 @@ class Watchdog:
 def should_end(policy: str, run_seconds_left: float, load_seconds: float) -> bool:
     """Decide by ``PERCORE_ON_CLIENT_DISCONNECT`` whether to end a worker whose client disconnected.
 
-    Ending the worker costs one load. If the call goes on, it costs the rest of its
-    run: at most the time until the run timeout.
+    Ending the worker costs one load. Letting the call go on costs the rest of its run, which ends at the run timeout at the
+    latest.
     """
     if policy == "end-if-worthwhile":
         return run_seconds_left > load_seconds
