@@ -40,7 +40,8 @@ def _app(compute: Compute) -> Flask:
 
 def burn() -> Flask:
     """Compute ``inputs[0]`` steps of the demo model ``burn``, in ``BASELINE_MODEL``, on ``BASELINE_THREADS`` threads."""
-    # Keras imports scikit-learn, which is installed here to train the demo models. A server without it starts a fifth sooner.
+    # Keras imports scikit-learn, which is installed here to train the demo models. Without it a server starts in four fifths of
+    # the time.
     sys.modules.setdefault("sklearn", cast("Any", None))
     import tensorflow as tf  # noqa: PLC0415 - not in the arbiter, and not for the handlers below
 

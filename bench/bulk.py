@@ -1,4 +1,4 @@
-"""Table 3: 16 MB of float32 to the handler and back, in each protocol's ways to write a tensor. The handler echoes it."""
+"""Table 3: 16 MB of float32 to the handler and back, in each form that a protocol has for tensors. The handler echoes it."""
 
 from __future__ import annotations
 

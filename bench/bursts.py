@@ -85,7 +85,7 @@ def _through_percore(setup: Setup, work: Work) -> list[Call]:
 
 
 def _run_by_percore(timed: client.Timed, ran_on: dict[str, int | None]) -> tuple[float, float, int | None]:
-    """Read the run time that percore reports. The run began this long before the answer came, to about a millisecond."""
+    """Read the run time that percore reports. The answer comes about a millisecond after the run, so this tells its begin."""
     assert timed.reply is not None
     run = run_seconds(timed.reply.headers["server-timing"])
     return timed.ended - run, run, ran_on.get(timed.reply.headers["x-request-id"])

@@ -37,7 +37,7 @@ from bench import client
 from bench.machine import pinned
 from harness.service import ROOT
 
-One = Callable[[exchange.WorkerContext, socket.socket], None]
+ServeOne = Callable[[exchange.WorkerContext, socket.socket], None]
 
 CALLS = 3000
 TOP = 25
@@ -101,7 +101,7 @@ def _context(reporter: Reporter, listener: socket.socket) -> exchange.WorkerCont
     return exchange.WorkerContext(app.wsgi_app, Config(), read.limits, watchdog, reporter, listener.getsockname(), 1.0)
 
 
-def _serve(worker: exchange.WorkerContext, listener: socket.socket, calls: int, one: One | None = None) -> list[float]:
+def _serve(worker: exchange.WorkerContext, listener: socket.socket, calls: int, one: ServeOne | None = None) -> list[float]:
     """Serve ``calls`` calls that this process sends; return the seconds of each, from accept to the end of serving."""
     spent = []
     for _ in range(calls):

@@ -45,8 +45,9 @@ class Fetched:
 
     seconds: float
     client: float
-    """Of processor time."""
+    """Processor time of the client."""
     server: float
+    """Processor time of the store."""
 
 
 def _rclone(endpoint: str, bucket: str, folder: Path) -> list[str]:
@@ -141,7 +142,7 @@ def main() -> int:
     """Measure and print a table; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.fetch", description="Measure percore fetch beside rclone copy.")
     parser.add_argument("--versitygw", metavar="PATH", help="also fetch from versitygw, an S3 store that can send parts")
-    parser.add_argument("--folder", metavar="PATH", help="where files are kept meanwhile; three gigabytes")
+    parser.add_argument("--folder", metavar="PATH", help="a folder with room for three gigabytes, for the files of the bench")
     given = parser.parse_args()
     print(machine.described(), "\n")
     print("| store, model | way | time | client's processor time | store's | speed / rclone copy |")

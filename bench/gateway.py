@@ -1,8 +1,8 @@
 """The time that the gateway adds to a call, and the throughput of the gateway alone.
 
-An empty call and a large tensor, through the gateway and to the pod directly, in turns: the pod has one core, gateway and
-client share another. Then calls a second with workers that answer at once: the gateway has a core of its own. In a cluster
-there is a network between them.
+First it sends empty calls and large tensors, through the gateway and to the pod directly, in turns. The pod has one core, and
+gateway and client share another. Then it counts calls per second with workers that answer at once. Here the gateway has a core
+of its own. There is no network between the processes, as there would be in a cluster.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class GatewayCosts:
     """Both ways, and the gateway alone."""
 
     ways: list[Way]
@@ -66,7 +66,7 @@ class Added:
     """Seconds from a worker that has loaded to the end of its first call, which was queued before."""
 
 
-def measure(seconds: float) -> Added:
+def measure(seconds: float) -> GatewayCosts:
     """Measure each way for ``seconds``."""
     core, other = cores()[0], cores()[-1]
     took: dict[str, list[float]] = {DIRECTLY: [], THROUGH: []}
@@ -82,7 +82,7 @@ def measure(seconds: float) -> Added:
         Way(name, [quantile(each, share) for share in QUANTILES], len(each), min(tensors[name])) for name, each in took.items()
     ]
     rate, cpu = _alone(core, other, seconds)
-    return Added(ways, rate, cpu, _first_call())
+    return GatewayCosts(ways, rate, cpu, _first_call())
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""``python -m bench.pressure``: what the gateway takes when much is asked of it at once. Two minutes, 8 GB of disk.
+"""``python -m bench.pressure``: what the gateway needs when many calls, uploads or reads come at once.
+
+It takes two minutes and 8 GB of disk.
 
 With ``--write-docs`` it writes the page of the docs. The clients are processes of their own, which share the cores with the
 gateway.
@@ -155,7 +157,7 @@ def _client(kind: str, port: int, count: int, size: int) -> None:
 
 
 def _again_and_again(port: int, message: bytes) -> None:
-    """Send the same request on a new connection each time. An upload is queued, so its client leaves."""
+    """Send the same request on a new connection each time. Do not wait for the answer to an upload: no pod computes it."""
     while True:
         with contextlib.suppress(OSError), socket.create_connection((client.HOST, port), timeout=30) as connection:
             connection.sendall(message)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STATES_A_SPARE = 30
-"""The largest number of calls in the model, multiplied by the share of free time. Larger numbers have a probability of less
+TAIL_CALLS = 30
+"""The model counts up to this number of queued calls, divided by the share of free time. More calls have a probability of less
 than 1e-12."""
 
 
@@ -43,7 +43,7 @@ def equal_runs(servers: int, load: float) -> Waits:
 
 def _calls_present(servers: int, load: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return the share of time with 0, 1, 2 ... calls present."""
-    size = 4 * servers + math.ceil(STATES_A_SPARE / (1 - load))
+    size = 4 * servers + math.ceil(TAIL_CALLS / (1 - load))
     come = servers * load
     arrivals = np.exp([count * math.log(come) - come - math.lgamma(count + 1) for count in range(size)])
     steps = np.zeros((size, size))

@@ -9,7 +9,7 @@ from bench.bursts import Burst
 from bench.calls import ideal, most_at_once, summarise
 from bench.empty import AT_ONCE, EmptyCall
 from bench.footprint import Footprint
-from bench.gateway import INSTANT_AT_ONCE, INSTANT_WORKERS, QUANTILES, Added
+from bench.gateway import INSTANT_AT_ONCE, INSTANT_WORKERS, QUANTILES, GatewayCosts
 from bench.results import Results
 from bench.setups import CALLS, Setup
 from harness.service import ROOT
@@ -83,7 +83,7 @@ def empty(found: EmptyCall) -> str:
     )
 
 
-def gateway(found: Added) -> str:
+def gateway(found: GatewayCosts) -> str:
     """Return the time of a call, directly and through the gateway, and the measurements of the gateway alone."""
     heads = ["an empty call, one at a time", "calls", *(f"p{share * 100:g}" for share in QUANTILES)]
     rows = [

@@ -27,15 +27,15 @@ from harness.service import Service, eventually, processes_below, processes_in
 
 PRETEND = Path(__file__).parent / "pretend_cores"
 WORKERS = (1, 2, 8)
-SLOWER = 5
-"""How many times fewer rounds are measured where one takes seconds."""
+SLOW_DIVISOR = 5
+"""The number of rounds is divided by this if one round takes seconds."""
 RUN_TIMEOUT_SECONDS = 3
 LONG_STEPS = 2**30
 """A call of the model ``burn`` with so many steps computes for hours."""
 PLAIN_TIMEOUT_SECONDS = 30
 """Gunicorn's default. It must be longer than a worker loads, because Gunicorn ends a worker that loads for longer too."""
 LEFT_SECONDS = 20.0
-"""With Gunicorn alone: how long the call computes whose client leaves. Nothing ends it."""
+"""With Gunicorn alone: the run time of a call whose client leaves. Nothing ends the call earlier."""
 DIGITS = client.request("/v1/models/digits:predict", json.dumps({"instances": [[0.0] * 64]}).encode())
 BURN = client.request("/v1/models/burn:predict", json.dumps({"inputs": [LONG_STEPS]}).encode())
 
@@ -216,7 +216,7 @@ def _until_answered(server: Server, end: Callable[[], None]) -> float:
 
 
 def _few(rounds: int) -> int:
-    return max(1, rounds // SLOWER)
+    return max(1, rounds // SLOW_DIVISOR)
 
 
 def line(row: Row) -> list[str]:

@@ -15,7 +15,7 @@ from bench.bulk import Bulk
 from bench.bursts import Burst
 from bench.empty import EmptyCall
 from bench.footprint import Footprint
-from bench.gateway import Added
+from bench.gateway import GatewayCosts
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Results:
     empty: EmptyCall | None = None
     bulk: list[Bulk] = field(default_factory=list)
     footprint: Footprint | None = None
-    gateway: Added | None = None
+    gateway: GatewayCosts | None = None
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

@@ -53,7 +53,7 @@ def gunicorn_process(setup: Setup, application: str, log: Path) -> Iterator[tupl
         wait_for_workers(port, setup.workers, process)
         yield port, process.pid
     finally:
-        # Its own process group, and at once: a worker inside TensorFlow would hear nothing gentler.
+        # Kill its process group: a worker inside TensorFlow does not react to any other signal.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

@@ -24,7 +24,7 @@ class Setup:
     per_worker: int = 1
     """Threads of a gthread worker; connections of a gevent one."""
     one_thread: bool = False
-    """Whether TensorFlow computes with one thread a process, or with its default, a thread for every core."""
+    """Whether TensorFlow has one thread in each process. Otherwise it has its default, one thread for each core."""
     timeout: int = 3600
     """Gunicorn's timeout. In a fair comparison it is longer than any call."""
     skipped: str = ""

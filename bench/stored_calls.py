@@ -1,4 +1,4 @@
-"""``python -m bench.stored_calls``, by ``make bench`` too: what stored calls cost. A minute; ``--write-docs`` writes the page.
+"""``python -m bench.stored_calls``, which ``make bench`` runs too: what stored calls cost. It takes a minute.
 
 ``--write-docs`` writes the page of the docs. It measures the intake beside the disk's own rate, the status and the gateway's
 memory with 10,000 queued calls, and the time from the receipt to the begin. With ``--queues PYTHON REDIS_SERVER`` it also
@@ -73,12 +73,12 @@ def measure() -> Stored:
     """Measure percore."""
     found = Stored()
     with tempfile.TemporaryDirectory(prefix="percore-bench-") as name:
-        _queued(found, Path(name))
-    _free(found)
+        _with_queued_calls(found, Path(name))
+    _with_free_workers(found)
     return found
 
 
-def _queued(found: Stored, folder: Path) -> None:
+def _with_queued_calls(found: Stored, folder: Path) -> None:
     """Store calls at a gateway whose only pod does not exist."""
     core, other = machine.cores()[0], machine.cores()[-1]
     nothing = Endpoint("127.0.0.1", free_port(), free_port())
@@ -107,7 +107,7 @@ def _queued(found: Stored, folder: Path) -> None:
         found.status_p50, found.status_p99 = quantile(took, 0.5), quantile(took, 0.99)
 
 
-def _free(found: Stored) -> None:
+def _with_free_workers(found: Stored) -> None:
     """Store calls one at a time, while the workers are free, and wait for each result."""
     with servers.percore(len(machine.cores()), handler="percore.handlers.echo:Echo") as service, requests.Session() as session:
         for turn in range(TURNS + WARM):

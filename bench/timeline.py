@@ -1,4 +1,4 @@
-"""Timelines as SVG: one panel a set-up, one bar a call, light while it waits and strong while it runs. Pure."""
+"""Timelines as SVG: a panel for each set-up, and a bar for each call, light for its wait and strong for its run. Pure."""
 
 from __future__ import annotations
 

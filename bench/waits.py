@@ -60,9 +60,9 @@ def read(path: Path) -> Waits:
 def arrivals(load: float, workers: int, seconds: float) -> list[float]:
     """Return when calls come, in seconds.
 
-    In a minute, waits differ by half only by chance. So this takes many random sequences, computes the waits of each in an
-    ideal queue, and returns the sequence whose waits are nearest to those in the long run. A difference from the formula then
-    comes from the service.
+    Within one minute, chance alone can change the waits by half. So this takes many random sequences, computes the waits of
+    each in an ideal queue, and returns the sequence whose waits are nearest to those in the long run. A difference from the
+    formula then comes from the service.
     """
     expected = queueing.equal_runs(workers, load).mean * RUN_SECONDS
     tries = (_at_random(seed, workers * load / RUN_SECONDS, seconds) for seed in range(TRIES))

@@ -53,8 +53,8 @@ def digits(network: keras.Model) -> Function:
 def burn() -> Function:
     """Return a function that is work for one core: a matrix that fits its cache, multiplied again and again.
 
-    It takes as many steps as the largest of ``steps``, shape (any,), and returns them with ``checksum``, of the same shape:
-    what the matrix's mean is after so many.
+    It takes as many steps as the largest of ``steps``, shape (any,). It returns ``steps``, and ``checksum`` of the same shape:
+    the mean of the matrix after each number of steps.
     """
     random = np.random.default_rng(SEED)
     rotation, _ = np.linalg.qr(random.normal(size=(SIDE, SIDE)))
@@ -158,10 +158,10 @@ def is_current(output: Path, name: str) -> bool:
 
 
 def main() -> None:
-    """Build what is missing, old, or forced."""
+    """Build the models that are missing or old; with ``--force`` build all."""
     parser = argparse.ArgumentParser(prog="python -m demo.models", description="Build the demo models.")
     parser.add_argument("output", type=Path, metavar="OUTPUT_DIR")
-    parser.add_argument("--force", action="store_true", help="build what is there already, too")
+    parser.add_argument("--force", action="store_true", help="also build models that are there already")
     arguments = parser.parse_args()
     # The last bits of a sum depend on how many cores add it up.
     tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -19,7 +19,7 @@ SEVEN = [
 
 
 def lines(calls: str, status: str) -> list[str]:
-    """Return what to type, and a word on each."""
+    """Return the commands to type, with a comment on each."""
     image = json.dumps({"instances": [SEVEN]}, separators=(",", ":"))
     return [
         "Serving digits and burn. A call made now waits until the models are loaded, some seconds.",
@@ -34,7 +34,7 @@ def lines(calls: str, status: str) -> list[str]:
         f"curl {status}/v1/models/digits/metadata",
         f"curl {status}/metrics",
         "",
-        "Ctrl-C stops it once running calls have finished, twice at once. What follows is the log, as JSON.",
+        "Ctrl-C stops it when running calls have finished. A second Ctrl-C stops it at once. Here follows the log, as JSON.",
         "",
     ]
 

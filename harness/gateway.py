@@ -31,7 +31,7 @@ PREDICT = "/v1/models/default:predict"
 RESERVED = b"HTTP/1.1 200 OK\r\nPercore-Worker: free\r\nContent-Length: 0\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)
 MOST_IN_BUFFERS = 8 << 20
-"""More bytes than the kernel buffers of a call whose worker does not read."""
+"""If a worker reads nothing of a call, the kernel buffers fewer bytes than this."""
 BIG = 12 << 20
 """The size of a body that does not fit into the kernel's buffers, so that a worker can be lost in the middle of the body."""
 
@@ -205,7 +205,7 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def everything(connection: socket.socket) -> bytes:
+def read_to_end(connection: socket.socket) -> bytes:
     """Read to the end of the connection, also if it ends by an error; close it, and return the bytes."""
     data = bytearray()
     with connection, contextlib.suppress(ConnectionResetError):

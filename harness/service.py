@@ -49,7 +49,7 @@ def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
 def processes_in(group: int) -> dict[int, str]:
     """Return pid and command line of every process of a service.
 
-    The variable with the value ``group`` in its environment marks it.
+    Each of them has the variable ``HARNESS`` with the value ``group`` in its environment.
     """
     found = {}
     for folder in Path("/proc").iterdir():
@@ -210,7 +210,7 @@ class Service:
         )
 
     def log(self, message: str = "", logger: str = "") -> list[dict[str, Any]]:
-        """Return the log's lines, those whose message begins with ``message``, of one logger if it is given."""
+        """Return the lines of the log whose message begins with ``message``, and only those of ``logger`` if it is given."""
         whole, _, _ = self.log_path.read_text().rpartition("\n")  # the last line may be half written
         lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line["message"].startswith(message) and logger in ("", line["logger"])]

@@ -21,7 +21,7 @@ BENCH = ROOT / "docs/bench"
 RESULTS, WAITS, BURST = BENCH / "results.md", BENCH / "waits.json", BENCH / "burst.json"
 COMPUTING, WAITING = "Calls that compute", "The same with calls that wait instead of compute"
 SHOWN = ("**percore**", "1 worker x 10 threads", "gevent 8 x 8", "2 x cores", "4 x cores")
-IMPATIENT = "gevent 4 x 4, timeout shorter"
+SHORT_TIMEOUT = "gevent 4 x 4, timeout shorter"
 LIMITS = """[All measurements](docs/bench/results.md), also of calls that wait instead of compute: there threads win, and
 percore is the wrong choice."""
 SERVERS = (1, 2, 4, 8, 16)
@@ -114,16 +114,16 @@ def pictures() -> str:
             f"**On a cluster**, a pod for each call. {picture.described(json.loads(BURST.read_text()))}:",
             "![A burst of calls on a cluster, and the pods that start for it](docs/bench/burst.svg)",
             "Usual set-ups with TensorFlow's default threads, and percore:",
-            _rows_that_tell(section),
+            _shown_rows(section),
             LIMITS,
         ]
     )
 
 
-def _rows_that_tell(section: Sequence[str]) -> str:
+def _shown_rows(section: Sequence[str]) -> str:
     heads, *rows = _table(section)
     columns = [heads.index(name) for name in ("set-up", "run / alone, mean", "first answer", "last answer", heads[-1])]
-    shown = [_row(rows, name) for name in (*SHOWN, IMPATIENT)]
+    shown = [_row(rows, name) for name in (*SHOWN, SHORT_TIMEOUT)]
     return table([heads[column] for column in columns], [[row[column] for column in columns] for row in shown])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from harness.gateway import Exchange, Gateway, Worker, call, everything, parsed, read_answer, serve
+from harness.gateway import Exchange, Gateway, Worker, call, parsed, read_answer, read_to_end, serve
 from harness.service import eventually
 from tests.exchanges import unchunked
 
@@ -52,14 +52,14 @@ def test_an_answer_without_a_body_leaves_the_connection_open(gateway: Gateway, s
 
 
 def test_an_answer_in_chunks_comes_in_chunks(gateway: Gateway) -> None:
-    status, headers, body = parsed(everything(gateway.ask(b"chunked", "Connection: close")))
+    status, headers, body = parsed(read_to_end(gateway.ask(b"chunked", "Connection: close")))
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
     assert b"".join(unchunked(body)) == b"onetwo!"
 
 
 def test_an_answer_without_length_and_chunks_counts_as_cut(gateway: Gateway) -> None:
     """A lost worker would look the same, and percore's own workers never answer in this way."""
-    status, headers, body = parsed(everything(gateway.ask(b"until the end", "Connection: close")))
+    status, headers, body = parsed(read_to_end(gateway.ask(b"until the end", "Connection: close")))
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
     assert not body.endswith(b"0\r\n\r\n")
 
@@ -85,18 +85,18 @@ def test_the_gateway_adds_the_queue_time_and_the_request_id(gateway: Gateway) ->
 
 
 def test_a_client_of_http_1_0_gets_no_chunks(gateway: Gateway) -> None:
-    status, headers, body = parsed(everything(gateway.send(call(b"chunked", version="1.0"))))
+    status, headers, body = parsed(read_to_end(gateway.send(call(b"chunked", version="1.0"))))
     assert (status, body) == (200, b"onetwo!")
     assert "transfer-encoding" not in headers
     with gateway.send(call(b"kept", "Connection: keep-alive", version="1.0")) as connection:
         status, headers, body = read_answer(connection)
         assert (status, headers["connection"], body) == (200, "keep-alive", b"kept")
         connection.sendall(call(b"next", version="1.0"))
-        assert parsed(everything(connection))[2] == b"next"
+        assert parsed(read_to_end(connection))[2] == b"next"
 
 
 def test_a_client_that_wants_to_close_is_closed(gateway: Gateway) -> None:
-    status, headers, body = parsed(everything(gateway.ask(b"last", "Connection: close")))
+    status, headers, body = parsed(read_to_end(gateway.ask(b"last", "Connection: close")))
     assert (status, headers["connection"], body) == (200, "close", b"last")
 
 
@@ -104,7 +104,7 @@ def test_an_answered_call_counts_as_answered_whichever_side_closes() -> None:
     with Worker(serve) as worker, Gateway(worker.endpoint) as gateway:
         for _ in range(20):
             with gateway.ask(b"x", "Connection: close") as connection:
-                assert everything(connection).startswith(b"HTTP/1.1 200 ")
+                assert read_to_end(connection).startswith(b"HTTP/1.1 200 ")
             with gateway.ask(b"x") as connection:
                 assert read_answer(connection)[0] == 200
         eventually(lambda: len(gateway.call_log()) == 40)
@@ -143,13 +143,13 @@ def test_the_first_piece_of_an_answer_comes_before_the_last_is_made() -> None:
         while b"first" not in data:
             data += connection.recv(1000)
         seen.set()
-        assert b"".join(unchunked(parsed(data + everything(connection))[2])) == b"firstlast"
+        assert b"".join(unchunked(parsed(data + read_to_end(connection))[2])) == b"firstlast"
 
 
 def test_a_second_request_that_does_not_wait_is_dropped_and_the_connection_closes() -> None:
     with Worker() as worker, Gateway(worker.endpoint) as gateway:
         first = call(b"first")
-        answer = everything(gateway.send(first + call(b"second")))
+        answer = read_to_end(gateway.send(first + call(b"second")))
         assert answer.count(b"HTTP/1.1 ") == 1
         assert parsed(answer)[2] == b"first"
         assert b"Connection: close" in answer

@@ -15,11 +15,11 @@ from harness.gateway import (
     Worker,
     call,
     chunked,
-    everything,
     holding,
     outcome,
     parsed,
     read_answer,
+    read_to_end,
 )
 from harness.service import eventually
 
@@ -89,7 +89,7 @@ def test_bytes_after_a_complete_call_do_not_harm_it(more: bytes, later: bool) ->
         if later:
             connection.sendall(more)
         release.set()
-        status, _, rest = parsed(everything(connection))
+        status, _, rest = parsed(read_to_end(connection))
         assert (status, rest) == (200, body)
         assert worker.bodies == [body]
 
@@ -99,7 +99,7 @@ def test_bytes_after_a_request_for_another_protocol_close_the_connection(gateway
     with gateway.send(first + call(b"lost")) as connection:
         status, headers, _ = read_answer(connection)
         assert (status, headers["connection"]) == (200, "close")
-        assert everything(connection) == b""
+        assert read_to_end(connection) == b""
     with gateway.send(first) as connection:
         assert read_answer(connection)[0] == 200
         connection.sendall(call(b"next"))

@@ -21,11 +21,11 @@ from harness.gateway import (
     Worker,
     call,
     chunked,
-    everything,
     holding,
     outcome,
     parsed,
     read_answer,
+    read_to_end,
     serve,
 )
 from harness.service import eventually
@@ -51,7 +51,7 @@ def refused(connection: socket.socket) -> tuple[int, str]:
     status, headers, body = read_answer(connection)
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
-    assert everything(connection) == b""
+    assert read_to_end(connection) == b""
     assert headers["content-type"] == "application/json"
     assert headers["connection"] == "close"
     assert len(body) == int(headers["content-length"])
@@ -133,7 +133,7 @@ def test_a_body_that_comes_too_slowly_is_refused(gateway: Gateway, worker: Worke
 
 def test_a_body_that_is_announced_too_large_is_refused_without_being_asked_for(gateway: Gateway) -> None:
     lines = f"{HEAD}Host: x\r\nContent-Length: 1000001\r\nExpect: 100-continue\r\n\r\n"
-    answer = everything(gateway.send(lines.encode()))
+    answer = read_to_end(gateway.send(lines.encode()))
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert json.loads(parsed(answer)[2])["code"] == "body-too-large"
 
@@ -284,7 +284,7 @@ def test_without_free_descriptors_new_connections_are_closed_and_queued_calls_ru
         assert cpu_seconds(gateway.pid) - before < 0.5
         release.set()
         assert [outcome(connection) for connection in calls] == [(200, "")] * 20
-        assert {everything(each)[9:12] for each in others} in ({b""}, {b"", b"200"})
+        assert {read_to_end(each)[9:12] for each in others} in ({b""}, {b"", b"200"})
         resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (least, most))
         assert gateway.post(b"after").content == b"after"
 
@@ -395,7 +395,7 @@ def test_a_slow_reader_holds_no_worker_and_is_cut_after_the_answer_timeout() -> 
         assert gateway.post(b"next").content == b"next"
         assert gateway.spooled() > LARGE // 2  # most of the answer still waits for the slow reader
         eventually(lambda: gateway.spooled() == 0, 10)
-        assert len(everything(slow)) < LARGE
+        assert len(read_to_end(slow)) < LARGE
         assert [line["status"] for line in gateway.call_log()][-1] == "disconnected"
         assert worker.bodies == [b"slow", b"next"]
 

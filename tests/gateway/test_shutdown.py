@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 
-from harness.gateway import Gateway, Worker, call, everything, holding, parsed, read_answer, running
+from harness.gateway import Gateway, Worker, call, holding, parsed, read_answer, read_to_end, running
 from harness.service import eventually
 
 
@@ -15,7 +15,7 @@ def test_queued_and_running_calls_are_answered_before_the_gateway_ends() -> None
         eventually(lambda: gateway.queued() + gateway.executing() + len(worker.runs) >= 10)
         gateway.signal()
         for number, each in enumerate(calls):
-            status, headers, body = parsed(everything(each))
+            status, headers, body = parsed(read_to_end(each))
             assert (status, body) == (200, b"%d" % number)
             if number > 3:
                 assert headers["connection"] == "close"
@@ -99,6 +99,6 @@ def test_an_answer_whose_client_reads_slowly_is_delivered_before_the_gateway_end
         eventually(lambda: len(worker.runs) == 1 and not gateway.executing())
         gateway.signal()
         time.sleep(0.5)
-        status, _, received = parsed(everything(connection))
+        status, _, received = parsed(read_to_end(connection))
         assert (status, len(received)) == (200, len(body))
         assert gateway.wait(30) == 0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from harness.gateway import everything, parsed, read_answer
+from harness.gateway import parsed, read_answer, read_to_end
 from harness.service import FAULTY, Service, answer_of, eventually
 
 LONG = "9" * 5000
@@ -87,7 +87,7 @@ def test_bytes_that_are_not_http_are_400_in_our_json_on_every_port(port: Port, s
             pass  # it was refused long before its end
         else:
             connection.settimeout(5)
-        status, headers, body = parsed(everything(connection))
+        status, headers, body = parsed(read_to_end(connection))
     if port.is_status and "chunked" in sent:  # it is refused before its body
         assert (status, json.loads(body)["code"], headers["allow"]) == (405, "method-not-allowed", "GET, HEAD")
     else:
@@ -100,7 +100,7 @@ def test_bytes_that_are_not_http_are_400_in_our_json_on_every_port(port: Port, s
 def test_a_tls_client_can_read_why_it_is_refused(port: Port) -> None:
     with port.service.connect_to(port.number) as connection:
         connection.sendall(hello())
-        status, _, body = parsed(everything(connection))
+        status, _, body = parsed(read_to_end(connection))
     assert (status, json.loads(body)["code"]) == (400, "bad-request")
 
 
@@ -110,7 +110,7 @@ def test_a_read_whose_announced_body_never_comes_is_answered_at_once_on_every_po
         began = time.monotonic()
         with port.service.connect_to(port.number) as connection:
             connection.sendall(f"{method} /v1/models/default HTTP/1.1\r\nHost: x\r\n{body}\r\n\r\n".encode())
-            status, headers, _ = parsed(everything(connection))
+            status, headers, _ = parsed(read_to_end(connection))
         assert (status, headers["content-type"]) == (200, "application/json")
         assert time.monotonic() - began < 3
 

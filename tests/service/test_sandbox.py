@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.gateway import everything, parsed
+from harness.gateway import parsed, read_to_end
 from harness.service import FAULTY, Service, answer_of, eventually
 
 SANDBOX = str(Path(__file__).with_name("sandbox"))
@@ -32,7 +32,7 @@ def test_a_kernel_without_options_of_sockets_and_without_pinning_serves_and_says
         assert service.get("/readyz").status_code == 200
         with service.connect() as connection:
             connection.sendall(b"GET /v1/models/default HTTP/1.0\r\n\r\n")
-            assert parsed(everything(connection))[0] == 200
+            assert parsed(read_to_end(connection))[0] == 200
         with service.connect() as connection:
             connection.sendall(b"\0")
             assert answer_of(connection)[0] == 400

@@ -13,7 +13,7 @@ from bench.calls import Call, ideal, most_at_once, quantile, summarise
 from bench.costs import Cost, Costs
 from bench.empty import Empty, EmptyCall
 from bench.footprint import Footprint, Probe, Process, Start
-from bench.gateway import Added, Way
+from bench.gateway import GatewayCosts, Way
 from bench.setups import Setup
 from tools.svg import FAILED, MARGIN, PALETTE, WAITING, tick_step
 
@@ -34,7 +34,7 @@ def all_at_once(count: int, run: float) -> list[Call]:
 # --- statistics
 
 
-def test_the_ideal_is_so_many_rounds_as_the_cores_need() -> None:
+def test_the_ideal_is_as_many_rounds_as_the_cores_need() -> None:
     assert ideal(11, 2, 3.0) == 18.0
     assert ideal(11, 4, 3.0) == 9.0
     assert ideal(11, 16, 3.0) == 3.0
@@ -69,7 +69,7 @@ def test_quantiles_lie_between_neighbours() -> None:
     assert quantile(list(map(float, range(101))), 0.99) == 99.0
 
 
-def test_calls_in_a_row_do_not_count_as_running_at_once_though_the_answer_takes_a_moment() -> None:
+def test_calls_one_after_another_do_not_count_as_running_at_once() -> None:
     late = [replace(call, run=3.002) for call in one_after_another(11)]
     assert most_at_once(late) == 2
     assert most_at_once(all_at_once(10, run=18.0)) == 10
@@ -91,7 +91,7 @@ def test_a_set_up_that_equals_another_here_is_skipped_and_says_so() -> None:
     assert [setup.skipped for setup in marked] == ["", "here the same as 11 sync workers"]
 
 
-def test_the_two_tries_of_a_set_up_are_not_the_same() -> None:
+def test_default_threads_and_one_thread_are_two_set_ups() -> None:
     marked = setups.mark_skipped(setups.with_both_thread_counts(setups.common(2)))
     assert len(marked) == 16
     assert not any(setup.skipped for setup in marked)
@@ -163,7 +163,7 @@ def test_a_call_is_a_light_bar_while_it_waits_and_a_strong_one_while_it_runs() -
     assert bars(svg)[-1].findtext(f"{SVG}title") == "waited 3.00 s, ran 3.00 s on core 0"
 
 
-def test_a_failed_call_shows_what_its_client_saw_and_only_then_the_legend_names_failure() -> None:
+def test_a_failed_call_shows_its_error_and_the_legend_has_failures_only_if_there_are_some() -> None:
     svg = drawn(timeline.Panel("x", "", [Call(0.0, 2.0, failure="socket hang up")], 6.0))
     (bar,) = bars(svg)
     assert (bar.get("fill"), bar.findtext(f"{SVG}title")) == (FAILED, "socket hang up")
@@ -216,7 +216,7 @@ def whole() -> results.Results:
         ],
         io=[Burst(Setup("11 sync workers", "sync", 11), all_at_once(11, 1.0))],
         empty=EmptyCall([Empty("percore", 0.0004, 0.0006, 2500.0, 9000)], Costs(340.0, cost, cost)),
-        gateway=Added(
+        gateway=GatewayCosts(
             [
                 Way("the pod directly", [0.0003, 0.0004, 0.0005, 0.0006], 900, 0.05),
                 Way("through the gateway", [0.0006, 0.0007, 0.0009, 0.0012], 800, 0.06),
