@@ -116,7 +116,7 @@ class Augmented(keras.Model):  # type: ignore[misc]
 
 @register
 class Words(keras.Model):  # type: ignore[misc]
-    """Text in, by way of a vocabulary."""
+    """A custom model that takes text and looks it up in a vocabulary."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
@@ -129,7 +129,7 @@ class Words(keras.Model):  # type: ignore[misc]
 
 @register
 class WordsAndNumbers(keras.Model):  # type: ignore[misc]
-    """Text, whole numbers and others in."""
+    """A custom model that takes text, whole numbers and other numbers."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
@@ -149,7 +149,7 @@ class WordsAndNumbers(keras.Model):  # type: ignore[misc]
 
 @register
 class LargeIds(keras.Model):  # type: ignore[misc]
-    """Whole numbers in that a float32 cannot hold."""
+    """A custom model that takes whole numbers. A float32 cannot hold them."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)

@@ -143,7 +143,7 @@ def _mutated(data: bytes, chance: random.Random) -> bytes:
 def trouble_with(port: int, data: bytes, hidden: bytes = b"") -> str:
     """Send a request; return the fault of its answer, empty if there is none.
 
-    If the request is incomplete, no answer is right. An answer that contains ``hidden`` is wrong.
+    If the request is incomplete, an empty answer is right too. An answer that contains ``hidden`` is wrong.
     """
     began = time.monotonic()
     try:

@@ -44,7 +44,7 @@ class StoredClient:
         return found
 
     def ended(self, path: str, seconds: float | None = None) -> dict[str, Any]:
-        """Return the status of a call that has ended, however often the gateway or its store is gone meanwhile."""
+        """Wait until a call has ended, and return its status. The gateway or its store may be gone for a while."""
         found: dict[str, Any] = {}
 
         def look() -> bool:

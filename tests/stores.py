@@ -54,7 +54,7 @@ def s3(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 @contextlib.contextmanager
 def azure(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The same for Azure, whose containers are filled from the folders."""
+    """Do the same for Azure: copy the folders to its containers."""
     port = free_port()
     command = ["node", str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
     with _server([*command, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"], port) as address:
@@ -102,7 +102,7 @@ class Site:
         self.status = 0
         """The status that it answers instead of the file."""
         self.cuts: list[int] = []
-        """After these numbers of bytes, counted over all answers, it closes all connections, once for each number."""
+        """At each of these numbers of bytes, counted over all answers, it closes the connection, once for each number."""
         self.rate = 0
         """Bytes a second on each connection; 0: as fast as can be."""
         self.tag = '"one"'

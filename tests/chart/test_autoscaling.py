@@ -57,7 +57,7 @@ def test_the_hpa_that_keda_makes_has_the_name_of_the_chart_s_own() -> None:
     assert scaled_object()["advanced"]["horizontalPodAutoscalerConfig"]["name"] == name == "first-percore-inference"
 
 
-def test_keda_wants_a_pod_for_each_call_of_this_release_and_takes_no_value_for_an_error() -> None:
+def test_keda_wants_a_pod_for_each_call_of_this_release_and_a_missing_value_is_an_error() -> None:
     only = trigger()
     assert (only["type"], only["metricType"]) == ("prometheus", "AverageValue")
     assert only["metadata"] == {
@@ -205,7 +205,7 @@ def test_keda_alone_needs_keda_and_no_prometheus_operator() -> None:
 
 
 @pytest.mark.parametrize("engine", ["hpa", "keda", "keda-metrics-api"])
-def test_the_operator_of_keda_may_read_gateways_alone_and_only_if_it_reads_them(engine: str) -> None:
+def test_the_operator_of_keda_may_read_only_gateways_and_only_with_the_engine_that_reads_them(engine: str) -> None:
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     chosen = f"autoscaling.engine={engine}"
     named = r"networkPolicy.scrapers[0].namespaceSelector.matchLabels.kubernetes\.io/metadata\.name=monitoring"

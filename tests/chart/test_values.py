@@ -150,8 +150,8 @@ def at(objects: list[Object], place: str) -> Any:
         if isinstance(found, list) and not part.lstrip("-").isdigit():
             found = {each["name"]: each["value"] for each in found if "value" in each}
         if isinstance(found, list):
-            place_of = int(part)
-            found = found[place_of] if place_of < len(found) else None
+            index = int(part)
+            found = found[index] if index < len(found) else None
         else:
             found = (found or {}).get(part)
     return found

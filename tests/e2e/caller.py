@@ -2,7 +2,7 @@
 
 ``python caller.py PLAN`` with JSON: ``url``; ``count`` calls, called PREFIX-0, PREFIX-1, ...; each begins ``every`` seconds
 after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or exactly ``seconds`` if ``exact`` is true;
-``sizes`` are pairs: a share of the calls, and the bytes of their bodies; of ``leaving``, a share, the callers leave within
+``sizes`` are pairs: a share of the calls, and the bytes of their bodies; ``leaving`` is the share of callers that leave within
 ``patience`` seconds.
 """
 
@@ -31,7 +31,7 @@ async def call(url: str, name: str, seconds: float, size: int, leave: float | No
     try:
         reader, writer = await asyncio.open_connection(target.hostname, target.port)
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        outcome |= understood(await asyncio.wait_for(reader.read(), leave or SECONDS))
+        outcome |= parsed(await asyncio.wait_for(reader.read(), leave or SECONDS))
     except TimeoutError:
         pass
     except OSError as error:
@@ -42,7 +42,7 @@ async def call(url: str, name: str, seconds: float, size: int, leave: float | No
     return outcome | {"took": time.time() - began}
 
 
-def understood(answer: bytes) -> dict[str, Any]:
+def parsed(answer: bytes) -> dict[str, Any]:
     """Return status, error code and ``Retry-After``."""
     head, _, body = answer.partition(b"\r\n\r\n")
     if not head:

@@ -60,7 +60,7 @@ def eventually(look: Callable[[], T], seconds: float = SECONDS, every: float = 0
 
 
 def age(moment: str, now: float) -> float:
-    """Return how long before ``now`` a moment of Kubernetes or of a log was, in seconds."""
+    """Return the seconds from a timestamp of Kubernetes or of a log to ``now``."""
     return now - datetime.fromisoformat(moment).timestamp()
 
 

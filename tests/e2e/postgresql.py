@@ -10,7 +10,7 @@ from typing import Any
 from tests.e2e.harness import eventually, images, kubectl
 
 NAME = "database"
-"""Of the pod, its container, its Service, and the Secret with its URL."""
+"""The name of the pod, its container, its Service, and the Secret with its URL."""
 PASSWORD = "of-tests"
 DATA = "/data/calls"
 # Process 1 of a container cannot be killed from within. So that is a shell, and it starts the server again at once, in place:
@@ -25,14 +25,14 @@ while :; do
 done
 """
 KILL = f"kill -9 $(head -n 1 {DATA}/postmaster.pid)"
-"""Ends the server as the loss of power does, but for what the kernel has not yet written: it recovers from its log."""
+"""Ends the server like a loss of power, except that the kernel still writes its buffers. The server recovers from its log."""
 CALLS = {"gateway": {"replicas": 2}, "calls": {"enabled": True, "database": {"existingSecret": NAME}}}
 """What a release needs to store its calls there."""
 
 
 @contextlib.contextmanager
 def postgresql(namespace: str) -> Iterator[None]:
-    """Have the server, its Service, and the Secret."""
+    """Run the server, with its Service and its Secret."""
     where = ("-n", namespace)
     kubectl(*where, "apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": _objects(namespace)}))
     try:

@@ -2,7 +2,10 @@
 
 ``python stored_caller.py PLAN`` with JSON: ``url`` and ``path``; ``count`` calls, ``at_once`` of them at the same time; each
 takes ``seconds``; ``sizes`` are pairs: a share of the calls, and about how many bytes their bodies have. Nothing but Python is
-needed. Each call has numbers of its own, and its result has them all: a byte that is lost, moved or another call's is noticed.
+needed.
+
+Each call has numbers of its own, and its result must have all of them. So a byte that is lost, moved or from another call is
+noticed.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ AGAIN = {429, 503}
 BYTES = 10
 """How many bytes one number takes in a body."""
 tried: Counter[str] = Counter()
-"""What was answered or failed instead of the answer that counts."""
+"""Statuses and errors after which a request was sent again."""
 
 
 def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, bytes]:
@@ -86,7 +89,7 @@ def call(plan: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def is_right(made: dict[str, Any]) -> bool:
-    """Whether a call succeeded, by one answer, and has the right result."""
+    """Return whether a call succeeded, was answered by exactly one of its runs, and has the right result."""
     return bool(made["state"] == "succeeded" and made["right"] and made["again"] and made["ends"].count("answered") == 1)
 
 

@@ -14,7 +14,7 @@ from tests.e2e.crowd import Crowd
 from tests.e2e.harness import CALL, SECONDS, Call, Release, Run, eventually, kubectl, metric, overlaps, sleeping
 
 QUEUED = int(os.environ.get("PERCORE_E2E_QUEUED", "9000"))
-"""Fewer if the limit of open files is too low for this number of calls: with more, the gateway would not start."""
+"""Set the variable to a smaller number if the limit of open files is too low: the gateway would not start."""
 MOST_MEMORY = 400 * 2**20
 """The largest memory of a gateway with 9,000 queued calls of 1 KB, in bytes."""
 SIZES = ((0.5, 1_000), (0.48, 100_000), (0.02, 8_000_000))

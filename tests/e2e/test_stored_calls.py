@@ -192,7 +192,7 @@ def test_every_receipted_call_ends_once_and_right_while_gateways_and_pods_are_ki
 
 
 @pytest.mark.proof
-def test_they_do_so_too_with_two_gateways_and_postgresql_which_is_killed_as_well(
+def test_every_receipted_call_ends_once_and_right_with_two_gateways_while_postgresql_is_killed_too(
     install: Install, namespace: str, tmp_path: Path
 ) -> None:
     with postgresql.postgresql(namespace):

@@ -43,7 +43,7 @@ OVER = {
     gateway(CALLS, code="200"): "0+80x60 4800+100x60",
     gateway(CALLS, code="502"): "0+20x60 1200x60",
 }
-"""A fifth failed for half an hour, and none for the next."""
+"""A fifth of the calls failed for half an hour, and none in the next half hour."""
 LEFT = {gateway(CALLS, code="disconnected"): "0+100x240", gateway(CALLS, code="400"): "0+100x240"}
 FAST, SLOW, TICKET = "1h", "6h", "3d"
 SEVERITY = {FAST: "critical", SLOW: "critical", TICKET: "warning"}
@@ -67,9 +67,11 @@ CASES = [
     fires(FAST, "a handler's own 5xx", failing(73, "5xx"), "7.3%"),
     silent(FAST, "good answers other than 200", failing(200, "2xx")),
     silent(FAST, "redirections and answers from a cache", failing(200, "3xx")),
-    silent(FAST, "7.3 % of 200 and 502, but 7.16 % with 2xx", {**failing(73), gateway(CALLS, code="2xx"): "0+20x240"}),
+    silent(
+        FAST, "7.16 % of all calls, but 7.3 % without those with a 2xx", {**failing(73), gateway(CALLS, code="2xx"): "0+20x240"}
+    ),
     silent(FAST, "rare errors of callers", failing(200, "4xx")),
-    silent(FAST, "a fifth, but none since half an hour", OVER),
+    silent(FAST, "a fifth, but none in the last half hour", OVER),
     silent(FAST, "two of ten calls", few(2)),
     fires(FAST, "three of ten calls", few(3), "30%"),
     silent(FAST, "callers that err or disconnect", {**failing(0), **LEFT}),

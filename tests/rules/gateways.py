@@ -27,7 +27,7 @@ def gauge(name: str, value: float, **labels: str) -> Mapping[str, str]:
 
 
 def spool(filled: int, place: str) -> Mapping[str, str]:
-    """Bytes in memory or on disk, of a thousand that the spool may hold."""
+    """The bytes in memory or on disk. The spool may hold a thousand."""
     return {
         **gauge("gateway_spool_bytes", filled, place=place),
         **gauge("gateway_spool_limit_bytes", 1000, place=place),

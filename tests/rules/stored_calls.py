@@ -20,7 +20,7 @@ def oldest(seconds: int, state: str = "queued") -> Mapping[str, str]:
 
 
 def stored(filled: int) -> Mapping[str, str]:
-    """Bytes, of a thousand that may be stored."""
+    """The stored bytes. A thousand are allowed."""
     return {gateway("percore_stored_bytes"): f"{filled}x240", gateway("percore_stored_bytes_limit"): "1000x240"}
 
 

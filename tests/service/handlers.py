@@ -63,7 +63,7 @@ class Span:
 
 
 class FailsWhenForbidden:
-    """Fails to load once the file ``forbidden`` is in the state directory."""
+    """Fails to load if the file ``forbidden`` is in the state directory."""
 
     def load(self) -> None:
         if (Path(os.environ["PERCORE_STATE_DIR"]) / "forbidden").exists():
@@ -118,7 +118,8 @@ class KeepsTheLock:
 
     def predict(self, inputs: Tensors) -> Tensors:
         library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
-        for _ in range(2):  # for ever, because it is locked already; signals do not interrupt it, as they do `sleep`
+        # The second lock waits for ever, because the first one holds the mutex. A signal would interrupt `sleep`, but not this.
+        for _ in range(2):
             library.pthread_mutex_lock(mutex)
         return inputs
 

@@ -174,7 +174,7 @@ def test_every_call_has_a_line_and_its_route_is_the_metrics_label(service: Servi
     assert service.metric("percore_model_info", model="app", platform="wsgi_app") == 1
 
 
-# --- one machine: the queue, and its ends
+# --- one machine: queued calls, and the ways in which a call ends
 
 
 def test_calls_share_no_core(machine: Service) -> None:

@@ -46,7 +46,7 @@ def test_as_the_first_process_of_a_container_the_service_reaps_what_handlers_lef
         for _ in range(3):
             assert service.call(x=1).status_code == 200
         eventually(lambda: len(processes_below(first)) == 2)
-        os.kill(service.gateway, signal.SIGKILL)  # its status is still the supervisor's
+        os.kill(service.gateway, signal.SIGKILL)  # the supervisor must get its exit status, although it also reaps orphans
         eventually(lambda: service.log("gateway ended with status -9"))
         assert service.ready(1).call(x=1).status_code == 200
         eventually(lambda: not any(is_zombie(pid) for pid in processes_below(first)))
@@ -100,7 +100,7 @@ def test_a_worker_that_no_folder_has_room_for_is_started_later_with_the_umask_of
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_outputs_end_neither_a_call_nor_the_order_of_the_stop(closed: str) -> None:
+def test_closed_outputs_end_no_call_and_do_not_disturb_the_stop(closed: str) -> None:
     with wrapped(FAULTY, "sh", "-c", f'exec "$@" {closed}', "sh").ready(1) as service:
         assert service.call(sleep=0).status_code == 200
         service.processes[0].terminate()

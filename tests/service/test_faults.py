@@ -126,7 +126,7 @@ def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code(
         eventually(lambda: service.metric("percore_calls_total", code="lost") == len(codes))
 
 
-def test_a_load_that_fails_once_something_was_served_is_tried_again_and_ends_nothing() -> None:
+def test_a_load_that_fails_after_a_worker_was_ready_is_tried_again_and_the_service_goes_on() -> None:
     with Service(handler="tests.service.handlers:FailsWhenForbidden").ready(workers=2) as service:
         forbidden = Path(service.environ["PERCORE_STATE_DIR"]) / "forbidden"
         forbidden.touch()

@@ -56,7 +56,7 @@ def test_eleven_calls_at_once_are_all_right_and_no_two_share_a_worker_at_a_time(
     requested = [{"images": [SEVEN, *pixels[number : number + IMAGES].tolist()]} for number in range(CALLS)]
     expected = [requests.post(plain, json=each, timeout=READY_SECONDS).json()["digits"] for each in requested]
     assert {each[0] for each in expected} == {7}
-    assert len({tuple(each) for each in expected}) == CALLS, "an answer cannot be taken for that of another call"
+    assert len({tuple(each) for each in expected}) == CALLS, "all answers differ, so a mixed-up answer would be found"
 
     service = Service(app="tests.service.timed_app:app")
     service.environ["DEMO_MODEL"] = str(model)

@@ -1,4 +1,4 @@
-"""Safety against power loss: the gateway flushes data to the disk before it confirms them. The test traces its system calls."""
+"""Safety against power loss: the gateway flushes data to the disk before it confirms it. The test traces its system calls."""
 
 from __future__ import annotations
 

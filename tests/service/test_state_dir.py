@@ -119,7 +119,7 @@ COMMANDS = {"serve": ["serve"], "pod": ["worker"], "status server": ["status-ser
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_folder_that_is_not_ours_is_one_line_and_an_end(tmp_path: Path, command: str) -> None:
+def test_a_folder_that_is_not_ours_ends_the_service_with_one_line(tmp_path: Path, command: str) -> None:
     folder = tmp_path / "run"
     (tmp_path / "real").mkdir()
     folder.symlink_to("real")
@@ -145,13 +145,15 @@ def test_a_folder_that_is_not_ours_is_one_line_and_an_end(tmp_path: Path, comman
         ("status server", "events.sock"),
     ],
 )
-def test_a_folder_in_a_file_s_place_is_one_line_that_names_it_and_an_end(tmp_path: Path, command: str, name: str) -> None:
+def test_a_folder_in_a_file_s_place_ends_the_service_with_one_line_that_names_it(
+    tmp_path: Path, command: str, name: str
+) -> None:
     for core in os.sched_getaffinity(0):
         (tmp_path / name.replace("*", str(core))).mkdir(exist_ok=True)
     assert name.partition("*")[0] in ends_with_one_line(tmp_path, *COMMANDS[command])
 
 
 @pytest.mark.parametrize(("command", "inodes"), [("serve", 1), ("serve", 2), ("serve", 3), ("pod", 1), ("status server", 1)])
-def test_a_file_system_without_a_free_inode_is_one_line_and_an_end(tmp_path: Path, command: str, inodes: int) -> None:
+def test_a_file_system_without_a_free_inode_ends_the_service_with_one_line(tmp_path: Path, command: str, inodes: int) -> None:
     with without_inodes(tmp_path, inodes):
         assert "No space left on device" in ends_with_one_line(tmp_path, *COMMANDS[command])

@@ -18,7 +18,7 @@ HOSTILE = (
 """Names of modules of percore, of Python and of libraries. The folder of the user has such modules; a process that imports one
 of them ends."""
 PACKAGES = ("percore", "service", "tensorflow")
-"""The same as folders."""
+"""Names of hostile modules that are folders."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [*uv, "pip", "install", "--python", environment / "bin/python", "--no-deps", wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=60)
     [packages] = environment.glob("lib/python*/site-packages")
-    # A path in a .pth file: Python does not read the .pth files that are there, so this percore is the wheel's.
+    # Python does not read .pth files in a folder that a .pth file names. So percore is not found there, but in the wheel.
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return environment / "bin/percore"
 

@@ -40,7 +40,7 @@ def test_calls_leave_when_their_runs_end_and_pods_are_counted_when_they_are_firs
     assert burst.ready_pods == [(0.2, 1), (3.0, 2)]
 
 
-def test_each_call_has_a_bar_that_waits_and_one_that_runs_beside_the_name_of_its_pod_the_first_on_top() -> None:
+def test_each_call_has_a_bar_for_its_wait_and_its_run_beside_its_pod_and_the_first_is_on_top() -> None:
     svg = drawn()
     bars = [each for each in svg.iter(f"{SVG}rect") if each.find(f"{SVG}title") is not None]
     assert [bar.get("fill") for bar in bars] == [WAITING, picture.RUNS] * 2

@@ -31,7 +31,7 @@ def test_the_smallest_quota_of_a_cgroup_and_its_parents_counts(tmp_path: Path) -
     assert cores.cpu_quota(tmp_path / "cgroup", tmp_path / "mount") == 2
 
 
-def test_in_a_container_the_path_may_not_be_mounted_and_the_root_holds(tmp_path: Path) -> None:
+def test_if_the_path_of_a_cgroup_is_not_mounted_the_quota_of_the_root_counts(tmp_path: Path) -> None:
     write(tmp_path / "mount", cpu__max="300000 100000")
     (tmp_path / "cgroup").write_text("0::/kubepods/pod1/abc\n")
     assert cores.cpu_quota(tmp_path / "cgroup", tmp_path / "mount") == 3
@@ -62,7 +62,7 @@ def test_cores_are_divided_into_whole_groups() -> None:
     assert cores.core_groups((0, 1, 2, 3, 4), 2) == ((0, 1), (2, 3))
 
 
-def test_more_cores_a_call_than_there_are_is_refused() -> None:
+def test_more_cores_for_a_call_than_there_are_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"PERCORE_CORES_PER_CALL=3: .* 2"):
         cores.core_groups((0, 1), 3)
 

@@ -153,6 +153,6 @@ class TestQueries:
             whose = [labels.get(key, "") for key in ("service", "deployment", "horizontalpodautoscaler", "pod")]
             assert any(each.startswith("first-percore-") for each in whose)
 
-    def test_it_does_not_need_kubernetes_own_series_for_percore_s(self, query: Any) -> None:
+    def test_it_reads_series_of_percore_or_of_kubernetes_and_not_both(self, query: Any) -> None:
         kinds = {name in KUBERNETES for name, _, _ in selectors(query.filled(CHOSEN))}
         assert len(kinds) == 1

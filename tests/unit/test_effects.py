@@ -109,7 +109,7 @@ def test_an_author_may_ask_for_a_warm_up_that_changes_the_model(module: tf.Modul
     assert ask(load(folder), "weight") == 7
 
 
-def test_a_signature_that_needs_a_python_function_is_left_out_and_a_model_of_such_alone_is_refused(
+def test_a_signature_that_needs_a_python_function_is_left_out_and_a_model_without_others_is_refused(
     module: tf.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def python(x: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from percore.model_store import load_models
 
 from tests.models import write_graphs
 
-# Keras, when it writes a model: its own conversion of variables to numpy is of the old kind.
+# Keras causes this warning when it writes a model, because it converts variables to numpy in the old way.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
     pytest.mark.usefixtures("one_thread"),
@@ -78,7 +78,7 @@ def test_if_keras_2_is_needed_and_missing_the_sentence_has_the_reason_and_the_pa
     )
 
 
-def test_a_keras_file_of_before_2_12_is_hdf5_under_its_name(legacy: Path, tmp_path: Path) -> None:
+def test_a_keras_file_that_is_hdf5_as_keras_before_2_12_wrote_it_is_read(legacy: Path, tmp_path: Path) -> None:
     shutil.copy(legacy / "fitted_h5" / "model.h5", tmp_path / "model.keras")
     with np.load(legacy / "fitted_h5" / "inputs.npz") as inputs, np.load(legacy / "fitted_h5" / "outputs.npz") as wanted:
         answer = load(tmp_path).predict("serving_default", dict(inputs))

@@ -240,7 +240,7 @@ def records(handler: StandardError, *messages: str) -> None:
         logger.warning(message)
 
 
-def test_without_a_thread_a_reader_that_stalls_costs_one_wait_and_then_lines(
+def test_without_a_thread_a_reader_that_stalls_costs_one_wait_and_later_lines_are_dropped(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "PATIENCE_SECONDS", 0.3)
@@ -272,7 +272,7 @@ def test_without_a_thread_a_reader_that_stalls_costs_one_wait_and_then_lines(
     assert messages[-1] == "last"
 
 
-def test_a_reader_that_left_costs_its_lines_and_no_error(reader: Reader) -> None:
+def test_if_the_reader_has_left_lines_are_lost_without_an_error(reader: Reader) -> None:
     reader.leave()
     handler = StandardError()
     assert in_time(lambda: records(handler, *["lost"] * 100)) < 1

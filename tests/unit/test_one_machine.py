@@ -110,7 +110,7 @@ def test_the_files_that_compose_mounts_exist_and_images_have_a_version() -> None
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
 
 
-def test_every_port_of_compose_is_this_machine_s_own() -> None:
+def test_compose_publishes_every_port_on_loopback_only() -> None:
     ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
     assert len(ports) == 4
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []

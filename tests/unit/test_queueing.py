@@ -14,7 +14,7 @@ def test_one_server_and_equal_calls_wait_as_pollaczek_and_khinchine_say(load: fl
     assert queueing.equal_runs(1, load).mean == pytest.approx(load / (2 * (1 - load)), rel=1e-9)
 
 
-def test_one_server_is_free_or_nearly_free_as_often_as_the_known_formula_says() -> None:
+def test_with_one_server_the_share_of_long_waits_is_that_of_the_known_formula() -> None:
     none, one = 0.5, 0.5 * (math.exp(0.5) - 1)
     assert queueing.equal_runs(1, 0.5).long == pytest.approx(1 - none - one, rel=1e-9)
 

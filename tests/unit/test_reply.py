@@ -117,7 +117,7 @@ def test_an_answer_without_a_body_gets_no_length_from_percore(result: Any, metho
     assert "transfer-encoding" not in headers
 
 
-def test_the_length_that_an_answer_to_head_says_is_kept_and_that_of_a_204_is_not() -> None:
+def test_an_answer_to_head_keeps_its_length_and_a_204_does_not() -> None:
     said = ("Content-Length", "1234")
     assert answered(app([], "200 OK", said), request("HEAD"))[1]["content-length"] == "1234"
     assert answered(app([], "304 Not Modified", said))[1]["content-length"] == "1234"

@@ -15,7 +15,7 @@ def test_every_other_path_is_the_apps(path: str) -> None:
     assert not reserved.is_reserved(path)
 
 
-def test_ready_says_why_no_calls_are_taken_and_live_does_not_ask() -> None:
+def test_ready_says_why_no_calls_are_accepted_and_live_is_200_all_the_same() -> None:
     assert reserved.answer("GET", "/-/ready", "") == reserved.OK
     status, headers, body = reserved.answer("HEAD", "/%2d/ready", "the gateway is stopping")
     assert (status, orjson.loads(body)) == (503, {"error": "the gateway is stopping", "code": "not-ready"})

@@ -327,7 +327,7 @@ def test_a_model_fitted_with_an_old_optimizer_loads_where_keras_2_is_not_install
     answer = json.loads(done.stdout)
     assert answer["lines"][0].endswith("'_UserObject' object has no attribute 'add_slot'")
     np.testing.assert_allclose(answer["score"], np.load(folder / "outputs.npz")["score"], rtol=1e-5)
-    assert answer["threads"] in (1, 2), "one that computes for each way: the session has as many threads as were set"
+    assert answer["threads"] in (1, 2), "each of the two ways has one thread that computes, as configured"
 
 
 def test_a_model_fitted_with_an_old_optimizer_loads_where_keras_2_is_installed(legacy: Path) -> None:

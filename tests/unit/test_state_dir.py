@@ -50,7 +50,7 @@ def test_a_lock_whose_folder_was_removed_is_taken_again(tmp_path: Path) -> None:
     assert not other.take()
 
 
-def test_a_lock_whose_file_is_removed_while_it_is_taken_is_taken_in_its_new_place(
+def test_if_the_file_of_a_lock_is_removed_while_it_is_taken_a_new_file_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, opens = tmp_path / "lock", os.open

@@ -18,7 +18,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tests import models
 
-# Keras, when it writes a model: its own conversion of variables to numpy is of the old kind.
+# Keras causes this warning when it writes a model, because it converts variables to numpy in the old way.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
     pytest.mark.usefixtures("one_thread"),
@@ -70,7 +70,7 @@ def test_each_kind_of_model_computes(loaded: dict[str, tensorflow.TensorFlowMode
     assert loaded[kind].predict("serving_default", {"x": X})["y"].tolist() == Y
 
 
-def test_the_graph_mode_error_is_impossible_as_all_kinds_answer_interleaved_in_the_thread_that_loaded_them(
+def test_models_of_all_kinds_answer_in_turns_in_one_thread_without_the_graph_mode_error(
     written: Path,
 ) -> None:
     def load_and_ask() -> None:

@@ -94,7 +94,7 @@ def test_a_value_of_the_wrong_kind_or_range_is_named_with_its_index_and_the_rule
     assert message in refusal([good, value], spec("x", dtype, None))
 
 
-def test_infinity_is_no_number_out_of_range_and_does_not_hide_one() -> None:
+def test_infinity_is_accepted_and_a_number_out_of_range_beside_it_is_refused() -> None:
     array = decode([float("inf"), float("nan"), 1], spec("x", "float16", 3), "x")
     assert np.isinf(array[0])
     assert np.isnan(array[1])
@@ -115,7 +115,7 @@ def test_the_largest_float32_is_accepted_as_it_is_written() -> None:
         ([[[1], [2]], [[3], [4, 5]]], "row [1, 1] has 2 values, row [0, 0] has 1 values"),
     ],
 )
-def test_rows_that_differ_are_refused_by_the_first_that_does(value: Any, message: str) -> None:
+def test_rows_that_differ_are_refused_and_the_first_different_one_is_named(value: Any, message: str) -> None:
     assert message in refusal(value, spec("x", "float32", None, None))
 
 
@@ -173,7 +173,7 @@ def test_without_a_spec_the_type_is_the_one_the_values_have(value: Any, dtype: s
     assert infer_array(value, "x").dtype == NUMPY_DTYPES[dtype]
 
 
-def test_without_a_spec_strings_of_different_lengths_do_not_unfold_into_a_table() -> None:
+def test_without_a_spec_a_long_string_does_not_make_the_others_take_its_memory() -> None:
     array = infer_array(["x" * 1_000_000, *["a"] * 100_000], "x")
     assert array.dtype == object
     assert array[1] == b"a"
@@ -235,7 +235,7 @@ def test_an_output_named_bytes_is_binary_even_if_it_is_text() -> None:
     assert written(np.array([b"a"], object), "image_bytes") == '[{"b64":"YQ=="}]'
 
 
-def test_rows_hold_the_tokens_too_and_strings_that_look_like_them_stay() -> None:
+def test_rows_have_the_tokens_and_strings_that_look_like_them_are_unchanged() -> None:
     numbers = rows(np.array([np.nan, 1.0], np.float32), "n")
     texts = rows(np.array([b"null", b"NaN"], object), "t")
     table = rows(np.array([[1.0, np.inf], [np.nan, 2.0]]), "m")

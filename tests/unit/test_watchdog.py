@@ -78,7 +78,7 @@ def test_a_report_that_fails_does_not_end_the_watchdog() -> None:
         ("end-if-worthwhile", 59.0, 60.0, False),
     ],
 )
-def test_whether_an_disconnected_call_ends_its_worker(policy: str, left: float, load: float, expected: bool) -> None:
+def test_whether_a_disconnected_call_ends_its_worker(policy: str, left: float, load: float, expected: bool) -> None:
     assert should_end(policy, left, load) is expected
 
 
