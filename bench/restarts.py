@@ -115,7 +115,7 @@ class Percore:
 
     def memory(self) -> float:
         """Return the proportional share of all processes."""
-        return sum(machine.memory(pid)["Pss"] for pid in processes_in(self._service.mark))
+        return sum(machine.memory(pid)["Pss"] for pid in processes_in(self._service.environ_mark))
 
 
 class Plain:

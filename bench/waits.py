@@ -32,7 +32,7 @@ AT_ONCE = 200
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The result of one load. A wait is the time of a call without its run, as a multiple of a run."""
+    """The result of one load. A wait is the time of a call minus the time of its run, in multiples of the run."""
 
     load: float
     calls: int

@@ -75,7 +75,7 @@ class Service:
         self.port, self.status_port = free_port(), free_port()
         self.folder = tempfile.TemporaryDirectory(prefix="percore-test-")
         self.log_path = Path(self.folder.name) / "log"
-        self.mark = self.port
+        self.environ_mark = self.port
         given = {f"PERCORE_{name.upper()}": str(value) for name, value in settings.items()}
         self.environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PERCORE_")},
@@ -83,7 +83,7 @@ class Service:
             "PERCORE_STATUS_PORT": str(self.status_port),
             "PERCORE_STATE_DIR": str(Path(self.folder.name) / "run"),
             "XDG_STATE_HOME": str(Path(self.folder.name) / "state"),
-            "HARNESS": str(self.mark),
+            "HARNESS": str(self.environ_mark),
             **given,
         }
         self.commands = [["status-server"], ["worker"]] if pod else [["serve"]]
@@ -112,7 +112,7 @@ class Service:
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-        for pid in processes_in(self.mark):
+        for pid in processes_in(self.environ_mark):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
@@ -235,7 +235,7 @@ class Service:
 
     def pids(self, command: str) -> list[int]:
         """Return the processes of ``command``, the oldest first. Those of ``worker`` are the arbiter, and then its workers."""
-        found = [pid for pid, line in processes_in(self.mark).items() if re.search(rf"(-m |/)percore {command}", line)]
+        found = [pid for pid, line in processes_in(self.environ_mark).items() if re.search(rf"(-m |/)percore {command}", line)]
         return sorted(found, key=lambda pid: (_parent(pid) in found, pid))
 
     @property

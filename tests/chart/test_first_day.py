@@ -176,7 +176,8 @@ def test_every_setting_can_be_set_by_a_value() -> None:
     objects = render(*usual, *stored)
     shared = one(render(*stored, "calls.database.existingSecret=url"), "Deployment", "gateway")
     # `calls.enabled` is whether there is a folder or a database.
-    of_calls = {"PERCORE_GATEWAY_CALLS"} | {each["name"] for each in shared["spec"]["template"]["spec"]["containers"][0]["env"]}
+    container = shared["spec"]["template"]["spec"]["containers"][0]
+    of_calls = {"PERCORE_GATEWAY_CALLS_ENABLED"} | {each["name"] for each in container["env"]}
     gateway_keys = {each.metadata["key"] for group in gateway_settings.GROUPS.values() for each in _fields(group)}
     for key, component, keys in (("env", "inference", settings.keys()), ("gateway.env", "gateway", gateway_keys)):
         container = one(objects, "Deployment", component)["spec"]["template"]["spec"]["containers"][0]

@@ -310,6 +310,7 @@ FAILURES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+# Four at a time: the releases wait together, but each one requests a CPU of the cluster.
 @pytest.mark.parametrize(
     "names", [list(FAILURES)[at : at + 4] for at in range(0, len(FAILURES), 4)], ids=lambda names: names[0]
 )

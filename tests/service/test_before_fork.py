@@ -129,7 +129,7 @@ def test_sigterm_while_the_service_imports_in_c_ends_it_at_once() -> None:
         eventually(lambda: service.log("inside of C"), 60)
         service.processes[0].send_signal(signal.SIGTERM)
         assert service.processes[0].wait(60) == 0  # the import would take an hour, and so would the shutdown timeout
-        assert not processes_in(service.mark)
+        assert not processes_in(service.environ_mark)
         assert not service.log("cannot start")
 
 

@@ -145,11 +145,11 @@ def test_processes_of_a_handler_hold_no_connection_and_end_with_its_worker() -> 
         connection.sendall(service.raw(b'{"inputs": {"x": 1}}'))
         ours = {service.processes[0].pid, service.gateway, service.arbiter, *before}
         children = eventually(lambda: set(service.pids("")) - ours)
-        eventually(lambda: len(processes_in(service.mark)) == 7)
+        eventually(lambda: len(processes_in(service.environ_mark)) == 7)
         connection.close()
         service.ready(workers=2)
         eventually(lambda: service.metric("percore_worker_restarts_total", reason="client-disconnect") == 1)
-        eventually(lambda: len(processes_in(service.mark)) == 5)
+        eventually(lambda: len(processes_in(service.environ_mark)) == 5)
         assert children
 
 
@@ -240,7 +240,7 @@ def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
             supervisor.send_signal(signal.SIGTERM)
             time.sleep(0.5)
         assert supervisor.wait(20) == 0
-        eventually(lambda: not processes_in(service.mark))
+        eventually(lambda: not processes_in(service.environ_mark))
         running.close()
 
 
@@ -255,7 +255,7 @@ def test_a_supervisor_that_is_killed_while_it_stops_leaves_no_process_and_no_por
         supervisor.kill()
         assert supervisor.wait(20) == -signal.SIGKILL
         running.close()
-        eventually(lambda: not processes_in(service.mark), 20)
+        eventually(lambda: not processes_in(service.environ_mark), 20)
         for port in (service.port, service.status_port):
             socket.create_server(("127.0.0.1", port)).close()
 
@@ -298,9 +298,9 @@ def test_signals_of_gunicorn_change_neither_the_number_of_workers_nor_the_arbite
 
 def test_processes_of_a_handler_end_with_its_worker_also_without_an_arbiter() -> None:
     with Service(handler="tests.service.handlers:LeavesAProcess").ready(workers=2) as service:
-        ours = set(processes_in(service.mark))
+        ours = set(processes_in(service.environ_mark))
         connection = service.ask(x=1)
-        children = eventually(lambda: set(processes_in(service.mark)) - ours)
+        children = eventually(lambda: set(processes_in(service.environ_mark)) - ours)
         os.kill(service.pids("worker")[0], signal.SIGKILL)
         answer_of(connection)
-        eventually(lambda: not children & set(processes_in(service.mark)), 10)
+        eventually(lambda: not children & set(processes_in(service.environ_mark)), 10)

@@ -410,4 +410,4 @@ def test_nothing_is_left_when_the_pod_has_ended() -> None:
         for process in reversed(service.processes):
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
-        assert not processes_in(service.mark)
+        assert not processes_in(service.environ_mark)

@@ -63,7 +63,7 @@ def test_sigterm_while_the_service_loads_in_c_ends_it_at_once() -> None:
         service.processes[0].send_signal(signal.SIGTERM)
         assert service.processes[0].wait(10) == 0
         assert time.monotonic() - began < 5
-        assert not processes_in(service.mark)
+        assert not processes_in(service.environ_mark)
 
 
 def test_two_workers_that_cannot_load_end_the_service_once() -> None:
@@ -77,4 +77,4 @@ def test_two_workers_that_cannot_load_end_the_service_once() -> None:
         os.kill(arbiter, signal.SIGCONT)
         assert service.processes[0].wait(30) == 78
         assert len(service.log("arbiter ended")) == 0
-        assert not processes_in(service.mark)
+        assert not processes_in(service.environ_mark)

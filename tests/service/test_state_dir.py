@@ -104,7 +104,7 @@ def ends_with_one_line(folder: Path, *command: str) -> str:
         )  # fmt: skip
         assert ended.returncode in (1, 78), ended
         assert time.monotonic() - began < 15
-        eventually(lambda: not processes_in(service.mark))
+        eventually(lambda: not processes_in(service.environ_mark))
         lines = [line for line in ended.stderr.splitlines() if "cannot start" in line]
         assert "Traceback" not in ended.stderr, ended.stderr
         assert '"trace"' not in ended.stderr, ended.stderr

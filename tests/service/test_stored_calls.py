@@ -478,7 +478,7 @@ def test_without_a_folder_calls_are_not_stored_and_everything_else_works(tmp_pat
     with service.ready(1):
         assert service.post(PREDICT, {"inputs": {"sleep": 0}}, headers=ASYNC).status_code == 200
         assert [line for line in service.log("calls are not stored") if line["level"] == "warning"]
-    with Service(handler=FAULTY, gateway_calls="no").ready(1) as off:
+    with Service(handler=FAULTY, gateway_calls_enabled="no").ready(1) as off:
         assert off.post(PREDICT, {"inputs": {"sleep": 0}}, headers=ASYNC).status_code == 200
 
 

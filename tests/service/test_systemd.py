@@ -69,7 +69,7 @@ def test_if_the_supervisor_is_killed_every_process_ends_by_itself_and_the_next_s
         service.processes[0].wait(30)
         # Without systemd running calls have their time; with it, KillMode=mixed kills the rest at once.
         assert answer_of(running)[0] == 200
-        eventually(lambda: not processes_in(service.mark), 30)
+        eventually(lambda: not processes_in(service.environ_mark), 30)
         service.processes.clear()
         service.ready(2)
         assert service.call(sleep=0).status_code == 200
@@ -83,11 +83,11 @@ def test_if_systemd_kills_the_rest_too_the_next_start_runs_the_stored_call_again
         path = stored.store(sleep=3)
         running = service.ask(sleep=60)
         service.until(executing=2)
-        for pid in processes_in(service.mark):
+        for pid in processes_in(service.environ_mark):
             os.kill(pid, signal.SIGKILL)
         service.processes[0].wait(30)
         assert is_lost(running)
-        eventually(lambda: not processes_in(service.mark))
+        eventually(lambda: not processes_in(service.environ_mark))
         service.processes.clear()
         service.ready(2)
         assert stored.ended(path)["state"] == "succeeded"

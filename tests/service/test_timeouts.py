@@ -143,7 +143,7 @@ def test_on_sigterm_running_queued_and_uploading_calls_are_served_new_ones_are_r
         assert [answer_of(connection)[0] for connection in (*running, *queued, uploading)] == [200] * 23
         assert service.processes[0].wait(10) == 0
         assert service.is_refused()
-        assert not processes_in(service.mark)
+        assert not processes_in(service.environ_mark)
 
 
 def test_on_sigterm_a_call_over_the_shutdown_timeout_is_killed() -> None:

@@ -126,7 +126,7 @@ class Bench:
     def assert_none_unanswered(self) -> None:
         """Check that no reservation counts as unanswered. If one did, one pod fewer would be tried for each later call."""
         assert self.dispatcher._waiting == 0
-        assert not [pod for pod in self.dispatcher.pods.values() if pod.waits]
+        assert not [pod for pod in self.dispatcher.pods.values() if pod.reservation_pending]
 
 
 Work = Callable[[Bench], Awaitable[None]]

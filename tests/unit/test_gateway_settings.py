@@ -96,7 +96,7 @@ ROWS = [
     ),
     Row("priority_header", "", {"X-Priority": "X-Priority"}, HEADER_RULE, ("X Priority", "X-Priority:", "X\r\nY")),
     Row("caller_header", "", {"X-Tenant": "X-Tenant"}, HEADER_RULE, ("X Tenant",)),
-    Row("calls", True, {"yes": True, "no": False}, "`yes` or `no`", ("true", "on")),
+    Row("calls_enabled", True, {"yes": True, "no": False}, "`yes` or `no`", ("true", "on")),
     Row("calls_dir", Path(), {"/var/lib/percore": Path("/var/lib/percore")}),
     Row(
         "calls_database",

@@ -47,7 +47,7 @@ LASTING_CAUSES = (
     ("Content-Length", "the server does not say how long the file is"),
 )
 """A text in an error of obstore, and the sentence for it. Another attempt would fail too. The first match is used."""
-PASSING_CAUSES = (
+TEMPORARY_CAUSES = (
     ("dns error", "the host name was not found"),
     ("ConnectionRefused", "the connection was refused"),
     ("TimedOut", f"the server sent nothing for {READ_SECONDS} s"),
@@ -223,7 +223,7 @@ def reason(error: Exception) -> str:
     if status:
         code = CODE.search(text)
         return f"the server answers {status[1]}{status[2].rstrip()}" + (f" ({code[1]})" if code else "")
-    for mark, meaning in LASTING_CAUSES + PASSING_CAUSES:
+    for mark, meaning in LASTING_CAUSES + TEMPORARY_CAUSES:
         if mark in text:
             return meaning
     if isinstance(error, FileNotFoundError):

@@ -105,7 +105,7 @@ class _File:
     def __init__(self, remote: Remote, path: Path, done: set[int]) -> None:
         self.remote = remote
         self.tag = ""
-        """The tag in the first answer. In its list of files the store may give another tag."""
+        """The tag in the first answer. The store may give another tag in its list of files."""
         self.done = done
         self.part_bytes = min(max(remote.size // PARTS, SMALLEST_PART), LARGEST_PART) if remote.ranged else remote.size
         self.parts = max(1, -(-remote.size // self.part_bytes)) if remote.size else 1

@@ -49,7 +49,7 @@ class Source:
         return self.is_archive or self.file_name.lower().endswith(KERAS_SUFFIXES)
 
     def default_name(self) -> tuple[str, int]:
-        """Return a name and a version from the end of the path. They count if the user gave none for a single model."""
+        """Return a name and a version from the end of the path. They are used if the user gave none for a single model."""
         parts = [unquote(part) for part in PurePosixPath(self.path).parts] or [self.host]
         suffix = next((each for each in (*ARCHIVES, *KERAS_SUFFIXES) if parts[-1].lower().endswith(each)), "")
         last = parts[-1][: len(parts[-1]) - len(suffix)]

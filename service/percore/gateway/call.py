@@ -54,7 +54,7 @@ class CallBody(Protocol):
 
     @property
     def in_memory(self) -> Sequence[bytes] | None:
-        """All pieces; None if they are on a disk. To read them may take longer than a reserved worker waits for a byte."""
+        """All pieces. None if they are on a disk: a read of it may take longer than a reserved worker waits for a byte."""
 
     def pieces(self) -> AsyncIterator[bytes]:
         """Yield the whole body, piece by piece."""

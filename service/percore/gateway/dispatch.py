@@ -28,8 +28,8 @@ PATIENCE_SECONDS = 0.002
 """How long reservations may stay unanswered before twice as many pods are tried."""
 MOST_BROKEN_SENDS = 10
 """If so many workers end while they receive the same call, the call probably ends them, and is answered 502."""
-NOT_FORWARDED = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
-NOT_PASSED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server-timing"}
+DROPPED_FROM_CALLS = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
+DROPPED_FROM_ANSWERS = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server-timing"}
 
 
 class Dispatcher:
@@ -84,7 +84,7 @@ class Dispatcher:
         idle, wanted = self._pods.idle, queued << min(self._doubled, 20)
         while idle and self._waiting < wanted:
             _, pod = idle.popitem()
-            pod.state, pod.waits = PodState.WAITING, True
+            pod.state, pod.reservation_pending = PodState.WAITING, True
             self._waiting += 1
             pod.task = self._loop.create_task(self._serve(pod))
             pod.task.add_done_callback(partial(self._served, pod))
@@ -111,7 +111,7 @@ class Dispatcher:
             self._ramp = None
         if self._waiting:
             for pod in self._pods.known.values():
-                self._answered(pod)
+                self._stop_counting(pod)
 
     # --- one pod
 
@@ -122,7 +122,7 @@ class Dispatcher:
         try:
             worker = await connect(pod.endpoint.address, pod.endpoint.port)
             await worker.reserve(self._reservation)
-            self._answered(pod)
+            self._stop_counting(pod)
             call = self._queue.pop() if pod.usable else None
             if call is None:
                 return 0.0
@@ -146,15 +146,15 @@ class Dispatcher:
             if worker is not None:
                 worker.close()
 
-    def _answered(self, pod: Pod) -> None:
+    def _stop_counting(self, pod: Pod) -> None:
         """Count the pod's reservation as unanswered no longer."""
-        if pod.waits:
-            pod.waits = False
+        if pod.reservation_pending:
+            pod.reservation_pending = False
             self._waiting -= 1
 
     def _served(self, pod: Pod, task: asyncio.Task[float]) -> None:
         """Offer a pod again. This is a callback, because a task that is cancelled before it starts runs no code of its own."""
-        self._answered(pod)
+        self._stop_counting(pod)
         pod.task = None
         delay = 0.0 if task.cancelled() else task.result()
         if delay and pod.usable:
@@ -279,7 +279,7 @@ class Dispatcher:
     def _head(call: Call) -> bytes:
         request = call.request
         lines = [b"%s %s HTTP/1.1" % (request.method, request.target)]
-        dropped = NOT_FORWARDED | (connection_tokens(request.headers) - {b"host"})
+        dropped = DROPPED_FROM_CALLS | (connection_tokens(request.headers) - {b"host"})
         for name, value in request.headers:
             lowered = name.lower()
             if lowered not in dropped and not lowered.startswith(OWN_PREFIX):
@@ -329,7 +329,7 @@ class Dispatcher:
         This needs a new reservation, because the pod may have answered an older one before the run began. A pod is gone if the
         list of pods does not have it. So this waits for the first list.
         """
-        await self._pods.have_come.wait()
+        await self._pods.are_known.wait()
         while (key := self._pods.find(name)) is not None:
             try:
                 await self._ask(key)
@@ -363,7 +363,7 @@ def answer_headers(headers: Sequence[Header], request_id: str, queue_seconds: fl
     passed: list[Header] = []
     length: int | None = None
     timing = b"queue;dur=%.3f" % (queue_seconds * 1000)
-    dropped = NOT_PASSED | connection_tokens(headers)
+    dropped = DROPPED_FROM_ANSWERS | connection_tokens(headers)
     for name, value in headers:
         lowered = name.lower()
         if lowered == b"content-length":

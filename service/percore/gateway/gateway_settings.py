@@ -120,7 +120,7 @@ class GatewaySettings:
     caller_header: str = setting("PERCORE_GATEWAY_CALLER_HEADER", "", HEADER)
     """A request header that identifies the caller. With it callers take turns: each has one call in each round of the queue.
     The proxy in front must set this header, because callers can send any value. Empty: the order is that of arrival."""
-    calls: bool = setting("PERCORE_GATEWAY_CALLS", "yes", YES_OR_NO)
+    calls_enabled: bool = setting("PERCORE_GATEWAY_CALLS_ENABLED", "yes", YES_OR_NO)
     """Whether callers can [store calls](stored-calls.md) by `Prefer: respond-async`. A folder or a database is needed too."""
     calls_dir: Path = setting("PERCORE_GATEWAY_CALLS_DIR", "", PATH)
     """Folder for stored calls (SQLite), on a disk that keeps its files when the machine or the pod restarts. One gateway at

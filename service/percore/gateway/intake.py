@@ -35,7 +35,7 @@ from percore.http.request import Answer, Disconnected, Request
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 MOST_CALLER_BYTES = 256
-STATES = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUNNING: "executing"}
+STATE_LABELS = {CallState.QUEUED: "queued", CallState.SENDING: "queued", CallState.RUNNING: "executing"}
 
 
 class StoredRoutes(Protocol):
@@ -141,7 +141,7 @@ class Intake:
         """Keeps the series of each label, because the library needs longer to look a series up than to observe a value."""
         self._queue_time = cache(metrics.queue.labels)
         self._write_line = write_line
-        self.open = 0
+        self.open_calls = 0
         """Calls that are received, queued, running or answered."""
         self.stopping = False
 
@@ -151,7 +151,7 @@ class Intake:
         request_id = request_id_of(request)
         call: Call | None = None
         body: Body | None = None
-        self.open += 1
+        self.open_calls += 1
         try:
             self.admit(request)
             body = await self._spool.receive(request)
@@ -171,7 +171,7 @@ class Intake:
             self._refuse(request, request_id, call, error)
             self._end(request, request_id, began, call, str(error.status))
         finally:
-            self.open -= 1
+            self.open_calls -= 1
             if body is not None:
                 body.discard()
             if call is not None and call.delivery is not None:
@@ -187,7 +187,7 @@ class Intake:
         began = time.monotonic()
         request_id = request_id_of(request)
         code = DISCONNECTED
-        self.open += 1
+        self.open_calls += 1
         try:
             self.admit(request, stored=True)
             code = str(await submit(request, request_id))
@@ -202,7 +202,7 @@ class Intake:
             self._refuse(request, request_id, None, error)
             code = str(error.status)
         finally:
-            self.open -= 1
+            self.open_calls -= 1
             self._end(request, request_id, began, None, code)
 
     # --- steps
@@ -253,7 +253,7 @@ class Intake:
     # --- the end
 
     def _client_left(self, call: Call | None) -> None:
-        state = "receiving" if call is None else STATES.get(call.state, "answering")
+        state = "receiving" if call is None else STATE_LABELS.get(call.state, "answering")
         self._metrics.disconnects.labels(state).inc()
         if call is None:
             return

@@ -48,7 +48,7 @@ class Pod:
     only when it is free."""
     failures: int = 0
     """Connections in a row that did not lead to a run."""
-    waits: bool = False
+    reservation_pending: bool = False
     """Whether a reservation is sent and not answered; counted by the dispatcher."""
     task: asyncio.Task[float] | None = field(default=None, repr=False)
 
@@ -77,7 +77,7 @@ class Pods:
         self.idle: dict[Key, Pod] = {}
         """Pods to try. The pod that was freed last is at the end, because it is the most likely to be free."""
         self.listed: frozenset[Key] = frozenset()
-        self.have_come = asyncio.Event()
+        self.are_known = asyncio.Event()
         """Set when the first complete list of pods has come."""
 
     def publish(self, endpoints: Iterable[Endpoint]) -> None:
@@ -99,7 +99,7 @@ class Pods:
             if self.known[key].task is None:
                 del self.known[key]
         self.listed = frozenset(listed)
-        self.have_come.set()
+        self.are_known.set()
 
     def _retire(self, pod: Pod) -> None:
         """Give a pod no new calls. Its run goes on."""

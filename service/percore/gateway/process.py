@@ -205,7 +205,7 @@ class Gateway:
         self.front.close_listener()
         if self.store is not None:
             self.store.stop()
-        while (self.intake.open or self.front.busy or (self.store is not None and self.store.busy)) and not stop.is_set():
+        while (self.intake.open_calls or self.front.busy or (self.store is not None and self.store.busy)) and not stop.is_set():
             if self._workers_end():
                 self._reject_queued()
             await asyncio.sleep(STEP_SECONDS)
@@ -230,7 +230,7 @@ def _end_process_on_failure(task: asyncio.Task[None]) -> None:
 
 
 def _open_store(gateway: Gateway, *, on_machine: bool) -> None:
-    if not gateway.settings.gateway.calls:
+    if not gateway.settings.gateway.calls_enabled:
         return
     from percore.gateway.store.store import open_store  # noqa: PLC0415 - SQLAlchemy takes 20 MB
 

@@ -62,7 +62,7 @@ class WorkerConnection(asyncio.Protocol):
         self.buffered = 0
         """Bytes of the answer's body that have arrived and were not taken yet."""
         self._reserved = math.inf
-        self._ended = select.poll()
+        self._close_poll = select.poll()
         self._non_body_bytes = 0
         """Bytes that are not part of a body (head, trailers, framing of chunks), since the last byte of a body."""
         self._paused = False
@@ -202,7 +202,7 @@ class WorkerConnection(asyncio.Protocol):
         """Set the socket's options. This is done after the first bytes are sent, so that it costs a call no time."""
         if self._transport is not None:
             end = self._transport.get_extra_info("socket")
-            self._ended.register(end, select.POLLRDHUP)
+            self._close_poll.register(end, select.POLLRDHUP)
             set_options(end, self._options)
 
     # --- a call
@@ -251,7 +251,7 @@ class WorkerConnection(asyncio.Protocol):
 
     def _peer_closed(self) -> bool:
         """Return whether the worker has closed and nothing is left to read. Unread bytes would be an answer."""
-        if not self._ended.poll(0):
+        if not self._close_poll.poll(0):
             return False
         with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as look:
             try:

@@ -117,7 +117,7 @@ class StoredOutbox:
 def open_store(gateway: Gateway, *, on_machine: bool) -> Store | None:
     """Return the store that the settings ask for; None if calls are not stored."""
     wanted = gateway.settings.gateway
-    if not wanted.calls:
+    if not wanted.calls_enabled:
         return None
     if wanted.calls_database:
         return Store(gateway, None)

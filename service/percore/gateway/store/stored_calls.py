@@ -62,7 +62,7 @@ LEASE_SECONDS = 120.0
 OWN_LEASE_SECONDS = 60.0
 """If a gateway could not renew its lease for this time, it ends its own runs. This is shorter than the lease, so no other
 gateway has taken them over."""
-FENCE_SECONDS = 2.0
+TAKE_OVER_DELAY_SECONDS = 2.0
 """How long a gateway waits before it takes over from one that has certainly ended. That is certain if this gateway has the lock
 on the folder, or if the other one had the machine and the port of this one. In this time most workers notice that their
 connection is closed, and end. If a worker has not ended, its call waits until its pod is free."""
@@ -75,7 +75,7 @@ RETRY_SECONDS = 1.0
 OPEN_SECONDS = 10.0
 """How long a request waits for the store. A starting gateway opens the store in less time."""
 NO_STORE = "the store of calls cannot be used yet: it is not open, or another gateway has it"
-NOT_KEPT = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+NOT_STORED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class StoredCall(Call):
         head = StoredHead.decoded(row.head, row.client)
         body = StoredBody(stored.database, row.sequence, row.request_bytes)
         super().__init__(head, body, number, row.priority, row.request_id)
-        if stored.has_turns:
+        if stored.fair_by_caller:
             self.caller = row.caller or b""
         self._stored = stored
         self.id: str = row.id
@@ -183,7 +183,7 @@ class StoredCalls:
         self.settings = settings
         self.database = database
         self.metrics = metrics
-        self.has_turns = bool(parts.limits.caller_header)
+        self.fair_by_caller = bool(parts.limits.caller_header)
         self._parts = parts
         self._loop = asyncio.get_running_loop()
         self._queue = parts.queue
@@ -232,7 +232,7 @@ class StoredCalls:
                 if self.stopping:  # again each time, because a run that did not begin is queued again
                     await self._write(partial(records.hand_over, gateway=self._gateway))
                 else:
-                    await self._take_over(fence_is_over=self._loop.time() - began >= FENCE_SECONDS)
+                    await self._take_over(delay_is_over=self._loop.time() - began >= TAKE_OVER_DELAY_SECONDS)
                     await self._claim()
                     await self._stop_cancelled()
                 if self._loop.time() >= clean_up_at:
@@ -281,13 +281,13 @@ class StoredCalls:
             call.leave()
         self._running.clear()
 
-    async def _take_over(self, *, fence_is_over: bool) -> None:
+    async def _take_over(self, *, delay_is_over: bool) -> None:
         """Take over from gateways that have ended."""
         gateway, must_read = self._gateway, self._must_read_calls
         others = await self.database.read(lambda of: records.other_gateways(of, gateway))
         silent = self._silent(others)
         has_lock = self.database.folder is not None  # then no other gateway has the folder
-        ended = [row for row in others if row.id in silent or (fence_is_over and (has_lock or row.machine == self._machine))]
+        ended = [row for row in others if row.id in silent or (delay_is_over and (has_lock or row.machine == self._machine))]
 
         def take(to: sa.Connection) -> tuple[int, list[Row]]:
             which = records.unchanged(to, ended)
@@ -624,7 +624,7 @@ class StoredCalls:
         if not call.recorded:  # the worker answered before it had the whole call
             await self.begin(call)
         call.status = worker.status
-        dropped = NOT_KEPT | connection_tokens(worker.headers)
+        dropped = NOT_STORED | connection_tokens(worker.headers)
         headers = [each for each in worker.headers if each[0].lower() not in dropped]
         bodyless = call.request.method == b"HEAD" or worker.status in NO_BODY_STATUSES
         try:

@@ -25,7 +25,7 @@ UNICAST = IPv6Network("2000::/3")
 """This network has all public IPv6 addresses."""
 NAT64 = IPv6Network("64:ff9b::/96")
 SIX_TO_FOUR = IPv6Network("2002::/16")
-PLATFORM = IPv4Address("168.63.129.16")
+AZURE_WIRESERVER = IPv4Address("168.63.129.16")
 """Azure's platform answers every machine of Azure at this address. The address is in a public range, but the
 internet cannot reach it."""
 
@@ -105,7 +105,7 @@ def is_public(address: Address) -> bool:
     """Return whether an address is public: reachable in the whole internet."""
     if isinstance(address, IPv6Address):
         return address in UNICAST and address not in SIX_TO_FOUR and address.is_global
-    return address.is_global and not address.is_multicast and address != PLATFORM
+    return address.is_global and not address.is_multicast and address != AZURE_WIRESERVER
 
 
 def _address(text: str) -> Address:
