@@ -13,18 +13,19 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import requests
 from standardwebhooks import Webhook
 
 from harness.service import FAULTY, Service, eventually
-from tests.stored_client import ASYNC, PREDICT, Stored
+from tests.stored_client import ASYNC, PREDICT, Stored, leaked
 
+T = TypeVar("T")
 JOURNAL = "tests.service.handlers:Journal"
 
 
@@ -358,9 +359,7 @@ def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(when: str, piec
 def die_between_steps(stored: Journalled, when: str, pieces: int = 1) -> None:
     """Have it die at the first write after the call was sent, then at the second, until the call ends without a death."""
     service = stored.service
-    die_at = Path(service.folder.name) / "die_at"
-    service.environ["DIE_AT"] = str(die_at)
-    service.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'dying'}:{service.environ.get('PYTHONPATH', '')}"
+    die_at = dying(service)
     deaths = tried = 0
     fill, more = (10, [0.5]) if pieces == 1 else (400_000, [0.5] * 300_000)  # one row or several for the body and the result
     with service.ready(2):
@@ -368,10 +367,9 @@ def die_between_steps(stored: Journalled, when: str, pieces: int = 1) -> None:
         for step in range(1, 40) if pieces == 1 else range(2, 40, 3):
             die_at.write_text(f"{step} {when}")
             tried += 1
-            path = ""
-            while not path:  # as a client that tries again does
-                with contextlib.suppress(requests.ConnectionError):
-                    path = stored.store(headers={"Idempotency-Key": f"step {step}"}, n=step, fill=fill, more=more)
+            path = until_answered(
+                partial(stored.store, headers={"Idempotency-Key": f"step {step}"}, n=step, fill=fill, more=more)
+            )
             found = stored.ended(path)
             assert found["state"] == "succeeded"
             assert stored.result(path).json()["outputs"]["fill"] == [step] * fill
@@ -386,6 +384,53 @@ def die_between_steps(stored: Journalled, when: str, pieces: int = 1) -> None:
         assert {each["state"] for each in calls} == {"succeeded"}
         assert len(calls) == tried
     assert deaths >= 3, "accept, begin and end are writes; with more pieces, only every third write is tried"
+
+
+def dying(service: Service) -> Path:
+    """Prepare a service whose gateway dies at a write. Return the file that says at which one: see ``dying/``."""
+    die_at = Path(service.folder.name) / "die_at"
+    service.environ["DIE_AT"] = str(die_at)
+    service.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'dying'}:{service.environ.get('PYTHONPATH', '')}"
+    return die_at
+
+
+def until_answered(send: Callable[[], T]) -> T:
+    """Send again until the gateway does not die, as a client does that tries again."""
+    while True:
+        with contextlib.suppress(requests.ConnectionError):
+            return send()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_gateway_that_dies_at_a_cancel_or_a_delete_leaves_one_end(when: str) -> None:
+    stored = journalled()
+    service = stored.service
+    die_at = dying(service)
+    key = {"Idempotency-Key": "once"}
+    with service.ready(2):
+        running = [stored.store(n=number, sleep=60) for number in (1, 2)]
+        service.until(executing=2)
+        queued = stored.store(headers=key, n=3)
+        # A cancel of a queued call is one write. A cancel of a running call is followed by the write of its end.
+        for path, step in ((queued, 1), (running[0], 1), (running[1], 2)):
+            die_at.write_text(f"{step} {when}")
+            until_answered(partial(stored.cancel, path))
+            found = stored.ended(path)
+            assert found["state"] == "cancelled"
+            assert {run["end"] for run in found["runs"]} <= {"gateway-lost", "cancelled"}
+            assert until_answered(partial(stored.store, headers=key, n=3)) == queued
+            eventually(lambda: not die_at.exists())
+        die_at.write_text(f"1 {when}")
+        deleted = until_answered(lambda: requests.delete(service.url(queued), timeout=30))
+        assert deleted.status_code in (204, 410), "410: the gateway died after it deleted the call"
+        assert requests.get(service.url(queued), timeout=5).status_code == 410
+        again = stored.store(headers=key, n=3)
+        assert again != queued
+        assert stored.ended(again)["state"] == "succeeded"
+        assert not die_at.exists()
+        assert stored.ids() == [path.rpartition("/")[2] for path in (again, *reversed(running))]
+        stored.check_no_overlap()
+        assert leaked(service) == []
 
 
 def test_whatever_is_killed_every_call_ends_once() -> None:

@@ -8,10 +8,12 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -290,6 +292,26 @@ def end_with_webhook(to: sa.Connection) -> None:
     sequence = records.insert_accepted(to, new, "g", 0.0, None, None).sequence
     records.begin_run(to, sequence, "g", "pod", "g", 0.0)
     records.end_answered(to, EndTime(1000.0, 60.0), Owned(sequence, "g", 1), Result(200, b"OK", b"[]", 0), (0, b""))
+
+
+def test_an_error_of_a_value_fails_its_own_write_and_no_log_shows_the_value(database: Database) -> None:
+    async def work() -> None:
+        sequence = await database.write(lambda to: records.insert(to, new_call(), "g", 0.0))
+
+        def too_large(to: sa.Connection) -> None:
+            driver: Any = to.connection.driver_connection
+            driver.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+            try:
+                records.add_part(to, sequence, REQUEST, 0, 0, b"secret" * 1000)
+            finally:
+                driver.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10**9)
+
+        with pytest.raises(sa.exc.DataError) as caught:
+            await database.write(too_large)
+        assert "secret" not in str(caught.value)
+        await database.write(lambda to: records.add_part(to, sequence, REQUEST, 0, 0, b"abc"))
+
+    asyncio.run(work())
 
 
 def test_a_list_of_calls_does_not_hold_up_a_write(database: Database) -> None:

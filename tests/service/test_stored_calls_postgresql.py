@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import contextlib
+import http.server
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 import requests
+from standardwebhooks import Webhook
 
 from harness.gateway import Gateway, endpoint_of
 from harness.service import FAULTY, Service, eventually
@@ -424,6 +428,51 @@ def test_a_run_outlives_a_restart_of_postgresql(fragile: PostgreSQL, tmp_path: P
         assert [run["end"] for run in gateway.ended(path)["runs"]] == ["answered"]
         assert gateway.result(path).json()["outputs"]["fill"] == [1] * 1_000_000
         assert pods.begun(1) == 1
+
+
+def test_webhooks_outlive_a_restart_of_postgresql_and_none_is_sent_twice(fragile: PostgreSQL, tmp_path: Path) -> None:
+    """One receiver answers while the database is away, and one call ends meanwhile."""
+    pods, release = Pods(tmp_path, 1), threading.Event()
+    secret = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+    database = fragile.create(f"calls{next(NUMBER)}")
+    webhooks = {"gateway_webhook_hosts": "127.0.0.1", "gateway_webhook_secrets": secret}
+    with receiver(release) as (url, received), pods as (pod,), Front(database, pod, lease="", **webhooks) as gateway:
+        gateway.opened()
+        first, second = (gateway.store(headers={"Percore-Webhook": url}, n=number, sleep=number) for number in (0, 3))
+        eventually(lambda: len(received) == 1, SLOW)
+        fragile.stop()
+        release.set()
+        eventually(lambda: pods.ended(3) == 1, SLOW)
+        time.sleep(1)
+        fragile.start()
+        eventually(lambda: len(received) == 2, SLOW)
+        eventually(lambda: gateway.metric("percore_webhook_attempts_total", outcome="delivered") == 2)
+        eventually(lambda: fragile.execute("SELECT id FROM webhooks", database.rpartition("/")[2]) == [], SLOW)
+        assert [Webhook(secret).verify(body, headers)["data"]["id"] for headers, body in received] == [
+            path.rpartition("/")[2] for path in (first, second)
+        ]
+        assert "Traceback" not in gateway.log_path.read_text()
+
+
+@contextlib.contextmanager
+def receiver(release: threading.Event) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    """A receiver of webhooks that answers when it may. Yield its URL and the headers and bodies that it received."""
+    received: list[tuple[dict[str, str], bytes]] = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            release.wait(SLOW)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/", received
+        server.shutdown()
 
 
 def test_a_database_that_stands_still_holds_up_no_other_call_and_ends_the_lease(fragile: PostgreSQL, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Self
 import pytest
 from percore.errors import BadInput, SettingsError
 from percore.gateway.store import webhook_post, webhook_sender
+from percore.gateway.store.database import StoreFailed
 from percore.gateway.store.webhook_hosts import Host, allows_address
 from percore.gateway.store.webhook_sender import Sender
 from percore.gateway.store.webhooks import (
@@ -784,7 +785,7 @@ class MemoryOutbox:
     def _fail(self, kind: str) -> None:
         if self.failing[kind]:
             self.failing[kind] -= 1
-            raise OSError("the disk is full")
+            raise StoreFailed("the store of calls cannot be used now")
 
 
 class Attempts:
@@ -950,7 +951,7 @@ def test_failures_are_sent_again_and_the_last_one_is_given_up(caplog: pytest.Log
     assert "hidden" not in caplog.text
 
 
-def test_an_outbox_that_fails_for_a_while_ends_nothing_and_nothing_is_sent_twice() -> None:
+def test_an_outbox_that_fails_for_a_while_ends_nothing_and_nothing_is_sent_twice(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         bench = Bench(delivery("https://a.example.com/"))
         bench.outbox.failing = {"read": 3, "write": 3}
@@ -961,6 +962,7 @@ def test_an_outbox_that_fails_for_a_while_ends_nothing_and_nothing_is_sent_twice
             assert bench.counts == ["delivered"]
 
     asyncio.run(work())
+    assert not [each for each in caplog.records if each.exc_info], "the database has logged it already"
 
 
 def test_a_cancelled_sender_takes_no_more_and_records_running_attempts() -> None:

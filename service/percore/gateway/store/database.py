@@ -53,6 +53,8 @@ SESSION = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '
 SERVER_LOST = ("08", "57P")
 """Prefixes of SQL error codes. They mean that the whole server cannot be used now."""
 UNUSABLE = (sa.exc.DBAPIError, sa.exc.TimeoutError)
+PERMANENT = (sa.exc.IntegrityError, sa.exc.DataError)
+"""Errors of a statement and its values. The database can be used, and the same statement would fail again."""
 MOST_FREED = 1000
 """How many free pages go back to the file system at a time: 16 MB."""
 FILE = "calls.sqlite3"
@@ -218,7 +220,7 @@ class Database:
             log.info("stored calls: %s can be used again", self)
 
     def _explained(self, error: Exception) -> Exception:
-        if isinstance(error, UNUSABLE) and not isinstance(error, sa.exc.IntegrityError):
+        if isinstance(error, UNUSABLE) and not isinstance(error, PERMANENT):
             if not self._away:
                 self._away = True
                 log.error("stored calls: %s cannot be used: %s", self, _reason(error))
@@ -284,7 +286,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _sqlite(path: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{path}", pool_size=READERS + 1, max_overflow=0, pool_timeout=60)
+    engine = sa.create_engine(f"sqlite:///{path}", pool_size=READERS + 1, max_overflow=0, pool_timeout=60, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
@@ -311,7 +313,13 @@ def _postgresql(url: str) -> sa.Engine:
     found = sa.make_url(url).set(drivername="postgresql+psycopg")
     arguments = {name: value for name, value in CONNECTION.items() if name not in found.query}
     engine = sa.create_engine(
-        found, pool_size=READERS + 1, max_overflow=0, pool_timeout=60, pool_pre_ping=True, connect_args=arguments
+        found,
+        pool_size=READERS + 1,
+        max_overflow=0,
+        pool_timeout=60,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args=arguments,
     )
 
     @sa.event.listens_for(engine, "connect")

@@ -631,8 +631,7 @@ class StoredCalls:
             last = (0, b"") if bodyless else await self._store_result(call, worker)
         except ResultTooLarge as error:
             worker.abort()
-            result, body = Result.of_error(error)
-            self._conclude(call, result, (0, body), RunEnd.ANSWERED)
+            self._conclude_error(call, error, RunEnd.ANSWERED)
         else:
             size = last[0] * PIECE_BYTES + len(last[1])
             result = Result(worker.status, worker.phrase, orjson.dumps(encoded_headers(headers)), size)
@@ -680,6 +679,10 @@ class StoredCalls:
         work = partial(records.end_answered, owned=self._owned(call), result=result, last=last, end=end)
         self._spawn(self._end_run(call, work, end))
 
+    def _conclude_error(self, call: StoredCall, error: CallError, end: RunEnd) -> None:
+        result, body = Result.of_error(error)
+        self._conclude(call, result, (0, body), end)
+
     async def _end_run(self, call: StoredCall, work: Callable[..., Row | None], end: RunEnd) -> None:
         """Record the end of a run, and queue the call again if it has not ended."""
         row = await self._write_end(work)
@@ -697,8 +700,7 @@ class StoredCalls:
         if error is None or not self._gateway:
             return
         if isinstance(error, RunTimeout) and call.recorded:
-            result, body = Result.of_error(error)
-            self._conclude(call, result, (0, body), RunEnd.RUN_TIMEOUT)
+            self._conclude_error(call, error, RunEnd.RUN_TIMEOUT)
         elif call.recorded:
             # While the gateway stops, workers may be ended too. Then the call is not the cause of a lost run.
             is_pod = isinstance(error, PodLost) and not self.stopping

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from percore.gateway.store.database import StoreFailed
 from percore.gateway.store.webhooks import Delivery, Outcome, WebhookSettings, next_attempt, send
 
 log = logging.getLogger("percore.gateway")
@@ -26,7 +27,10 @@ FAULT = Outcome(False, None, "a fault of percore; the log has the reason")
 
 
 class Outbox(Protocol):
-    """The deliveries that are stored. Each one stays until it is ``delivered``, or ``failed`` without a next time."""
+    """The deliveries that are stored. Each one stays until it is ``delivered``, or ``failed`` without a next time.
+
+    Every method raises StoreFailed while the database cannot be used. The database logs that once.
+    """
 
     async def take(self, sending: Collection[str], full: Collection[str]) -> Delivery | None:
         """Return the delivery that has been due for longest by the clock of the outbox, or None.
@@ -95,10 +99,12 @@ class Sender:
         full = [host for host, count in self._hosts.items() if count >= SENDS_PER_HOST]
         try:
             return await self._outbox.take(list(self._sends), full)
+        except StoreFailed:
+            pass
         except Exception:
             log.exception("webhooks that are due could not be read; the gateway tries again")
-            await asyncio.sleep(PAUSE_SECONDS)
-            return None
+        await asyncio.sleep(PAUSE_SECONDS)
+        return None
 
     async def _wait(self) -> None:
         try:
@@ -149,6 +155,8 @@ class Sender:
                 await self._outbox.delivered(delivery.id)
             else:
                 await self._outbox.failed(delivery.id, delay, outcome.reason)
+        except StoreFailed:
+            return False
         except Exception:
             log.exception("webhook %s: its outcome could not be written; the gateway tries again", delivery.id)
             return False
