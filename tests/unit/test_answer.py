@@ -31,7 +31,8 @@ def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
     client, served = socket.socketpair()
     began = time.monotonic()
     with client, served, pytest.raises(answer.Undelivered) as caught:
-        answer.send(served, [b"x" * 50_000_000], seconds=0.3)
+        answer.finish(served, [b"x" * 50_000_000], seconds=0.3, unread=False)
+    assert served.fileno() == -1
     assert 0 < caught.value.sent < 50_000_000
     assert time.monotonic() - began < 2.0
 
@@ -42,8 +43,7 @@ def test_an_answer_is_not_lost_if_a_part_of_the_request_was_never_read() -> None
         served = listener.accept()[0]
     with client:
         client.sendall(b"x" * 100_000)
-        answer.send(served, answer.error_answer(NotFound("no")), seconds=1)
-        answer.close(served, unread=True)
+        answer.finish(served, answer.error_answer(NotFound("no")), seconds=1, unread=True)
         assert read_all(client).startswith(b"HTTP/1.1 404 ")
 
 
@@ -54,25 +54,16 @@ def test_an_answer_is_not_lost_if_bytes_follow_the_request() -> None:
     with client:
         client.sendall(b"\r\n")
         time.sleep(0.05)
-        sender = threading.Thread(target=lambda: answer.send(served, [b"x" * 2_000_000], seconds=5))
+        sender = threading.Thread(target=lambda: answer.finish(served, [b"x" * 2_000_000], seconds=5, unread=False))
         sender.start()
-        time.sleep(0.1)
-        received = client.recv(1 << 16)
-
-        def close() -> None:
-            sender.join()
-            answer.close(served, unread=False)
-
-        closer = threading.Thread(target=close)
-        closer.start()
-        received += read_all(client)
-        closer.join()
+        received = read_all(client)
+        sender.join()
     assert len(received) == 2_000_000
 
 
 def test_helpers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer, "MOST_HELPERS", 0)
     client, served = socket.socketpair()
-    answer.close(served, unread=True)
+    answer.finish(served, [], seconds=1, unread=True)
     with client:
         assert read_all(client) == b""

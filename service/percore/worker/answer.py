@@ -79,6 +79,20 @@ def send(client: socket.socket, chunks: Sequence[Buffer], seconds: float) -> int
     return sent
 
 
+def finish(client: socket.socket, chunks: Sequence[Buffer], seconds: float, *, unread: bool) -> int:
+    """Send an answer as ``send`` does, and close the connection; return how many bytes were sent.
+
+    Raises Undelivered as ``send`` does. Then the connection is closed at once.
+    """
+    try:
+        sent = send(client, chunks, seconds)
+    except Undelivered:
+        client.close()
+        raise
+    _close(client, unread=unread)
+    return sent
+
+
 def _has_unread(client: socket.socket) -> bool:
     count = bytearray(4)
     try:
@@ -88,7 +102,7 @@ def _has_unread(client: socket.socket) -> bool:
     return any(count)
 
 
-def close(client: socket.socket, *, unread: bool) -> None:
+def _close(client: socket.socket, *, unread: bool) -> None:
     """Close a connection that was answered.
 
     If a part of the request is ``unread``, closing at once would reset the connection, and the client could lose its answer. So

@@ -259,13 +259,11 @@ class Exchange:
 
     def _answer(self, chunks: list[receive.Buffer], *, unread: bool) -> None:
         try:
-            sent = answer.send(self._client, chunks, self._worker.limits.answer_timeout)
+            sent = answer.finish(self._client, chunks, self._worker.limits.answer_timeout, unread=unread)
         except answer.Undelivered as error:
-            self._client.close()
             self._end(UNDELIVERED, error.sent)
-            return
-        answer.close(self._client, unread=unread)
-        self._end(self._status, sent)
+        else:
+            self._end(self._status, sent)
 
     def _end(self, code: str, response_bytes: int) -> None:
         held = time.monotonic() - self._accepted
