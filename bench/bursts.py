@@ -30,7 +30,7 @@ class Work:
     best: float
     """The ideal: seconds that eleven calls take at best."""
     percore: dict[str, str | Path]
-    """percore's settings for the same."""
+    """percore's settings for the same work."""
     model: str
 
     @property

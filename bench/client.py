@@ -150,7 +150,7 @@ def side_by_side(port: int, message: bytes, at_once: int, seconds: float) -> flo
     return done / took
 
 
-def kept_alive(
+def throughput_keep_alive(
     port: int, message: bytes, at_once: int, seconds: float, expected: bytes = b"HTTP/1.1 200 "
 ) -> tuple[float, int]:
     """Send calls for ``seconds`` over ``at_once`` connections that stay open; return the answered calls per second, and their

@@ -24,7 +24,7 @@ BODY = json.dumps({"inputs": [1.0]}).encode()
 
 
 @dataclass(frozen=True, slots=True)
-class Empty:
+class EmptyCallRow:
     """One row."""
 
     name: str
@@ -40,7 +40,7 @@ class Empty:
 class EmptyCall:
     """The rows, and where percore's time goes."""
 
-    rows: list[Empty]
+    rows: list[EmptyCallRow]
     costs: costs.Costs
 
 
@@ -68,9 +68,9 @@ def _percore(gateway_core: int) -> Iterator[int]:
         yield service.port
 
 
-def _row(name: str, port: int, path: str, seconds: float) -> Empty:
+def _row(name: str, port: int, path: str, seconds: float) -> EmptyCallRow:
     message = client.request(path, BODY)
     client.one_by_one(port, message, WARM_UP_SECONDS)
     took = client.one_by_one(port, message, seconds)
     rate = client.side_by_side(port, message, AT_ONCE, seconds)
-    return Empty(name, quantile(took, 0.5), quantile(took, 0.99), rate, len(took))
+    return EmptyCallRow(name, quantile(took, 0.5), quantile(took, 0.99), rate, len(took))

@@ -109,7 +109,7 @@ def _alone(core: int, other: int, seconds: float) -> tuple[float, float]:
                 for task in Path(f"/proc/{gateway.pid}/task").iterdir():
                     os.sched_setaffinity(int(task.name), [core])
                 before = cpu_seconds(gateway.pid)
-                rate, calls = client.kept_alive(
+                rate, calls = client.throughput_keep_alive(
                     gateway.port, client.request(PREDICT, BODY, Connection="keep-alive"), INSTANT_AT_ONCE, seconds
                 )
                 return rate, (cpu_seconds(gateway.pid) - before) / calls

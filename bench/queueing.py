@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TAIL_CALLS = 30
-"""The model counts up to this number of queued calls, divided by the share of free time. More calls have a probability of less
-than 1e-12."""
+"""The largest number of queued calls that the model counts is this number divided by the share of free time. A longer queue has
+a probability of less than 1e-12."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Server(Protocol):
     def kill(self) -> None:
         """End all workers by SIGKILL."""
 
-    def leave(self) -> None:
+    def disconnect_clients(self) -> None:
         """Give each worker a long call; then close the connections of all callers."""
 
     def time_out(self) -> None:
@@ -89,7 +89,7 @@ class Percore:
         for pid in self._service.workers:
             os.kill(pid, signal.SIGKILL)
 
-    def leave(self) -> None:
+    def disconnect_clients(self) -> None:
         """Leave as soon as all workers compute."""
         with self._computing():
             pass
@@ -134,7 +134,7 @@ class Plain:
         for pid in processes_below(self._arbiter):
             os.kill(pid, signal.SIGKILL)
 
-    def leave(self) -> None:
+    def disconnect_clients(self) -> None:
         """Leave half a second after the calls were sent: a sync worker that is free takes one at once."""
         with self._computing(LEFT_SECONDS):
             pass
@@ -202,7 +202,7 @@ def _row(name: str, workers: int, rounds: int, server: contextlib.AbstractContex
     began = time.monotonic()
     with server as started:
         start, memory = time.monotonic() - began, started.memory()
-        ends = (started.kill, started.leave, started.time_out)
+        ends = (started.kill, started.disconnect_clients, started.time_out)
         killed, left, timed_out = ([_until_answered(started, end) for _ in range(rounds)] for end in ends)
     return Row(name, workers, start, killed, left, timed_out, memory)
 

@@ -1,4 +1,6 @@
-"""The servers that are measured, started on free ports and ended for good: Gunicorn with a plain application, and percore."""
+"""Starts the servers that are measured on free ports, and ends all their processes: Gunicorn with a plain application, and
+percore.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 CALLS = 11
-"""One more than the ten threads of the largest set-up."""
+"""One more than the threads of the set-up ``1 worker x 10 threads``."""
 WORKER_MEGABYTES = 500
 """Memory of one worker with TensorFlow, and a reserve. A set-up that does not fit is skipped, because it would swap."""
 
@@ -17,7 +17,7 @@ class Setup:
     """One way to serve a Flask application with Gunicorn, or percore."""
 
     name: str
-    """Not compared: two set-ups with other names may be the same."""
+    """Not part of the identity of a set-up: ``mark_skipped`` treats set-ups that differ only in their names as the same."""
     kind: str
     """``sync``, ``gthread``, ``gevent``, or ``percore``."""
     workers: int

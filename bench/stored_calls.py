@@ -1,8 +1,8 @@
 """``python -m bench.stored_calls``, which ``make bench`` runs too: what stored calls cost. It takes a minute.
 
-``--write-docs`` writes the page of the docs. It measures the intake beside the disk's own rate, the status and the gateway's
-memory with 10,000 queued calls, and the time from the receipt to the begin. With ``--queues PYTHON REDIS_SERVER`` it also
-measures the same work by Celery and RQ. They must be installed in that Python.
+``--write-docs`` writes the page of the docs. It measures the intake, and to compare, the flush rate of the disk. With 10,000
+queued calls it measures the status and the gateway's memory. It also measures the time from the receipt to the begin. With
+``--queues PYTHON REDIS_SERVER`` it also measures the same work by Celery and RQ. They must be installed in that Python.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def _with_queued_calls(found: Stored, folder: Path) -> None:
         assert first.status_code == 202, first.text
         message = client.request(PREDICT, BODY, Prefer="respond-async", Connection="keep-alive")
         expected = b"HTTP/1.1 202 "
-        found.intake, stored = client.kept_alive(gateway.port, message, AT_ONCE, INTAKE_SECONDS, expected)
+        found.intake, stored = client.throughput_keep_alive(gateway.port, message, AT_ONCE, INTAKE_SECONDS, expected)
         found.flushes.append(flushes(folder, 2.0))
         while stored < STORED:
-            stored += client.kept_alive(gateway.port, message, AT_ONCE, 1.0, expected)[1]
-        ids = [each["id"] for each in gateway.operator("/v1/calls?limit=1000").json()["calls"]]
+            stored += client.throughput_keep_alive(gateway.port, message, AT_ONCE, 1.0, expected)[1]
+        ids = [each["id"] for each in gateway.get_status("/v1/calls?limit=1000").json()["calls"]]
         found.memory = machine.memory(gateway.pid)["Rss"]
         took, ends = [], time.perf_counter() + STATUS_SECONDS
         chance = random.Random(1)

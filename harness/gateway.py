@@ -45,7 +45,7 @@ class Gateway:
         folder = Path(self._folder.name)
         self.log_path, self.endpoints_file = folder / "log", folder / "endpoints"
         if known:
-            self.know(*endpoints)
+            self.set_endpoints(*endpoints)
         given = {f"PERCORE_{name.upper()}": str(value) for name, value in settings.items()}
         self.environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PERCORE_")},
@@ -79,7 +79,7 @@ class Gateway:
     def _ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
 
-    def know(self, *endpoints: Endpoint) -> None:
+    def set_endpoints(self, *endpoints: Endpoint) -> None:
         """Replace the list of pods."""
         lines = [f"{each.address}:{each.port}/{each.status_port}={each.state}\n" for each in endpoints]
         new = self.endpoints_file.with_suffix(".new")
@@ -110,11 +110,11 @@ class Gateway:
             raise
         return connection
 
-    def ask(self, body: bytes = b"{}", *headers: str) -> socket.socket:
+    def send_call(self, body: bytes = b"{}", *headers: str) -> socket.socket:
         """Open a connection, send a call on it, and return the connection without waiting for the answer."""
         return self.send(call(body, *headers))
 
-    def ask_in_order(self, *calls: tuple[bytes, str]) -> list[socket.socket]:
+    def send_calls_in_order(self, *calls: tuple[bytes, str]) -> list[socket.socket]:
         """Send calls so that their last bytes arrive in this order. Each call is a body, and one more header or none."""
         connections = []
         for body, header in calls:
@@ -132,17 +132,17 @@ class Gateway:
         """Whether the gateway accepts calls and serves its metrics."""
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            return self.operator("/livez").status_code == 200
+            return self.get_status("/livez").status_code == 200
         return False
 
-    def operator(self, path: str) -> requests.Response:
+    def get_status(self, path: str) -> requests.Response:
         return requests.get(f"http://127.0.0.1:{self.status_port}{path}", timeout=5)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of ``name`` that carry ``labels``."""
         return sum(
             sample.value
-            for family in text_string_to_metric_families(self.operator("/metrics").text)
+            for family in text_string_to_metric_families(self.get_status("/metrics").text)
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
@@ -320,7 +320,7 @@ class Exchange:
             lines.append(f"Content-Length: {len(body)}")
         self.connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
-    def drain(self) -> None:
+    def finish(self) -> None:
         """End the answer, and read until the gateway closes."""
         self.connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError):

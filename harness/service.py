@@ -69,7 +69,7 @@ def processes_below(parent: int) -> list[int]:
 
 
 class Service:
-    """One running service: a machine's, or with ``pod`` the two processes of a pod."""
+    """One running service: ``percore serve`` on one machine, or, with ``pod``, the two processes of a pod."""
 
     def __init__(self, *, pod: bool = False, **settings: str | float | Path) -> None:
         self.port, self.status_port = free_port(), free_port()
@@ -170,15 +170,15 @@ class Service:
         lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
         return "\r\n".join(lines).encode() + body
 
-    def ask(self, **inputs: Any) -> socket.socket:
+    def send_call(self, **inputs: Any) -> socket.socket:
         """Send a call and return the connection, without waiting for the answer."""
         connection = self.connect()
         connection.sendall(self.raw(json.dumps({"inputs": inputs}).encode()))
         return connection
 
-    def ask_and_find_worker(self, **inputs: Any) -> tuple[socket.socket, int]:
+    def send_call_and_find_worker(self, **inputs: Any) -> tuple[socket.socket, int]:
         """Send a call that runs at once while no other call runs. Return its connection and the worker that computes it."""
-        connection = self.ask(**inputs)
+        connection = self.send_call(**inputs)
         eventually(lambda: self.in_flight("executing") == 1)
         return connection, eventually(self._computing)[0]
 
@@ -231,7 +231,7 @@ class Service:
         """Wait until exactly so many calls are ``executing`` or ``queued`` in the gateway."""
         eventually(lambda: {state: self.in_flight(state) for state in calls} == calls)
 
-    # --- as a fault ----------------------------------------------------------------------------------------------------------
+    # --- for faults ----------------------------------------------------------------------------------------------------------
 
     def pids(self, command: str) -> list[int]:
         """Return the processes of ``command``, the oldest first. Those of ``worker`` are the arbiter, and then its workers."""

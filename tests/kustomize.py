@@ -15,7 +15,7 @@ from tests.chart.harness import ROOT, Object, render
 KUSTOMIZE = ROOT / "deploy/kustomize"
 CLUSTER_WIDE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 Key = tuple[str, str]
-SAME = {
+CHART_VALUES = {
     "dev": ("autoscaling.enabled=false", "monitoring.enabled=false", "networkPolicy.enabled=false", "memory=1Gi"),
     "production": ("gateway.replicas=2",),
 }
@@ -43,7 +43,7 @@ def drift(overlay: str) -> dict[Key, tuple[Object | None, Object | None]]:
     built = build(KUSTOMIZE / "overlays" / overlay)
     [namespace] = [name for kind, name in built if kind == "Namespace"]
     del built["Namespace", namespace]
-    return difference(built, chart(*SAME[overlay], namespace=namespace))
+    return difference(built, chart(*CHART_VALUES[overlay], namespace=namespace))
 
 
 def by_key(objects: list[Object]) -> dict[Key, Object]:

@@ -26,7 +26,7 @@ STEPS = RANDOM.normal(size=(2, 6, 4)).astype(np.float32)
 def fitted() -> tuple[Any, dict[str, Any]]:
     """Compiled with an optimizer of TensorFlow 2.0 to 2.10, and fitted.
 
-    It has slots, so today its object graph cannot be loaded.
+    Its optimizer has slot variables, so Keras 3 cannot load its object graph.
     """
     model = tf_keras.Sequential(
         [tf_keras.Input((4,), name="row"), layers.Dense(3, activation="relu"), layers.Dense(2, name="score")]

@@ -80,7 +80,7 @@ def write_tf2(path: Path) -> None:
 
 
 def write_graphs(folder: Path, *sets: list[str]) -> Path:
-    """Write one graph for each set of tags; each adds the place of its set."""
+    """Write one graph for each set of tags. Each graph adds the index of its set to the input."""
     v1 = tf.compat.v1
     builder = v1.saved_model.Builder(str(folder))
     for index, tags in enumerate(sets):

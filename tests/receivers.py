@@ -88,7 +88,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
 
 
 @contextmanager
-def raw(serve: Callable[[socket], None]) -> Iterator[int]:
+def raw_server(serve: Callable[[socket], None]) -> Iterator[int]:
     """Run a server that calls ``serve`` with each connection; yield its port."""
     with create_server(("127.0.0.1", 0)) as listener:
 
@@ -126,7 +126,7 @@ class Certificate:
 
 
 def certificate(folder: Path, name: str) -> Certificate:
-    """Make a certificate for a DNS name, and for 127.0.0.1 if the name is that."""
+    """Make a certificate for a DNS name or an IP address."""
     kind = "IP" if name[0].isdigit() else "DNS"
     key, file = folder / f"{name}.key", folder / f"{name}.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]

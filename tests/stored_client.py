@@ -78,7 +78,7 @@ class Stored(StoredClient):
         return [each["id"] for each in self.service.get("/v1/calls?limit=1000").json()["calls"]]
 
 
-def half_stored(service: Service) -> list[tuple[str, str]]:
+def unfinished_calls(service: Service) -> list[tuple[str, str]]:
     """Return calls in the store that are not received whole, or have not ended."""
     with contextlib.closing(sqlite3.connect(folder(service) / "calls.sqlite3")) as connection:
         query = "SELECT id, state FROM calls WHERE state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')"

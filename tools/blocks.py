@@ -195,7 +195,7 @@ def capacity() -> str:
     for pods in PODS:
         load = queueing.load_for_share(pods, MAY_WAIT_LONG)
         rows.append([str(pods), _share(load), str(int(pods * load * 60 / CALL_MINUTES)), str(pods * 60 // CALL_MINUTES)])
-    heads = ["pods", "load, at most", f"calls of {CALL_MINUTES} minutes an hour", "if they came one after another"]
+    heads = ["pods", "load, at most", f"calls per hour, each of {CALL_MINUTES} minutes", "if they came one after another"]
     return table(heads, rows)
 
 

@@ -30,7 +30,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-"""Files outside ``docs`` that are pages too, and their names there."""
+"""Files outside ``docs`` that are pages too, and their names on the site."""
 TEXT = re.compile(r"^(?P<fence> *```+).*?^(?P=fence)$|`[^`\n]+`|(?P<open>\]\()(?P<link>[^)\s]+)\)", re.MULTILINE | re.DOTALL)
 """Matches code, which has no links, or the target of a link."""
 

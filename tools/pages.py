@@ -46,7 +46,7 @@ def index() -> str:
 
 
 def of(reader: str) -> list[str]:
-    """Return the pages of a reader, the first one first, without single decisions."""
+    """Return the pages of a reader, the first one first. The pages of single decisions are left out."""
     pages = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
     chosen = [name for name in pages if name != "README.md" and not re.search(r"/\d{4}-", name)]
     chosen += [*ELSEWHERE, "../CONTRIBUTING.md"]

@@ -141,7 +141,7 @@ class IdempotencyKeyReused(CallError):
 
 
 class BodyTooLarge(CallError):
-    """The body is over the size limit, or a small body would become data over this limit."""
+    """The body is over the size limit, or the copies of its ``context`` together are over it."""
 
     status = 413
     code = "body-too-large"
@@ -217,7 +217,7 @@ class RunTimeout(CallError):
 
 
 class ResultTooLarge(CallError):
-    """The result of a stored call has no room; the call has run, and its worker is replaced if it still computed."""
+    """There is no room to store the result of a stored call. If the call still computes, its worker ends and is replaced."""
 
     status = 507
     code = "result-too-large"

@@ -41,8 +41,8 @@ def load_models(settings: Settings, threads: int) -> list[Model]:
     """
     models = settings.models
     if models.handler:
-        check_labels([(models.name, custom.VERSION)], models.labels)
-        return [custom.load(models.handler, models.name, labels_of(models.labels, models.name, custom.VERSION))]
+        check_labels([(models.handler_name, custom.VERSION)], models.labels)
+        return [custom.load(models.handler, models.handler_name, labels_of(models.labels, models.handler_name, custom.VERSION))]
     found = with_digest(scan(models.repository, models.labels), models.repository, models.digest)
     # Imported here, because it takes seconds and hundreds of megabytes.
     from percore.handlers import tensorflow  # noqa: PLC0415

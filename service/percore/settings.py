@@ -156,7 +156,7 @@ class ModelSettings:
     """Modules that are imported once, before the workers are forked, so that a worker that ended is replaced sooner. TensorFlow
     and Keras are among them if a repository is served. With a handler they are not, unless you name them here. `no`: each
     worker imports for itself. See [import before fork](operations/one-machine.md#import-before-fork)."""
-    name: str = setting("PERCORE_MODEL_NAME", "default", NAME)
+    handler_name: str = setting("PERCORE_HANDLER_NAME", "default", NAME)
     """The name under which your own handler is called, as version 1."""
     labels: Mapping[str, Mapping[str, int]] = setting("PERCORE_MODEL_LABELS", "", LABELS)
     """Names for versions, as `digits:stable=1,digits:canary=2`; called by `/v1/models/digits/labels/stable:predict`."""
@@ -193,9 +193,9 @@ class AppSettings:
 
     target: str = setting("PERCORE_APP", "", APP)
     """The app, named as for Gunicorn: `module:app`, or `module:factory()` if a function makes it. `module` alone means
-    `module:application`. Arguments are literals, as in `module:factory("cpu", debug=False)`. Then every request is a
-    call, except under `/-/`. The workers import it. The gateway does not import it, but needs the same value: if it
-    is set, a GET is a call."""
+    `module:application`. Arguments are literals, as in `module:factory("cpu", debug=False)`. If an app is set, every
+    request is a call, except under `/-/`. The workers import the app. The gateway does not import it, but needs the same
+    value, because with an app a GET is a call too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +203,8 @@ class ServerSettings:
     """Addresses, the state directory, and the log."""
 
     host: str = setting("PERCORE_HOST", "127.0.0.1", TEXT)
-    """Address of both ports. With the default only programs on this machine can connect, because there is no
-    authentication. Images set `0.0.0.0`."""
+    """Address of both ports. The default accepts connections only from this machine, because percore does not
+    authenticate clients. Images set `0.0.0.0`."""
     port: int = setting("PERCORE_PORT", "8080", PORT)
     """Port for calls."""
     status_port: int = setting("PERCORE_STATUS_PORT", "9090", PORT)
@@ -217,7 +217,7 @@ class ServerSettings:
     """Lowest level of the lines that are logged. Lines are JSON, on standard error; the line of each call is `info`."""
 
     @property
-    def reports(self) -> Path:
+    def report_socket(self) -> Path:
         """The unix socket on which workers report to the status server."""
         return self.state_dir / "events.sock"
 
@@ -240,8 +240,8 @@ class LimitSettings:
     """A timeout for each phase of a call, and bounds for bodies and the queue."""
 
     load_timeout: float = setting("PERCORE_LOAD_TIMEOUT", "600", SECONDS)
-    """Timeout for importing TensorFlow, and again for loading and warming up every model. If one of the two takes longer,
-    the process ends."""
+    """Timeout for importing TensorFlow, and again for loading and warming up all models together. If one of the two takes
+    longer, the process ends."""
     body_timeout: float = setting("PERCORE_BODY_TIMEOUT", "60", SECONDS)
     """Timeout for receiving a request. A slower client gets 408."""
     queue_timeout: float = setting("PERCORE_QUEUE_TIMEOUT", "7200", SECONDS)

@@ -38,7 +38,7 @@ def ensure_owned(folder: Path) -> None:
     It may belong to root, as a volume of a pod does. It must not be a symbolic link, which another user could have made in
     ``/tmp``.
     """
-    with start_errors(folder):
+    with os_errors_as_start_errors(folder):
         if folder.is_symlink():
             raise StartError(f"{KEY}={str(folder)!r}: must be a folder, and is a symbolic link")
         make(folder)
@@ -47,7 +47,7 @@ def ensure_owned(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def start_errors(path: Path) -> Iterator[None]:
+def os_errors_as_start_errors(path: Path) -> Iterator[None]:
     """Raise StartError, which names the file, for an error of the file system."""
     try:
         yield
@@ -67,7 +67,7 @@ def touch(path: Path) -> bool:
 
 def clear_socket(path: Path) -> None:
     """Remove the file of a socket that a killed process left; raise StartError if something else is in its place."""
-    with start_errors(path), contextlib.suppress(FileNotFoundError):
+    with os_errors_as_start_errors(path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise StartError(f"{path}: must be a socket, or must not exist")
         path.unlink()
@@ -85,7 +85,7 @@ class Lock:
         """Take it; return False if another process has it. Raises StartError if the file cannot be used."""
         ensure_owned(self._path.parent)
         while True:
-            with start_errors(self._path):
+            with os_errors_as_start_errors(self._path):
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,7 +123,7 @@ class Lock:
             return True
 
     def close(self) -> None:
-        """Release it, or forget it in a process that was forked."""
+        """Close the file. This releases the lock. In a forked process the lock stays with the parent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -72,7 +72,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     failures: int = 0
-    crashes: bool = True
+    always_ended_early: bool = True
     """Whether it has ended soon after each start so far."""
     started: float = 0.0
     due: float = field(default=0.0)
@@ -137,8 +137,8 @@ class Child:
             return status
         was_quick = now - self.started < EARLY_END_SECONDS
         self.failures = self.failures + 1 if was_quick else 0
-        self.crashes = self.crashes and was_quick and status != -signal.SIGKILL
-        if self.crashes and self.starts >= MOST_CRASHES:
+        self.always_ended_early = self.always_ended_early and was_quick and status != -signal.SIGKILL
+        if self.always_ended_early and self.starts >= MOST_CRASHES:
             log.critical("cannot start: %s ended %d times at its start, last with status %d", self.name, self.starts, status)
             return START_FAILED
         self.due, self.process = now + restart_delay(self.failures), None

@@ -15,8 +15,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy/helm/percore"
 HELM = str(Path(sys.executable).parent / "helm")
-FIXED = ("autoscaling.enabled=false", "monitoring.enabled=false")
-LIVE = ("--api-versions", "apiregistration.k8s.io/v1")
+WITHOUT_AUTOSCALING = ("autoscaling.enabled=false", "monitoring.enabled=false")
+CLUSTER_API_VERSIONS = ("--api-versions", "apiregistration.k8s.io/v1")
 """API versions that a real API server has. Helm does not know them without a cluster."""
 WITH_CRDS = ("--api-versions", "monitoring.coreos.com/v1/ServiceMonitor")
 VOLUME = ("calls.enabled=true",)

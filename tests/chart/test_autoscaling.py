@@ -7,7 +7,7 @@ import pytest
 import yaml
 from percore.gateway.gateway_metrics import GatewayMetrics
 
-from tests.chart.harness import LIVE, WITH_CRDS, Object, notes, one, refusal, render
+from tests.chart.harness import CLUSTER_API_VERSIONS, WITH_CRDS, Object, notes, one, refusal, render
 
 KEDA = "autoscaling.engine=keda"
 WITHOUT_PROMETHEUS = ("autoscaling.engine=keda-metrics-api", "monitoring.enabled=false")
@@ -108,7 +108,7 @@ def test_both_engines_can_scale_to_zero_pods(engine: str) -> None:
 
 
 def test_a_cluster_without_keda_is_refused_with_the_chart_to_install_or_the_value_to_set() -> None:
-    said = refusal(KEDA, more=(*LIVE, *WITH_CRDS))
+    said = refusal(KEDA, more=(*CLUSTER_API_VERSIONS, *WITH_CRDS))
     for word in (
         "ScaledObject",
         "Install KEDA",
@@ -117,8 +117,8 @@ def test_a_cluster_without_keda_is_refused_with_the_chart_to_install_or_the_valu
         "--set autoscaling.enabled=false",
     ):
         assert word in said
-    assert render(KEDA, more=(*LIVE, *WITH_CRDS, *WITH_KEDA))
-    assert render(more=(*LIVE, *WITH_CRDS)), "the other engine does not need it"
+    assert render(KEDA, more=(*CLUSTER_API_VERSIONS, *WITH_CRDS, *WITH_KEDA))
+    assert render(more=(*CLUSTER_API_VERSIONS, *WITH_CRDS)), "the other engine does not need it"
 
 
 @pytest.mark.parametrize("value", ["serverAddress=prometheus:9090", "serverAddress=", "server=http://a", "authenticationRef=a"])
@@ -127,7 +127,7 @@ def test_a_value_that_keda_cannot_use_is_refused(value: str) -> None:
 
 
 def test_keda_may_ask_a_prometheus_that_no_operator_runs() -> None:
-    objects = render(KEDA, "monitoring.enabled=false", more=(*LIVE, *WITH_KEDA))
+    objects = render(KEDA, "monitoring.enabled=false", more=(*CLUSTER_API_VERSIONS, *WITH_KEDA))
     assert {each["kind"] for each in objects} & {"ServiceMonitor", "PrometheusRule"} == set()
     assert one(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"] == trigger()["metadata"]
     assert 'service="first-percore-gateway"' in notes(KEDA, "monitoring.enabled=false")
@@ -141,7 +141,7 @@ def keda_alone(*values: str) -> Object:
 
 
 def test_keda_alone_asks_every_gateway_and_adds_their_calls_up() -> None:
-    objects = render(*WITHOUT_PROMETHEUS, more=(*MODERN, *LIVE, *WITH_KEDA))
+    objects = render(*WITHOUT_PROMETHEUS, more=(*MODERN, *CLUSTER_API_VERSIONS, *WITH_KEDA))
     assert {each["kind"] for each in objects} & {"ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler"} == set()
     [only] = one(objects, "ScaledObject")["spec"]["triggers"]
     assert (only["type"], only["metricType"]) == ("metrics-api", "AverageValue")
@@ -195,9 +195,9 @@ def test_keda_alone_adds_the_buffer_once_and_not_for_each_gateway() -> None:
 
 
 def test_keda_alone_needs_keda_and_no_prometheus_operator() -> None:
-    assert render(*WITHOUT_PROMETHEUS, more=(*LIVE, *WITH_KEDA))
-    assert "Install KEDA 2.20 or later" in refusal(*WITHOUT_PROMETHEUS, more=LIVE)
-    for said in (refusal("monitoring.enabled=false"), refusal(more=LIVE)):
+    assert render(*WITHOUT_PROMETHEUS, more=(*CLUSTER_API_VERSIONS, *WITH_KEDA))
+    assert "Install KEDA 2.20 or later" in refusal(*WITHOUT_PROMETHEUS, more=CLUSTER_API_VERSIONS)
+    for said in (refusal("monitoring.enabled=false"), refusal(more=CLUSTER_API_VERSIONS)):
         assert "--set autoscaling.engine=keda-metrics-api" in said
     said = notes(*WITHOUT_PROMETHEUS)
     assert "KEDA asks the gateways themselves" in said

@@ -10,8 +10,8 @@ from percore.gateway import gateway_settings
 
 from tests.chart.harness import (
     CHART,
-    FIXED,
     ROOT,
+    WITHOUT_AUTOSCALING,
     Object,
     containers,
     environment,
@@ -175,7 +175,7 @@ def test_every_setting_can_be_set_by_a_value() -> None:
     stored = ("calls.enabled=true", "calls.webhooks.hosts[0]=example.com", "calls.webhooks.existingSecret=signing")
     objects = render(*usual, *stored)
     shared = one(render(*stored, "calls.database.existingSecret=url"), "Deployment", "gateway")
-    # `calls.enabled` is whether there is a folder or a database.
+    # The chart sets no PERCORE_GATEWAY_CALLS_ENABLED: with `calls.enabled` it sets a folder or a database instead.
     container = shared["spec"]["template"]["spec"]["containers"][0]
     of_calls = {"PERCORE_GATEWAY_CALLS_ENABLED"} | {each["name"] for each in container["env"]}
     gateway_keys = {each.metadata["key"] for group in gateway_settings.GROUPS.values() for each in _fields(group)}
@@ -220,10 +220,10 @@ def test_an_alert_that_does_not_exist_cannot_be_left_out() -> None:
     assert render("monitoring.rules.disabled={PercoreAutoscalerStuck}", "autoscaling.enabled=false")
 
 
-def test_replicas_that_have_no_effect_are_said_to_have_none() -> None:
+def test_the_notes_say_that_replicas_has_no_effect_with_autoscaling() -> None:
     assert "replicas=4 has no effect" in notes("replicas=4")
     assert "has no effect" not in notes()
-    assert "has no effect" not in notes("replicas=4", *FIXED)
+    assert "has no effect" not in notes("replicas=4", *WITHOUT_AUTOSCALING)
 
 
 def test_helm_waits_longer_for_its_test_than_the_test_may_take() -> None:
@@ -238,7 +238,7 @@ def test_helm_waits_longer_for_its_test_than_the_test_may_take() -> None:
 def test_the_notes_say_that_autoscaling_begins_about_a_minute_late() -> None:
     assert "metricsRelistInterval" in notes()
     assert "about a minute" in notes("autoscaling.engine=keda")
-    assert "about a minute" not in notes(*FIXED)
+    assert "about a minute" not in notes(*WITHOUT_AUTOSCALING)
 
 
 @pytest.mark.parametrize(("version", "said"), [("1.34.1", True), ("1.35.0", False)])

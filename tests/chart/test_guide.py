@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.harness import FIXED, ROOT, render
+from tests.chart.harness import ROOT, WITHOUT_AUTOSCALING, render
 
 NODES = (ROOT / "docs/operations/nodes.md").read_text()
 VALUES = re.findall(r"^```yaml\n(# values.yaml\n.*?)^```", NODES, re.MULTILINE | re.DOTALL)
@@ -15,7 +15,7 @@ VALUES = re.findall(r"^```yaml\n(# values.yaml\n.*?)^```", NODES, re.MULTILINE |
 
 def pods(component: str, *values: str, more: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the pod template of a Deployment of the chart."""
-    deployments = [each for each in render(*values, *FIXED, more=more) if each["kind"] == "Deployment"]
+    deployments = [each for each in render(*values, *WITHOUT_AUTOSCALING, more=more) if each["kind"] == "Deployment"]
     [found] = [each for each in deployments if each["metadata"]["name"].endswith(component)]
     template: dict[str, Any] = found["spec"]["template"]
     return template

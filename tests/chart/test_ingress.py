@@ -8,21 +8,21 @@ import pytest
 import yaml
 
 from deploy.helm import ingress_table
-from tests.chart.harness import CHART, LIVE, ROOT, WITH_CRDS, Object, notes, one, refusal, render
+from tests.chart.harness import CHART, CLUSTER_API_VERSIONS, ROOT, WITH_CRDS, Object, notes, one, refusal, render
 
 ON = "ingress.enabled=true"
 TIMEOUTS = ("timeouts.queue=1000", "timeouts.run=2000", "timeouts.body=30", "timeouts.answer=30", "maxBodyBytes=12345")
-CALL = 1000 + 2000 + 2 * 30 + 60
+CALL_SECONDS = 1000 + 2000 + 2 * 30 + 60
 """The sum of the four timeouts and a minute."""
 ROUTE = ("httpRoute.enabled=true", "httpRoute.parentRefs[0].name=front")
 SETTINGS = {
-    "nginx": {"proxy-read-timeout": str(CALL), "proxy-send-timeout": str(CALL), "proxy-body-size": "12345"},
+    "nginx": {"proxy-read-timeout": str(CALL_SECONDS), "proxy-send-timeout": str(CALL_SECONDS), "proxy-body-size": "12345"},
     "traefik": {},
-    "haproxy": {"timeout-server": f"{CALL}s"},
-    "openshift": {"timeout": f"{CALL}s"},
+    "haproxy": {"timeout-server": f"{CALL_SECONDS}s"},
+    "openshift": {"timeout": f"{CALL_SECONDS}s"},
     "gke": {},
     "alb": {
-        "load-balancer-attributes": f"idle_timeout.timeout_seconds={CALL}",
+        "load-balancer-attributes": f"idle_timeout.timeout_seconds={CALL_SECONDS}",
         "target-type": "ip",
         "healthcheck-path": "/v2/health/ready",
     },
@@ -68,7 +68,7 @@ def test_gke_gets_its_timeout_and_its_health_check_by_a_backend_config_of_the_se
     objects = render(ON, *TIMEOUTS, "ingress.controller=gke", "service.annotations.a=b")
     config = one(objects, "BackendConfig")
     assert config["spec"] == {
-        "timeoutSec": CALL,
+        "timeoutSec": CALL_SECONDS,
         "healthCheck": {"type": "HTTP", "requestPath": "/v2/health/ready", "port": 8080},
     }
     service = one(objects, "Service", "first-percore")
@@ -79,9 +79,9 @@ def test_gke_gets_its_timeout_and_its_health_check_by_a_backend_config_of_the_se
 
 def test_a_controller_that_keeps_connections_longer_than_the_gateway_is_refused() -> None:
     said = refusal(ON, *TIMEOUTS, "ingress.controller=alb")
-    assert f"it keeps idle connections to a gateway for {CALL}s" in said
-    assert f"--set gateway.idleTimeoutSeconds={CALL + 20}" in said
-    assert render(ON, *TIMEOUTS, "ingress.controller=alb", f"gateway.idleTimeoutSeconds={CALL + 20}")
+    assert f"it keeps idle connections to a gateway for {CALL_SECONDS}s" in said
+    assert f"--set gateway.idleTimeoutSeconds={CALL_SECONDS + 20}" in said
+    assert render(ON, *TIMEOUTS, "ingress.controller=alb", f"gateway.idleTimeoutSeconds={CALL_SECONDS + 20}")
     assert "for 60s" in refusal(ON, "ingress.controller=nginx", "gateway.idleTimeoutSeconds=60")
     assert render("ingress.controller=alb"), "without an Ingress the controller has no effect"
 
@@ -151,10 +151,10 @@ def test_a_route_has_its_values_and_a_missing_one_is_named() -> None:
 
 
 def test_a_cluster_without_the_gateway_api_is_refused_with_the_value_to_set() -> None:
-    said = refusal(*ROUTE, more=(*LIVE, *WITH_CRDS))
+    said = refusal(*ROUTE, more=(*CLUSTER_API_VERSIONS, *WITH_CRDS))
     assert "this cluster has no HTTPRoute" in said
     assert "--set ingress.enabled=true" in said
-    assert render(*ROUTE, more=(*LIVE, *WITH_CRDS, "--api-versions", "gateway.networking.k8s.io/v1/HTTPRoute"))
+    assert render(*ROUTE, more=(*CLUSTER_API_VERSIONS, *WITH_CRDS, "--api-versions", "gateway.networking.k8s.io/v1/HTTPRoute"))
 
 
 def test_the_guide_has_the_annotations_that_the_chart_renders() -> None:

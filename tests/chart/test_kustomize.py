@@ -9,7 +9,7 @@ import yaml
 from deploy.kustomize import manifests
 from deploy.kustomize.replacements import replacements
 from tests import kustomize
-from tests.chart.harness import FIXED, Object
+from tests.chart.harness import WITHOUT_AUTOSCALING, Object
 
 needs_kubectl = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl is not on the PATH; tests/e2e/test_kustomize.py builds the same overlays"
@@ -34,7 +34,7 @@ def test_base_and_components_hold_the_chart_s_objects_each_once(engine: str) -> 
 
 
 def test_the_base_alone_is_the_chart_on_a_plain_cluster() -> None:
-    values = (*FIXED, "networkPolicy.enabled=false")
+    values = (*WITHOUT_AUTOSCALING, "networkPolicy.enabled=false")
     assert kustomize.difference(read("base"), kustomize.chart(*values, namespace="percore")) == {}
 
 
@@ -66,7 +66,7 @@ def test_no_object_of_an_overlay_has_labels_of_helm() -> None:
 
 def test_overlays_list_files_that_exist_and_nothing_from_elsewhere() -> None:
     overlays = list((kustomize.KUSTOMIZE / "overlays").iterdir())
-    assert {each.name for each in overlays} == kustomize.SAME.keys()
+    assert {each.name for each in overlays} == kustomize.CHART_VALUES.keys()
     for overlay in overlays:
         document = yaml.safe_load((overlay / "kustomization.yaml").read_text())
         for listed in [
@@ -109,7 +109,7 @@ def test_a_namespace_that_kustomize_could_not_replace_is_an_error() -> None:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", sorted(kustomize.SAME))
+@pytest.mark.parametrize("overlay", sorted(kustomize.CHART_VALUES))
 def test_an_overlay_and_the_chart_with_its_values_install_the_same(overlay: str) -> None:
     assert kustomize.drift(overlay) == {}
 

@@ -129,7 +129,7 @@ def test_alerts_and_helm_test_give_pods_the_same_time() -> None:
         (("model.uri=https://host/a.zip", "model.endpoint=http://other:1"), 443),
     ],
 )
-def test_the_network_policy_lets_a_pod_reach_the_store_and_names(values: tuple[str, ...], port: int) -> None:
+def test_the_network_policy_lets_a_pod_reach_the_store_and_dns(values: tuple[str, ...], port: int) -> None:
     given = (*values, "networkPolicy.modelStores[0].ipBlock.cidr=10.0.0.0/8", "networkPolicy.podEgress[0].ports[0].port=5432")
     store, names, credentials, more = one(render(*given), "NetworkPolicy", "-inference")["spec"]["egress"]
     assert store == {"ports": [{"port": port}], "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
@@ -138,7 +138,7 @@ def test_the_network_policy_lets_a_pod_reach_the_store_and_names(values: tuple[s
     assert more == {"ports": [{"port": 5432}]}
 
 
-def test_credentials_from_a_secret_and_files_need_no_way_to_the_metadata_of_a_cloud() -> None:
+def test_the_network_policy_opens_no_cloud_metadata_for_a_secret_or_for_a_file_uri() -> None:
     [_, names] = one(render(URI, "model.existingSecret=s"), "NetworkPolicy", "-inference")["spec"]["egress"]
     assert names["ports"][0]["port"] == 53
     assert one(render("model.uri=file:///mnt/models"), "NetworkPolicy", "-inference")["spec"]["egress"] == []

@@ -8,7 +8,7 @@ from percore.gateway.gateway_metrics import GatewayMetrics, label_of
 from percore.worker_metrics import DURATION_BUCKETS
 
 from deploy.monitoring import dashboard, queries
-from tests.chart.harness import CHART, FIXED, Object, one, refusal, render
+from tests.chart.harness import CHART, WITHOUT_AUTOSCALING, Object, one, refusal, render
 from tests.promql import selectors
 
 
@@ -22,7 +22,7 @@ def names(found: list[Object]) -> set[str]:
     return {rule["alert"] for rule in found if "alert" in rule}
 
 
-@pytest.mark.parametrize("values", [("monitoring.rules.enabled=false",), FIXED])
+@pytest.mark.parametrize("values", [("monitoring.rules.enabled=false",), WITHOUT_AUTOSCALING])
 def test_the_rules_can_be_switched_off(values: tuple[str, ...]) -> None:
     assert not [each for each in render(*values) if each["metadata"]["name"].endswith("-rules")]
 
@@ -126,7 +126,7 @@ def test_every_release_ships_the_dashboard_that_is_generated(release: str) -> No
     assert "annotations" not in found["metadata"]
 
 
-def test_the_dashboard_of_several_clusters_tells_them_apart_by_the_label_of_one_s_own() -> None:
+def test_the_dashboard_separates_clusters_by_the_label_that_the_values_name() -> None:
     found = one(render("monitoring.clusterLabel=k8s"), "ConfigMap", "-dashboard")["data"]["percore.json"]
     assert json.loads(found) == json.loads(
         dashboard.page(clusters=True).replace('cluster=\\"', 'k8s=\\"').replace(", cluster)", ", k8s)")
@@ -135,7 +135,7 @@ def test_the_dashboard_of_several_clusters_tells_them_apart_by_the_label_of_one_
     assert "monitoring.clusterLabel" in refusal("monitoring.clusterLabel=a-b")
 
 
-@pytest.mark.parametrize("values", [("monitoring.dashboard.enabled=false",), FIXED])
+@pytest.mark.parametrize("values", [("monitoring.dashboard.enabled=false",), WITHOUT_AUTOSCALING])
 def test_the_dashboard_can_be_switched_off(values: tuple[str, ...]) -> None:
     assert "ConfigMap" not in {each["kind"] for each in render(*values)}
 

@@ -11,10 +11,10 @@ from tests.chart.harness import (
     CHART,
     CLAIMED,
     DATABASE,
-    FIXED,
     NOT_OF_KUBERNETES,
     VOLUME,
     WEBHOOKS,
+    WITHOUT_AUTOSCALING,
     Object,
     containers,
     environment,
@@ -46,7 +46,7 @@ EVERYTHING = (
 APP = ("app=myapp:create_app()", "gateway.healthPaths={/,/health}")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "defaults": (),
-    "fixed": FIXED,
+    "fixed": WITHOUT_AUTOSCALING,
     "everything": EVERYTHING,
     "app": APP,
     "stored": VOLUME,
@@ -292,7 +292,7 @@ def test_a_cluster_that_has_no_native_sidecars_is_refused() -> None:
 
 
 def test_without_autoscaling_the_number_of_pods_is_fixed() -> None:
-    objects = render(*FIXED, "replicas=4")
+    objects = render(*WITHOUT_AUTOSCALING, "replicas=4")
     assert one(objects, "Deployment", "inference")["spec"]["replicas"] == 4
     kinds = {each["kind"] for each in objects}
     assert not kinds & {"HorizontalPodAutoscaler", "ServiceMonitor", "PrometheusRule"}
@@ -462,7 +462,7 @@ def test_the_notes_say_how_to_reach_this_release() -> None:
 
 
 def test_the_notes_and_the_test_of_an_own_handler_do_not_call_the_demo_model() -> None:
-    values = (*FIXED, "handler=fortune:Fortune")
+    values = (*WITHOUT_AUTOSCALING, "handler=fortune:Fortune")
     assert "digits" not in notes(*values)
     [container] = one(render(*values), "Pod")["spec"]["containers"]
     assert environment(container)["EXAMPLE_PATH"] == ""
@@ -480,17 +480,19 @@ def test_an_app_is_known_to_the_worker_and_to_the_gateway_which_also_has_the_pat
 
 
 def test_the_notes_and_the_test_of_an_app_call_it_only_as_the_example_says() -> None:
-    said = notes(*FIXED, *APP)
+    said = notes(*WITHOUT_AUTOSCALING, *APP)
     assert "curl -i http://127.0.0.1:8080/\n" in said
     assert "loaded the app" in said
     assert "digits" not in said
-    [container] = one(render(*FIXED, *APP), "Pod")["spec"]["containers"]
+    [container] = one(render(*WITHOUT_AUTOSCALING, *APP), "Pod")["spec"]["containers"]
     assert environment(container)["EXAMPLE_PATH"] == ""
-    example = (*FIXED, *APP, "example.path=/items?kind=a&kind=b", "example.body=")
+    example = (*WITHOUT_AUTOSCALING, *APP, "exampleCall.path=/items?kind=a&kind=b", "exampleCall.body=")
     assert "curl -i 'http://127.0.0.1:8080/items?kind=a&kind=b'\n" in notes(*example)
     [container] = one(render(*example), "Pod")["spec"]["containers"]
     assert (environment(container)["EXAMPLE_PATH"], environment(container)["EXAMPLE_BODY"]) == ("/items?kind=a&kind=b", "")
-    assert "curl -i http://127.0.0.1:8080/predict -d 'a'\n" in notes(*FIXED, *APP, "example.path=/predict", "example.body=a")
+    assert "curl -i http://127.0.0.1:8080/predict -d 'a'\n" in notes(
+        *WITHOUT_AUTOSCALING, *APP, "exampleCall.path=/predict", "exampleCall.body=a"
+    )
 
 
 def test_the_test_calls_the_gateway_of_its_release() -> None:

@@ -9,7 +9,7 @@ import yaml
 from percore import __version__
 
 from deploy.monitoring import dashboard
-from tests.chart.harness import CHART, LIVE, ROOT, WITH_CRDS, helm, one
+from tests.chart.harness import CHART, CLUSTER_API_VERSIONS, ROOT, WITH_CRDS, helm, one
 
 KEDA = ("--api-versions", "keda.sh/v1alpha1/ScaledObject")
 PAGE = (ROOT / "docs/quickstart-kubernetes.md").read_text()
@@ -29,7 +29,9 @@ def installed(command: list[str]) -> list[dict[str, Any]]:
     """Return the objects that a `helm install` of the chart would create."""
     assert command[3] == str(CHART.relative_to(ROOT))
     options = [word for word in command[4:] if word != "--create-namespace"]
-    done = helm("template", command[2], str(CHART), *options, *LIVE, *WITH_CRDS, *KEDA, "--kube-version", "1.35.0")
+    done = helm(
+        "template", command[2], str(CHART), *options, *CLUSTER_API_VERSIONS, *WITH_CRDS, *KEDA, "--kube-version", "1.35.0"
+    )
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from deploy.helm import values_table
-from tests.chart.harness import CHART, FIXED, LIVE, WITH_CRDS, refusal, render, template
+from tests.chart.harness import CHART, CLUSTER_API_VERSIONS, WITH_CRDS, WITHOUT_AUTOSCALING, refusal, render, template
 
 VALUES = (CHART / "values.yaml").read_text()
 
@@ -88,11 +88,11 @@ def test_the_worker_may_have_any_environment_that_the_chart_does_not_set() -> No
 
 
 def test_a_cluster_without_the_prometheus_operator_is_refused_with_the_value_to_set() -> None:
-    said = refusal(more=LIVE)
+    said = refusal(more=CLUSTER_API_VERSIONS)
     for word in ("ServiceMonitor", "kube-prometheus-stack", "prometheus-adapter", "--set autoscaling.enabled=false"):
         assert word in said
-    assert render(*FIXED, more=LIVE)
-    assert render(more=(*LIVE, *WITH_CRDS))
+    assert render(*WITHOUT_AUTOSCALING, more=CLUSTER_API_VERSIONS)
+    assert render(more=(*CLUSTER_API_VERSIONS, *WITH_CRDS))
 
 
 def test_without_a_cluster_the_defaults_are_rendered() -> None:

@@ -38,7 +38,7 @@ def namespace() -> Iterator[str]:
 
 
 @pytest.fixture
-def alone() -> Iterator[str]:
+def empty_namespace() -> Iterator[str]:
     """A namespace in which nothing else is installed."""
     with restricted() as name:
         yield name
@@ -81,12 +81,12 @@ def releases(namespace: str, session: pytest.Session) -> Iterator[Install]:
         yield installed
     finally:
         if session.testsfailed > failed:
-            _tell(namespace)
+            _print_state(namespace)
         for release in made:
             release.uninstall()
 
 
-def _tell(namespace: str) -> None:
+def _print_state(namespace: str) -> None:
     """Print the state that an operator would look at first."""
     for what in (
         ("get", "pods,hpa,endpointslices", "-o", "wide"),

@@ -27,7 +27,7 @@ class Crowd:
     leaving: float = 0.0
     patience: float = 0.1
     host: str = ""
-    """The URL that they call; empty: the release's Service."""
+    """The host that they call; empty: the host of the release's Service."""
 
     def start(self) -> Crowd:
         """Begin to call."""

@@ -8,7 +8,7 @@ import time
 
 from tests.e2e.harness import kubectl
 
-PASSING = {"events", "events.events.k8s.io", "pods.metrics.k8s.io"}
+TRANSIENT_KINDS = {"events", "events.events.k8s.io", "pods.metrics.k8s.io"}
 """Kinds of objects that Kubernetes itself creates and removes."""
 
 
@@ -35,4 +35,4 @@ def settled(namespace: str, wanted: set[str], seconds: float) -> set[str]:
 
 def _names(*where: str, namespaced: bool) -> list[str]:
     kinds = set(kubectl("api-resources", "--verbs=list", f"--namespaced={str(namespaced).lower()}", "-o", "name").split())
-    return kubectl(*where, "get", ",".join(sorted(kinds - PASSING)), "-o", "name", "--ignore-not-found").split()
+    return kubectl(*where, "get", ",".join(sorted(kinds - TRANSIENT_KINDS)), "-o", "name", "--ignore-not-found").split()

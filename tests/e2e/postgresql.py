@@ -13,7 +13,7 @@ NAME = "database"
 """The name of the pod, its container, its Service, and the Secret with its URL."""
 PASSWORD = "of-tests"
 DATA = "/data/calls"
-# Process 1 of a container cannot be killed from within. So that is a shell, and it starts the server again at once, in place:
+# A process in a container cannot kill process 1. So process 1 is a shell here, and the shell starts the server again at once.
 # Kubernetes would wait longer each time. Until the last process of the old server has ended, the new one refuses to start.
 SERVE = f"""
 echo {PASSWORD} >/tmp/password

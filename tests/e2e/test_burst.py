@@ -43,14 +43,14 @@ def scaled(namespace: str, request: pytest.FixtureRequest) -> Iterator[Release]:
 @pytest.fixture
 def autoscaled(scaled: Release) -> Release:
     """One ready pod. It has been the only pod for so long that earlier tests have no effect."""
-    calm(scaled, 10)
+    set_stabilization(scaled, 10)
     eventually(lambda: scaled.wanted() == 1, every=1)
     scaled.wait(1)
-    calm(scaled, 60)
+    set_stabilization(scaled, 60)
     return scaled
 
 
-def calm(release: Release, seconds: int) -> None:
+def set_stabilization(release: Release, seconds: int) -> None:
     release.upgrade({"autoscaling": {"scaleDownStabilizationSeconds": seconds}})
 
 
@@ -122,7 +122,7 @@ def test_scaling_in_takes_idle_pods_and_the_calls_that_run_finish(autoscaled: Re
         # On a busy machine the last pods are ready only after the short calls have ended. The HPA wants all pods until the
         # stabilization time is over.
         eventually(lambda: len(autoscaled.ready()) == CALLS, seconds=60)
-        calm(autoscaled, 10)
+        set_stabilization(autoscaled, 10)
         eventually(lambda: len(autoscaled.ready()) == 3, seconds=60)
         kept = set(autoscaled.ready())
         assert all(call.running for call in long)
@@ -140,7 +140,7 @@ def test_prometheus_gone_for_two_minutes_changes_nothing(autoscaled: Release) ->
     with autoscaled.forwarded() as gateway:
         calls = [Call(gateway + CALL, sleeping(90), seconds=200).start() for _ in range(4)]
         eventually(lambda: len(autoscaled.ready()) == 4, seconds=60)
-        calm(autoscaled, 10)
+        set_stabilization(autoscaled, 10)
         with prometheus.gone() if DISRUPTIVE else autoscaled.unscraped():
             ends = time.monotonic() + 120
             while time.monotonic() < ends:

@@ -57,7 +57,7 @@ def _queued(release: Release) -> float:
 
 
 def test_a_handler_of_your_own_needs_three_lines(install: Install) -> None:
-    release = install("own", handler="", image={"repository": "localhost/percore/own"}, example={"path": ""})
+    release = install("own", handler="", image={"repository": "localhost/percore/own"}, exampleCall={"path": ""})
     with release.forwarded() as gateway:
         answer = requests.post(gateway + CALL, json={"inputs": {"stars": [[1.0, 2.0]]}}, timeout=SECONDS)
     assert answer.json() == {"outputs": [8.0]}

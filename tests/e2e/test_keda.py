@@ -18,7 +18,7 @@ from tests.e2e.keda import Watch, health
 
 pytestmark = pytest.mark.skipif(not objects.knows("scaledobjects.keda.sh"), reason="needs KEDA: chart kedacore/keda")
 CALLS = 11
-CALM = 10
+STABILIZATION_SECONDS = 10
 KEDA = {
     "monitoring": {"enabled": True},
     "autoscaling": {
@@ -26,7 +26,7 @@ KEDA = {
         "engine": "keda",
         "minReplicas": 0,
         "maxReplicas": CALLS,
-        "scaleDownStabilizationSeconds": CALM,
+        "scaleDownStabilizationSeconds": STABILIZATION_SECONDS,
     },
 }
 
@@ -47,7 +47,7 @@ def idle(scaled: Release) -> Release:
     return scaled
 
 
-def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_none_again(idle: Release) -> None:
+def test_one_call_starts_one_pod_and_ten_more_calls_start_ten_pods_and_at_the_end_there_are_none(idle: Release) -> None:
     with Watch(idle) as watch:
         with idle.forwarded() as gateway:
             first = Call(gateway + CALL, sleeping(30), seconds=200).start()
@@ -75,7 +75,7 @@ def test_a_metric_that_is_lost_for_two_minutes_changes_nothing_though_the_calls_
                 time.sleep(1)
             assert health(idle) == "Failing"
             assert [call.done().status for call in calls] == [200] * 4
-            assert time.time() - max(call.ended for call in calls) > 2 * CALM, "it had no reason to scale in"
+            assert time.time() - max(call.ended for call in calls) > 2 * STABILIZATION_SECONDS, "it had no reason to scale in"
     eventually(lambda: idle.replicas() == 0)
 
 

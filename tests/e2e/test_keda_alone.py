@@ -19,7 +19,7 @@ from tests.e2e.test_stored_calls import Callers
 
 pytestmark = pytest.mark.skipif(not objects.knows("scaledobjects.keda.sh"), reason="needs KEDA: chart kedacore/keda")
 CALLS = 11
-CALM = 10
+STABILIZATION_SECONDS = 10
 NOBODY = {"podSelector": {"matchLabels": {"app": "nobody"}}}
 VALUES = {
     "monitoring": {"enabled": False},
@@ -28,7 +28,7 @@ VALUES = {
         "engine": "keda-metrics-api",
         "minReplicas": 0,
         "maxReplicas": CALLS,
-        "scaleDownStabilizationSeconds": CALM,
+        "scaleDownStabilizationSeconds": STABILIZATION_SECONDS,
     },
     # Only KEDA's operator may read the metrics.
     "networkPolicy": {"scrapers": [NOBODY]},
@@ -51,7 +51,7 @@ def idle(scaled: Release) -> Release:
     return scaled
 
 
-def test_the_first_call_wakes_a_pod_ten_more_get_one_each_and_then_there_are_none_again(idle: Release) -> None:
+def test_one_call_starts_one_pod_and_ten_more_calls_start_ten_pods_and_at_the_end_there_are_none(idle: Release) -> None:
     with Watch(idle) as watch:
         with idle.forwarded() as gateway:
             first = Call(gateway + CALL, sleeping(40), seconds=200).start()
@@ -113,7 +113,7 @@ def test_while_no_gateway_can_be_asked_the_number_of_pods_stays_and_then_it_foll
         with idle.unscraped():
             eventually(lambda: health(idle) == "Failing", seconds=30)
             assert [call.done().status for call in calls] == [200] * 3
-            ends = time.monotonic() + 4 * CALM
+            ends = time.monotonic() + 4 * STABILIZATION_SECONDS
             while time.monotonic() < ends:
                 assert idle.replicas() == 3
                 time.sleep(1)

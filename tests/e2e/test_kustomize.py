@@ -16,10 +16,10 @@ from tests.e2e import objects
 from tests.e2e.harness import SECONDS, Release, documents, eventually, images, kubectl, run
 
 NEEDS = {"production": ("servicemonitors.monitoring.coreos.com", "needs the Prometheus operator: chart kube-prometheus-stack")}
-EXAMPLE = yaml.safe_load((CHART / "values.yaml").read_text())["example"]
+EXAMPLE = yaml.safe_load((CHART / "values.yaml").read_text())["exampleCall"]
 
 
-@pytest.fixture(params=sorted(kustomize.SAME))
+@pytest.fixture(params=sorted(kustomize.CHART_VALUES))
 def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Release]:
     """An installed overlay, in the namespace that it names."""
     overlay: str = request.param
@@ -61,7 +61,7 @@ def test_an_overlay_is_admitted_becomes_ready_and_answers(installed: Release) ->
     assert answer.json()["predictions"][0]["digit"] == 7
 
 
-@pytest.mark.parametrize("overlay", sorted(kustomize.SAME))
+@pytest.mark.parametrize("overlay", sorted(kustomize.CHART_VALUES))
 def test_an_overlay_and_the_chart_with_its_values_install_the_same(overlay: str) -> None:
     """The same test is in tests/chart, but kubectl may be missing there."""
     assert kustomize.drift(overlay) == {}

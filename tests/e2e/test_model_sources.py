@@ -27,7 +27,7 @@ from tests.stores import AZURE_ACCOUNT, AZURE_KEY
 KEY, SECRET = "the-key-of-the-test", "the-secret-of-the-test"
 SEVEN = [0, 0, 7, 8, 13, 16, 15, 1, 0, 0, 7, 7, 4, 11, 12, 0, 0, 0, 0, 0, 8, 13, 1, 0, 0, 4, 8, 8, 15, 15, 6, 0]
 SEVEN += [0, 2, 11, 15, 15, 4, 0, 0, 0, 0, 0, 16, 5, 0, 0, 0, 0, 0, 9, 15, 1, 0, 0, 0, 0, 0, 13, 5, 0, 0, 0, 0]
-LOADS = {"handler": "", "memory": "1Gi", "example": {"path": ""}}
+DEMO_MODEL_VALUES = {"handler": "", "memory": "1Gi", "exampleCall": {"path": ""}}
 """Additional values for a release with the demo model."""
 STORE = {"endpoint": "http://store:8333", "existingSecret": "store", "maxBytes": 100_000_000}
 SITE = {"caConfigMap": {"name": "store"}, "maxBytes": 100_000_000}
@@ -187,7 +187,7 @@ FOLDER = r"cd /buckets/bucket/models && find . -type f -printf '%P\n' | LC_ALL=C
 
 def test_models_of_an_s3_store_with_a_digest(install: Install, store: str) -> None:
     digest = digest_in_store(store, FOLDER)
-    release = install("s3", **LOADS, model={"uri": "s3://bucket/models", "digest": digest, **STORE})
+    release = install("s3", **DEMO_MODEL_VALUES, model={"uri": "s3://bucket/models", "digest": digest, **STORE})
     [pod] = release.wait(1)
     sees_a_seven(release)
     shows_digest(release, digest)
@@ -207,7 +207,7 @@ def test_models_of_azure(install: Install, store: str) -> None:
     kubectl("-n", store, "exec", "deployment/store", "-c", "s3", "--", "rclone", "copy", "--config", "", "/buckets", remote)
     digest = digest_in_store(store, FOLDER)
     model = {"uri": "az://bucket/models", "endpoint": endpoint.replace("localhost", "store"), "existingSecret": "azure"}
-    release = install("azure", **LOADS, model={**model, "digest": digest, "maxBytes": 100_000_000})
+    release = install("azure", **DEMO_MODEL_VALUES, model={**model, "digest": digest, "maxBytes": 100_000_000})
     [pod] = release.wait(1)
     sees_a_seven(release)
     shows_digest(release, digest)
@@ -218,14 +218,14 @@ def test_models_of_azure(install: Install, store: str) -> None:
 def test_models_of_google_cloud_storage(install: Install, store: str) -> None:
     digest = digest_in_store(store, FOLDER)
     model = {"uri": "gs://bucket/models", "endpoint": "http://store:4443", "anonymous": True}
-    release = install("google", **LOADS, model={**model, "digest": digest, "maxBytes": 100_000_000})
+    release = install("google", **DEMO_MODEL_VALUES, model={**model, "digest": digest, "maxBytes": 100_000_000})
     release.wait(1)
     sees_a_seven(release)
     shows_digest(release, digest)
 
 
 def test_an_archive_of_an_https_server_whose_ca_is_private(install: Install, store: str) -> None:
-    release = install("site", **LOADS, model={"uri": "https://store:8443/digits.tar.gz", **SITE})
+    release = install("site", **DEMO_MODEL_VALUES, model={"uri": "https://store:8443/digits.tar.gz", **SITE})
     release.wait(1)
     sees_a_seven(release)
     shows_digest(release, digest_in_store(store, "sha256sum /site/digits.tar.gz"))
@@ -235,7 +235,9 @@ def test_an_image_that_holds_nothing_but_models(install: Install) -> None:
     version = json.loads(kubectl("version", "-o", "json"))["serverVersion"]
     if (int(version["major"]), int(version["minor"].rstrip("+"))) < (1, 35):
         pytest.skip("this version of Kubernetes mounts no images")
-    release = install("oci", **LOADS, model={"image": f"localhost/percore/models:{os.environ['PERCORE_E2E_MODELS_TAG']}"})
+    release = install(
+        "oci", **DEMO_MODEL_VALUES, model={"image": f"localhost/percore/models:{os.environ['PERCORE_E2E_MODELS_TAG']}"}
+    )
     release.wait(1)
     sees_a_seven(release)
     shows_digest(release, "")
@@ -273,7 +275,9 @@ def test_a_volume_with_models(install: Install, store: str) -> None:
     with volume(store, "models"):
         kubectl("-n", store, "apply", "-f", "-", given=yaml.safe_dump_all([claim, fill]))
         kubectl("-n", store, "wait", "pod/fill", "--for=jsonpath={.status.phase}=Succeeded", f"--timeout={SECONDS:g}s")
-        release = install("volume", **LOADS, model={"persistentVolumeClaim": {"claimName": "models", "subPath": "of/this"}})
+        release = install(
+            "volume", **DEMO_MODEL_VALUES, model={"persistentVolumeClaim": {"claimName": "models", "subPath": "of/this"}}
+        )
         release.wait(1)
         sees_a_seven(release)
         shows_digest(release, "")
@@ -314,8 +318,10 @@ FAILURES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(
     "names", [list(FAILURES)[at : at + 4] for at in range(0, len(FAILURES), 4)], ids=lambda names: names[0]
 )
-def test_a_fetch_that_fails_is_one_sentence_of_the_pod_and_nothing_is_served(install: Install, names: list[str]) -> None:
-    releases = {name: install(f"bad-{name}", **LOADS, timeouts={"load": 20}, model=FAILURES[name][0]) for name in names}
+def test_if_a_fetch_fails_the_pod_shows_one_sentence_and_serves_nothing(install: Install, names: list[str]) -> None:
+    releases = {
+        name: install(f"bad-{name}", **DEMO_MODEL_VALUES, timeouts={"load": 20}, model=FAILURES[name][0]) for name in names
+    }
     for name, release in releases.items():
         said = eventually(partial(fetch_message, release))
         assert FAILURES[name][1] in said, name
@@ -323,8 +329,8 @@ def test_a_fetch_that_fails_is_one_sentence_of_the_pod_and_nothing_is_served(ins
         assert not release.ready()
 
 
-def test_a_full_disk_is_one_sentence_of_the_pod_too(install: Install, store: str) -> None:
-    release = install("full", **LOADS, model={"uri": "https://store:8443/digits.tar.gz", **SITE})
+def test_if_the_disk_is_full_the_pod_shows_one_sentence(install: Install, store: str) -> None:
+    release = install("full", **DEMO_MODEL_VALUES, model={"uri": "https://store:8443/digits.tar.gz", **SITE})
     small = {"name": "models", "emptyDir": {"medium": "Memory", "sizeLimit": "100Ki"}}
     patch = {"spec": {"template": {"spec": {"volumes": [small]}}}}
     kubectl("-n", store, "patch", f"deployment/{release.full_name}-inference", "--patch", json.dumps(patch))
@@ -352,7 +358,7 @@ class Callers:
         for thread in self._threads:
             thread.join(SECONDS)
 
-    def more(self) -> None:
+    def wait_for_more_answers(self) -> None:
         """Wait until further calls have been answered."""
         before = self.statuses.total()
         eventually(lambda: self.statuses.total() > before + 10)
@@ -365,17 +371,17 @@ class Callers:
                 self.statuses[0] += 1
 
 
-def test_a_new_revision_loses_no_call_and_of_a_broken_one_an_alert_says_so(install: Install, store: str) -> None:
+def test_a_new_revision_loses_no_call_and_an_alert_fires_for_a_broken_revision(install: Install, store: str) -> None:
     """Takes minutes, because Prometheus must first load the rules and find the Deployment."""
     model = {"uri": "s3://bucket/models", **STORE}
-    release = install("revisions", **LOADS, model=model, monitoring={"enabled": True})
+    release = install("revisions", **DEMO_MODEL_VALUES, model=model, monitoring={"enabled": True})
     deployment = f"deployment/{release.full_name}-inference"
     first = release.wait(1)
     with release.forwarded() as gateway, Callers(gateway) as callers:
-        callers.more()
+        callers.wait_for_more_answers()
         release.upgrade({"model": {"revision": "2"}})
         second = eventually(lambda: [pod for pod in release.wait(1) if pod not in first])
-        callers.more()
+        callers.wait_for_more_answers()
 
         release.upgrade({"model": {"revision": "3", "uri": "s3://bucket/nothing"}})
         # The chart's own deadline is minutes long. This changes no pod.
@@ -385,11 +391,11 @@ def test_a_new_revision_loses_no_call_and_of_a_broken_one_an_alert_says_so(insta
         alert = f'ALERTS{{alertname="PercoreRevisionNotReady",namespace="{store}",alertstate="firing"}}'
         eventually(lambda: prometheus.query(alert), seconds=300, every=2)
         assert release.ready() == second
-        callers.more()
+        callers.wait_for_more_answers()
 
         kubectl("-n", store, "rollout", "undo", deployment)
         eventually(lambda: len(release.pods("inference")) == 1)
         assert release.ready() == second
-        callers.more()
+        callers.wait_for_more_answers()
     assert set(callers.statuses) == {200}
     eventually(lambda: not prometheus.query(alert), seconds=120, every=2)

@@ -22,10 +22,10 @@ from tests.e2e.volumes import STORED_CALLS, volume
 from tests.grafana import Query, queries
 from tests.promql import selectors
 
-MOST, CALLS, RUN_SECONDS = 3, 5, 45.0
+MAX_PODS, CALLS, RUN_SECONDS = 3, 5, 45.0
 VALUES = {
     "monitoring": {"enabled": True, "podInterval": "2s"},
-    "autoscaling": {"enabled": True, "maxReplicas": MOST, "scaleDownStabilizationSeconds": 300},
+    "autoscaling": {"enabled": True, "maxReplicas": MAX_PODS, "scaleDownStabilizationSeconds": 300},
     **STORED_CALLS,  # a gateway without a store has none of its series
 }
 QUERIES = list(queries(dashboard.build()))
@@ -59,21 +59,21 @@ def watched(namespace: str, request: pytest.FixtureRequest) -> Iterator[Watched]
         eventually(lambda: seen.ask("Executing") == [0.0] and seen.ask("Busy or free") == [1.0], seconds=300, every=1)
         with seen.release.forwarded() as gateway:
             seen.calls = [Call(gateway + CALL, sleeping(RUN_SECONDS), seconds=200).start() for _ in range(CALLS)]
-            seen.during = eventually(lambda: _headline_at_the_most(seen), seconds=RUN_SECONDS, every=0.5)
+            seen.during = eventually(lambda: _headline_if_all_pods_compute(seen), seconds=RUN_SECONDS, every=0.5)
             failed = Call(gateway + CALL, sleeping(1e300), seconds=200).start()
             seen.calls = [call.done() for call in (*seen.calls, failed)]
         yield seen
 
 
-def _headline_at_the_most(seen: Watched) -> dict[str, list[float]]:
+def _headline_if_all_pods_compute(seen: Watched) -> dict[str, list[float]]:
     """Return the headline when the largest number of pods computes; nothing before."""
     said = {panel: seen.ask(panel) for panel in ("Executing", "Queued", "Ready pods", "Wanted pods")}
-    return said if said["Executing"] == [float(MOST)] and said["Ready pods"] == [float(MOST)] else {}
+    return said if said["Executing"] == [float(MAX_PODS)] and said["Ready pods"] == [float(MAX_PODS)] else {}
 
 
 def test_the_headline_shows_the_state_of_the_calls(watched: Watched) -> None:
     counts = {panel: int(value) for panel, [value] in watched.during.items()}
-    assert counts == {"Executing": MOST, "Queued": CALLS - MOST, "Ready pods": MOST, "Wanted pods": MOST}
+    assert counts == {"Executing": MAX_PODS, "Queued": CALLS - MAX_PODS, "Ready pods": MAX_PODS, "Wanted pods": MAX_PODS}
     assert [call.status for call in watched.calls] == [200] * CALLS + [500]
 
 
@@ -97,13 +97,13 @@ def test_the_time_from_wanted_to_ready_is_that_of_the_pods_own_status(watched: W
         since = ready_since(pod)
         assert since is not None
         took.append(-age(since, 0) - -age(pod["metadata"]["creationTimestamp"], 0))
-    assert len(took) == MOST
+    assert len(took) == MAX_PODS
     assert watched.ask("From wanted to ready", "slowest") == [max(took)]
     assert watched.ask("From wanted to ready", "fastest") == [min(took)]
 
 
 def test_every_query_of_the_dashboard_returns_data(watched: Watched) -> None:
-    """Rules of days are evaluated every two minutes."""
+    """Prometheus evaluates rules with windows of days every two minutes. So a query may get its first data after that time."""
     empty = {query: watched.filled(query) for query in QUERIES}
     ends = time.monotonic() + 180
     while empty and time.monotonic() < ends:

@@ -47,7 +47,7 @@ def test_calls_go_on_without_the_api_server_for_a_minute_and_pods_are_found_agai
 
 
 def _known(release: Release) -> int:
-    """Return how many pods the gateway knows that compute no call."""
+    """Return how many listed pods have neither a reservation nor a run."""
     [gateway] = release.ready("gateway")
     with release.forwarded(f"pod/{gateway}", 9090) as status:
         return int(metric(status, "percore_gateway_pods", state="unknown"))

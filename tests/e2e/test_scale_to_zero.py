@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import releases
 from tests.e2e.harness import CALL, Call, Release, eventually, run, sleeping
 
-CALM = 10
+STABILIZATION_SECONDS = 10
 TO_ZERO = {
     "monitoring": {"enabled": True},
     "autoscaling": {
@@ -19,7 +19,7 @@ TO_ZERO = {
         "minReplicas": 0,
         "spareReplicas": 2,
         "maxReplicas": 4,
-        "scaleDownStabilizationSeconds": CALM,
+        "scaleDownStabilizationSeconds": STABILIZATION_SECONDS,
     },
 }
 
@@ -61,7 +61,7 @@ def value(release: Release, metric: str) -> str:
     return str(json.loads(said)["items"][0]["value"]) if said else ""
 
 
-def test_the_buffer_is_there_before_the_first_call_and_not_a_fallback_for_a_missing_metric(scaled: Release) -> None:
+def test_the_buffer_is_there_before_the_first_call_and_a_missing_metric_changes_nothing(scaled: Release) -> None:
     eventually(lambda: scaled.replicas() == 2, seconds=60, every=1)
     scaled.wait(2)
     with scaled.forwarded() as gateway:

@@ -81,10 +81,10 @@ class Traffic:
         return [call.done().status for call in (self.running, self.queued)]
 
 
-def test_an_upgrade_and_a_rollback_cut_no_call(alone: str, tmp_path: Path) -> None:
+def test_an_upgrade_and_a_rollback_cut_no_call(empty_namespace: str, tmp_path: Path) -> None:
     chart = packaged("0.0.1", tmp_path)
     values = merged({**FIXED, **SMALL, "handler": SLEEP}, BEFORE)
-    release = Release("moving", alone, values, chart)
+    release = Release("moving", empty_namespace, values, chart)
     try:
         release.install()
         pods = [*release.wait(1), *release.wait(1, "gateway")]
@@ -99,14 +99,14 @@ def test_an_upgrade_and_a_rollback_cut_no_call(alone: str, tmp_path: Path) -> No
 
         with release.forwarded(f"pod/{after[1]}") as gateway:
             traffic = Traffic(gateway)
-            run(HELM, "rollback", release.name, "1", "-n", alone)
+            run(HELM, "rollback", release.name, "1", "-n", empty_namespace)
             meanwhile = _call_a_successor_of(release, after[1])
             assert [*traffic.statuses(), meanwhile.done().status] == [200] * 3
         last = [*release.wait(1), *release.wait(1, "gateway")]
         assert set(after).isdisjoint(last)
         [pod] = release.pods("inference")
         assert pod["metadata"]["annotations"]["revision"] == "before"
-        history = json.loads(run(HELM, "history", release.name, "-n", alone, "-o", "json"))
+        history = json.loads(run(HELM, "history", release.name, "-n", empty_namespace, "-o", "json"))
         assert [each["chart"] for each in history][:1] == [each["chart"] for each in history][-1:] == ["percore-0.0.1"]
     finally:
         release.uninstall()
@@ -119,18 +119,21 @@ def _call_a_successor_of(release: Release, gateway: str) -> Call:
         return Call(successor + CALL, sleeping(1), seconds=150).start().done()
 
 
-def test_uninstalling_leaves_nothing_behind(alone: str) -> None:
-    """The release has had calls, deletion costs of pods and recorded series. The namespace is not forced to end."""
-    before = objects.of(alone)
+def test_uninstalling_leaves_nothing_behind(empty_namespace: str) -> None:
+    """The release has had calls, deletion costs of pods and recorded series.
+
+    The test does not delete the namespace, so only the uninstall removes objects.
+    """
+    before = objects.of(empty_namespace)
     scaled = objects.knows("servicemonitors.monitoring.coreos.com")
     values = {"monitoring": {"enabled": scaled}, "autoscaling": {"enabled": scaled, "spareReplicas": 1}}
-    release = Release("leaving", alone, merged({**SMALL, "handler": SLEEP}, values))
+    release = Release("leaving", empty_namespace, merged({**SMALL, "handler": SLEEP}, values))
     release.install()
     release.wait(1)
     with release.forwarded() as gateway:
         assert Call(gateway + CALL, sleeping(1), seconds=60).start().done().status == 200
-    there = objects.of(alone) - before
+    there = objects.of(empty_namespace) - before
     assert any(each.startswith("validatingadmissionpolicy") for each in there), there
     assert any(each.startswith("networkpolicy") for each in there), there
-    run(HELM, "uninstall", release.name, "-n", alone)
-    assert objects.settled(alone, before, seconds=90) == set()
+    run(HELM, "uninstall", release.name, "-n", empty_namespace)
+    assert objects.settled(empty_namespace, before, seconds=90) == set()

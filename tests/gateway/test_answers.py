@@ -45,21 +45,21 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.mark.parametrize("status", [204, 304])
 def test_an_answer_without_a_body_leaves_the_connection_open(gateway: Gateway, status: int) -> None:
-    with gateway.ask(b"%d" % status) as connection:
+    with gateway.send_call(b"%d" % status) as connection:
         assert read_answer(connection)[0] == status
         connection.sendall(call(b"next"))
         assert read_answer(connection)[2] == b"next"
 
 
 def test_an_answer_in_chunks_comes_in_chunks(gateway: Gateway) -> None:
-    status, headers, body = parsed(read_to_end(gateway.ask(b"chunked", "Connection: close")))
+    status, headers, body = parsed(read_to_end(gateway.send_call(b"chunked", "Connection: close")))
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
     assert b"".join(unchunked(body)) == b"onetwo!"
 
 
 def test_an_answer_without_length_and_chunks_counts_as_cut(gateway: Gateway) -> None:
     """A lost worker would look the same, and percore's own workers never answer in this way."""
-    status, headers, body = parsed(read_to_end(gateway.ask(b"until the end", "Connection: close")))
+    status, headers, body = parsed(read_to_end(gateway.send_call(b"until the end", "Connection: close")))
     assert (status, headers["transfer-encoding"]) == (200, "chunked")
     assert not body.endswith(b"0\r\n\r\n")
 
@@ -96,16 +96,16 @@ def test_a_client_of_http_1_0_gets_no_chunks(gateway: Gateway) -> None:
 
 
 def test_a_client_that_wants_to_close_is_closed(gateway: Gateway) -> None:
-    status, headers, body = parsed(read_to_end(gateway.ask(b"last", "Connection: close")))
+    status, headers, body = parsed(read_to_end(gateway.send_call(b"last", "Connection: close")))
     assert (status, headers["connection"], body) == (200, "close", b"last")
 
 
 def test_an_answered_call_counts_as_answered_whichever_side_closes() -> None:
     with Worker(serve) as worker, Gateway(worker.endpoint) as gateway:
         for _ in range(20):
-            with gateway.ask(b"x", "Connection: close") as connection:
+            with gateway.send_call(b"x", "Connection: close") as connection:
                 assert read_to_end(connection).startswith(b"HTTP/1.1 200 ")
-            with gateway.ask(b"x") as connection:
+            with gateway.send_call(b"x") as connection:
                 assert read_answer(connection)[0] == 200
         eventually(lambda: len(gateway.call_log()) == 40)
         assert {line["status"] for line in gateway.call_log()} == {200}
@@ -138,7 +138,7 @@ def test_the_first_piece_of_an_answer_comes_before_the_last_is_made() -> None:
         exchange.connection.sendall(b"4\r\nlast\r\n0\r\n\r\n")
 
     with Worker(stream) as worker, Gateway(worker.endpoint) as gateway:
-        connection = gateway.ask(b"", "Connection: close")
+        connection = gateway.send_call(b"", "Connection: close")
         data = b""
         while b"first" not in data:
             data += connection.recv(1000)
@@ -157,7 +157,7 @@ def test_a_second_request_that_does_not_wait_is_dropped_and_the_connection_close
 
 
 def test_a_client_that_closes_its_half_counts_as_gone() -> None:
-    with Gateway() as gateway, gateway.ask() as connection:
+    with Gateway() as gateway, gateway.send_call() as connection:
         eventually(gateway.queued)
         connection.shutdown(socket.SHUT_WR)
         eventually(lambda: gateway.queued() == 0, 2)

@@ -60,7 +60,7 @@ def test_the_paths_of_the_gateway_need_no_pod_and_are_no_calls(app: str) -> None
             answer = gateway.get(path)
             assert (answer.status_code, answer.json()["code"]) == (503, "not-ready"), path
         assert gateway.get("/-/live").status_code == 200
-        gateway.know()
+        gateway.set_endpoints()
         eventually(lambda: gateway.get("/-/ready").status_code == 200)
         for path in ("/-/ready", "/-/live", "/", "/health", "/%68ealth?full=1"):
             answer = gateway.get(path)
@@ -77,7 +77,7 @@ def test_the_paths_of_the_gateway_need_no_pod_and_are_no_calls(app: str) -> None
 def test_the_paths_of_the_gateway_answer_while_every_pod_computes() -> None:
     release = threading.Event()
     with Worker(holding(release)) as worker, Gateway(worker.endpoint, app=APP, gateway_health_paths="/") as gateway:
-        calls = [gateway.ask(b"a"), gateway.ask(b"b")]
+        calls = [gateway.send_call(b"a"), gateway.send_call(b"b")]
         eventually(lambda: gateway.executing() == 1 and gateway.queued() == 1)
         assert [gateway.get(path).status_code for path in ("/-/ready", "/")] == [200, 200]
         release.set()

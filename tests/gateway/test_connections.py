@@ -139,7 +139,7 @@ def test_a_trailer_of_bounded_size_is_dropped(gateway: Gateway, worker: Worker) 
 def test_a_second_answer_is_not_bound_by_the_timer_of_the_first() -> None:
     """The first answer is large and is read late. The second is read without a pause, for longer than the timer."""
     with (
-        Worker(echo_long) as worker,
+        Worker(answer_5_mb) as worker,
         Gateway(worker.endpoint, body_timeout=BODY_TIMEOUT, max_body_bytes=LARGE) as gateway,
         gateway.connect() as connection,
     ):
@@ -147,17 +147,17 @@ def test_a_second_answer_is_not_bound_by_the_timer_of_the_first() -> None:
         time.sleep(BODY_TIMEOUT * 0.6)
         assert len(read_answer(connection)[2]) == LARGE // 8
         connection.sendall(call(b"second"))
-        assert slowly(connection, LARGE // 8, seconds=BODY_TIMEOUT * 2) == LARGE // 8
+        assert read_slowly(connection, LARGE // 8, seconds=BODY_TIMEOUT * 2) == LARGE // 8
 
 
-def echo_long(exchange: Exchange) -> None:
+def answer_5_mb(exchange: Exchange) -> None:
     exchange.reserve()
     exchange.receive()
     exchange.answer(bytes(LARGE // 8))
-    exchange.drain()
+    exchange.finish()
 
 
-def slowly(connection: socket.socket, size: int, seconds: float) -> int:
+def read_slowly(connection: socket.socket, size: int, seconds: float) -> int:
     """Read an answer of ``size`` bytes evenly over ``seconds``; return how much of its body came."""
     data, began = bytearray(), time.monotonic()
     while len(data) < size:
@@ -179,11 +179,11 @@ def slowly(connection: socket.socket, size: int, seconds: float) -> int:
 def test_a_reader_that_is_slow_but_steady_gets_its_whole_answer() -> None:
     """5 MB in 4 s; the bound is 1 s without progress."""
     with (
-        Worker(echo_long) as worker,
+        Worker(answer_5_mb) as worker,
         Gateway(worker.endpoint, body_timeout=BODY_TIMEOUT) as gateway,
-        gateway.ask() as connection,
+        gateway.send_call() as connection,
     ):
-        assert slowly(connection, LARGE // 8, seconds=4) == LARGE // 8
+        assert read_slowly(connection, LARGE // 8, seconds=4) == LARGE // 8
 
 
 def test_a_client_that_reads_nothing_costs_one_answer_and_no_more(gateway: Gateway) -> None:
@@ -243,7 +243,7 @@ def test_an_answer_of_http_1_0_that_is_cut_ends_with_a_reset() -> None:
 
 
 def test_the_header_connection_cannot_remove_the_host(gateway: Gateway, worker: Worker) -> None:
-    with gateway.ask(b"{}", "Connection: host, x-mine", "X-Mine: 1") as connection:
+    with gateway.send_call(b"{}", "Connection: host, x-mine", "X-Mine: 1") as connection:
         assert read_answer(connection)[0] == 200
     head = worker.runs[-1][0].lower()
     assert b"host: x\r\n" in head

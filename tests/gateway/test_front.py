@@ -131,7 +131,7 @@ def test_a_body_that_comes_too_slowly_is_refused(gateway: Gateway, worker: Worke
     assert len(worker.runs) == runs
 
 
-def test_a_body_that_is_announced_too_large_is_refused_without_being_asked_for(gateway: Gateway) -> None:
+def test_a_body_that_is_announced_too_large_is_refused_without_100_continue(gateway: Gateway) -> None:
     lines = f"{HEAD}Host: x\r\nContent-Length: 1000001\r\nExpect: 100-continue\r\n\r\n"
     answer = read_to_end(gateway.send(lines.encode()))
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -185,7 +185,7 @@ def test_an_upgrade_is_ignored_and_the_body_reaches_the_worker(
 def test_headers_of_clients_with_our_prefix_never_reach_a_worker(gateway: Gateway, worker: Worker) -> None:
     sent = chunked(b"hello", trailer="Percore-Gateway: evil", headers=["percore-gateway: evil", "PERCORE-Client: evil"])
     assert outcome(gateway.send(sent)) == (200, "")
-    assert outcome(gateway.ask(b"hello", "Connection: x-mine", "X-Mine: evil")) == (200, "")
+    assert outcome(gateway.send_call(b"hello", "Connection: x-mine", "X-Mine: evil")) == (200, "")
     for head, body in worker.runs[-2:]:
         assert body == b"hello"
         assert b"evil" not in head
@@ -211,7 +211,7 @@ def test_reads_side_by_side_do_not_delay_probes(gateway: Gateway) -> None:
         counts = pool.map(read, range(500))
         while time.monotonic() < ends:
             began = time.monotonic()
-            assert gateway.operator("/livez").status_code == 200
+            assert gateway.get_status("/livez").status_code == 200
             slowest = max(slowest, time.monotonic() - began)
     assert sum(counts) >= 500
     assert slowest < 1.5  # most of this time is spent in this process, which sends all the requests
@@ -235,7 +235,7 @@ def answers_probes_at_little_cost(gateway: Gateway) -> None:
     """Check for a second that probes are answered, and that the gateway does not use half of a core."""
     before = cpu_seconds(gateway.pid)
     for _ in range(20):
-        assert gateway.operator("/livez").status_code == gateway.operator("/readyz").status_code == 200
+        assert gateway.get_status("/livez").status_code == gateway.get_status("/readyz").status_code == 200
         time.sleep(0.05)
     assert cpu_seconds(gateway.pid) - before < 0.5
 
@@ -245,7 +245,7 @@ def test_four_thousand_idle_connections_cost_nothing() -> None:
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway, contextlib.ExitStack() as all_:
         for _ in range(4000):
             all_.enter_context(gateway.connect())
-        calls = [all_.enter_context(gateway.ask(b"%d" % number)) for number in range(20)]
+        calls = [all_.enter_context(gateway.send_call(b"%d" % number)) for number in range(20)]
         eventually(lambda: gateway.queued() == 19)
         answers_probes_at_little_cost(gateway)
         release.set()
@@ -260,7 +260,7 @@ def test_with_all_connections_used_and_a_full_queue_calls_are_rejected_and_probe
         Gateway(worker.endpoint, queue_length=1100, gateway_uploads=1, gateway_connections=100) as gateway,
         contextlib.ExitStack() as all_,
     ):
-        calls = [all_.enter_context(gateway.ask(b"%d" % number)) for number in range(1250)]
+        calls = [all_.enter_context(gateway.send_call(b"%d" % number)) for number in range(1250)]
         most = int(gateway.metric("percore_gateway_connections_limit"))
         assert most == 1201
         eventually(lambda: gateway.metric("percore_gateway_connections") >= most - 1, 10)
@@ -274,11 +274,11 @@ def test_with_all_connections_used_and_a_full_queue_calls_are_rejected_and_probe
 def test_without_free_descriptors_new_connections_are_closed_and_queued_calls_run() -> None:
     release = threading.Event()
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway, contextlib.ExitStack() as all_:
-        calls = [all_.enter_context(gateway.ask(b"%d" % number)) for number in range(20)]
+        calls = [all_.enter_context(gateway.send_call(b"%d" % number)) for number in range(20)]
         eventually(lambda: gateway.queued() == 19)
         least, most = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (gateway.descriptors(), most))
-        others = [all_.enter_context(gateway.ask(b"other", "Connection: close")) for _ in range(20)]
+        others = [all_.enter_context(gateway.send_call(b"other", "Connection: close")) for _ in range(20)]
         before = cpu_seconds(gateway.pid)
         time.sleep(1)  # a gateway that tried to accept without a pause would use a second of CPU
         assert cpu_seconds(gateway.pid) - before < 0.5
@@ -312,7 +312,7 @@ def test_an_idle_connection_is_closed_after_its_time() -> None:
 
 def test_a_full_spool_rejects_calls_and_empties_again() -> None:
     with Gateway(gateway_spool_memory_bytes=0, gateway_spool_bytes=100_000) as gateway:
-        with gateway.ask(bytes(80_000)):
+        with gateway.send_call(bytes(80_000)):
             eventually(gateway.queued)
             for sent in (call(bytes(80_000)), chunked(bytes(80_000))):
                 with gateway.send(sent) as connection:
@@ -347,7 +347,7 @@ def test_too_many_bytes_of_uploads_reject_the_next_one() -> None:
     with Worker() as worker, Gateway(worker.endpoint, gateway_upload_bytes=100_000) as gateway:
         with gateway.send(call(bytes(90_000))[:-1]):
             eventually(lambda: gateway.metric("percore_gateway_uploads") == 1)
-            assert outcome(gateway.ask(bytes(70_000))) == (503, "overloaded")
+            assert outcome(gateway.send_call(bytes(70_000))) == (503, "overloaded")
             assert outcome(gateway.send(chunked(bytes(60_000)))) == (503, "overloaded")
             assert gateway.post(bytes(20_000)).status_code == 200
         eventually(lambda: gateway.metric("percore_gateway_uploads") == 0, 2)
@@ -355,7 +355,7 @@ def test_too_many_bytes_of_uploads_reject_the_next_one() -> None:
 
 
 def test_a_full_queue_rejects_the_next_call_before_its_body_is_read() -> None:
-    with Gateway(queue_length=2) as gateway, gateway.ask(), gateway.ask():
+    with Gateway(queue_length=2) as gateway, gateway.send_call(), gateway.send_call():
         eventually(lambda: gateway.queued() == 2)
         assert refused(gateway.send(call(bytes(1000))[:-500])) == (429, "queue-full")
         answer = gateway.post()
@@ -368,7 +368,7 @@ def test_a_full_queue_rejects_the_next_call_before_its_body_is_read() -> None:
 def test_a_call_that_is_queued_too_long_is_answered_and_never_runs() -> None:
     release = threading.Event()
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint, queue_timeout=1) as gateway:
-        running = gateway.ask(b"running")
+        running = gateway.send_call(b"running")
         eventually(gateway.executing)
         began = time.monotonic()
         answer = gateway.post(b"late")
@@ -391,7 +391,7 @@ def large(exchange: Exchange) -> None:
 
 def test_a_slow_reader_holds_no_worker_and_is_cut_after_the_answer_timeout() -> None:
     with Worker(large, serve) as worker, Gateway(worker.endpoint, answer_timeout=4) as gateway:
-        slow = gateway.ask(b"slow")
+        slow = gateway.send_call(b"slow")
         assert gateway.post(b"next").content == b"next"
         assert gateway.spooled() > LARGE // 2  # most of the answer still waits for the slow reader
         eventually(lambda: gateway.spooled() == 0, 10)
@@ -402,7 +402,7 @@ def test_a_slow_reader_holds_no_worker_and_is_cut_after_the_answer_timeout() -> 
 
 def test_a_reader_that_is_slow_but_goes_on_gets_all_of_a_large_answer() -> None:
     with Worker(large) as worker, Gateway(worker.endpoint, answer_timeout=1) as gateway:
-        with gateway.ask(b"slow") as connection:
+        with gateway.send_call(b"slow") as connection:
             data = bytearray()
             while len(data) < LARGE:
                 more = connection.recv(8 << 20)

@@ -87,7 +87,7 @@ def test_callers_that_leave_while_there_is_no_pod_leave_nothing_behind() -> None
 
 def test_callers_that_leave_while_a_pod_is_busy_never_run(release: threading.Event) -> None:
     with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway:
-        first = gateway.ask(b"first")
+        first = gateway.send_call(b"first")
         eventually(gateway.executing)
         before = gateway.descriptors()
         connections, queued, _ = crowd(gateway)
@@ -96,7 +96,7 @@ def test_callers_that_leave_while_a_pod_is_busy_never_run(release: threading.Eve
         eventually(lambda: gateway.queued() == 0, 2)
         eventually(lambda: gateway.spooled() == 0, 2)
         eventually(lambda: gateway.descriptors() <= before, 2)
-        last = gateway.ask(b"last")
+        last = gateway.send_call(b"last")
         release.set()
         assert [outcome(each)[0] for each in (first, last)] == [200, 200]
         assert worker.bodies == [b"first", b"last"]
@@ -105,9 +105,9 @@ def test_callers_that_leave_while_a_pod_is_busy_never_run(release: threading.Eve
 
 def test_remaining_callers_are_served_in_their_order_while_others_leave(release: threading.Event) -> None:
     with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway:
-        first = gateway.ask(b"first")
+        first = gateway.send_call(b"first")
         eventually(gateway.executing)
-        calls = gateway.ask_in_order(*((b"%d" % number * 10_000, "") for number in range(60)))
+        calls = gateway.send_calls_in_order(*((b"%d" % number * 10_000, "") for number in range(60)))
         eventually(lambda: gateway.queued() == 60)
         staying = [each for number, each in enumerate(calls) if number % 3 == 0]
         leave([each for number, each in enumerate(calls) if number % 3])
@@ -131,14 +131,14 @@ def test_a_pod_that_computes_gets_one_connection_however_many_callers_come_and_l
         exchange.answer()
 
     with Worker(behave, serve) as worker, Gateway(worker.endpoint) as gateway:
-        first = gateway.ask(b"first")
+        first = gateway.send_call(b"first")
         assert begun.wait(30)
         for _ in range(50):
-            with gateway.ask():
+            with gateway.send_call():
                 eventually(gateway.queued)
             eventually(lambda: gateway.queued() == 0)
         release.set()
         assert outcome(first)[0] == 200
-        with gateway.ask(b"last") as last:
+        with gateway.send_call(b"last") as last:
             assert read_answer(last)[2] == b"last"
         assert worker.connections <= 3

@@ -83,7 +83,7 @@ def lose(gateway: Gateway, busy: Busy, headers: dict[str, str] | None = None) ->
 def test_a_call_waits_until_the_pod_of_its_lost_run_is_free_and_others_go_on(breaking: Busy, tmp_path: Path) -> None:
     with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = lose(gateway, breaking)
-        gateway.know(breaking.worker.endpoint, other.endpoint)
+        gateway.set_endpoints(breaking.worker.endpoint, other.endpoint)
         for number in range(3):
             assert gateway.post(b"%d" % number).status_code == 200
         later = store(gateway, b"later")
@@ -97,7 +97,7 @@ def test_a_call_waits_until_the_pod_of_its_lost_run_is_free_and_others_go_on(bre
         eventually(lambda: gateway.metric("percore_in_flight_requests") == 0)
 
 
-def test_a_gateway_in_another_place_that_has_the_folder_waits_for_no_lease(silent: Busy, tmp_path: Path) -> None:
+def test_a_gateway_with_another_name_and_the_same_folder_waits_for_no_lease(silent: Busy, tmp_path: Path) -> None:
     """A gateway's pod that was deleted: the next one has another name, and the lock on the folder is free."""
     with Gateway(silent.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = store(gateway)
@@ -113,9 +113,9 @@ def test_a_gateway_in_another_place_that_has_the_folder_waits_for_no_lease(silen
 def test_a_pod_that_is_gone_lets_the_call_begin(breaking: Busy, tmp_path: Path) -> None:
     with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = lose(gateway, breaking)
-        gateway.know(breaking.worker.endpoint, other.endpoint)
+        gateway.set_endpoints(breaking.worker.endpoint, other.endpoint)
         time.sleep(1)  # a reservation waits to be answered
-        gateway.know(other.endpoint)
+        gateway.set_endpoints(other.endpoint)
         eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"], 2)
         assert other.bodies == [b"lost"]
 
@@ -127,10 +127,10 @@ def test_a_pod_that_refuses_connections_is_not_gone(breaking: Busy, tmp_path: Pa
         path = lose(gateway, breaking)
         breaking.worker._listener.shutdown(2)
         breaking.worker._listener.close()
-        gateway.know(endpoint, other.endpoint)
+        gateway.set_endpoints(endpoint, other.endpoint)
         time.sleep(LONG)
         assert ends(gateway, path) == ["pod-lost"]
-        gateway.know(other.endpoint)
+        gateway.set_endpoints(other.endpoint)
         eventually(lambda: ends(gateway, path) == ["pod-lost", "answered"])
 
 
@@ -139,7 +139,7 @@ def test_a_call_that_waits_for_a_pod_is_in_flight_so_that_pods_stay_and_it_can_b
 ) -> None:
     with Worker() as other, Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = lose(gateway, breaking)
-        gateway.know(breaking.worker.endpoint, other.endpoint)
+        gateway.set_endpoints(breaking.worker.endpoint, other.endpoint)
         eventually(lambda: gateway.queued() == 1)
         assert gateway.metric("percore_in_flight_calls") == 1
         requests.post(gateway.url(f"{path}/cancel"), timeout=30)
@@ -152,7 +152,7 @@ def test_a_call_that_waits_for_a_pod_is_in_flight_so_that_pods_stay_and_it_can_b
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_start_within_bounds_the_first_begin_and_not_the_next_one(breaking: Busy, tmp_path: Path, restarted: bool) -> None:
+def test_percore_start_within_limits_only_the_first_begin(breaking: Busy, tmp_path: Path, restarted: bool) -> None:
     with Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
         path = lose(gateway, breaking, {"Percore-Start-Within": "3"})
         if restarted:
@@ -196,7 +196,7 @@ def test_a_call_whose_worker_was_lost_before_its_last_byte_still_expires(tmp_pat
     assert any(expires_after_a_break(tmp_path / f"{attempt}") for attempt in range(10))
 
 
-def test_a_call_that_waits_for_a_pod_holds_up_no_stop(breaking: Busy, tmp_path: Path) -> None:
+def test_a_call_that_waits_for_a_pod_does_not_delay_the_shutdown(breaking: Busy, tmp_path: Path) -> None:
     with Worker() as other:
         with Gateway(breaking.worker.endpoint, gateway_calls_dir=str(tmp_path)) as gateway:
             path = lose(gateway, breaking)
@@ -221,7 +221,7 @@ def test_a_gateway_that_starts_counts_no_pod_as_gone_before_it_has_a_list(silent
         with gateway:
             eventually(lambda: ends(gateway, path) == ["gateway-lost"])
             time.sleep(1)
-            gateway.know(silent.worker.endpoint, other.endpoint)
+            gateway.set_endpoints(silent.worker.endpoint, other.endpoint)
             time.sleep(LONG)
             assert (ends(gateway, path), other.bodies) == (["gateway-lost"], [])
             silent.free.set()

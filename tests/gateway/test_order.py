@@ -24,10 +24,10 @@ def test_calls_run_by_priority_and_then_in_the_order_of_their_last_bytes() -> No
         Worker(holding(release), serve) as worker,
         Gateway(worker.endpoint, gateway_priority_header="X-Priority") as gateway,
     ):
-        first = gateway.ask(b"first")
+        first = gateway.send_call(b"first")
         eventually(gateway.executing)
         given = [["", "5", "9", "junk", "1", "", "55"][number % 7] for number in range(CALLS)]
-        calls = gateway.ask_in_order(
+        calls = gateway.send_calls_in_order(
             *((b"%d" % number, f"X-Priority: {priority}" if priority else "") for number, priority in enumerate(given))
         )
         eventually(lambda: gateway.queued() == CALLS)
@@ -51,14 +51,14 @@ def test_stored_and_synchronous_calls_are_in_one_queue(tmp_path: Path, *, turns:
         Worker(holding(release), serve) as worker,
         Gateway(worker.endpoint, **settings) as gateway,
     ):
-        eventually(lambda: gateway.metric("percore_store_up") == 1)
-        first = gateway.ask(b"first")
+        eventually(lambda: gateway.metric("percore_stored_calls_up") == 1)
+        first = gateway.send_call(b"first")
         eventually(gateway.executing)
         answers: dict[str, list[socket.socket]] = {"stored": [], "synchronous": []}
         kinds = ["stored"] * 4 + ["synchronous", "stored"] * 7 + ["synchronous"] * 4
         for count, kind in enumerate(kinds):
             headers = [f"X-Tenant: {kind}", *(["Prefer: respond-async"] if kind == "stored" else [])]
-            answers[kind].append(gateway.ask(f"{kind} {count}".encode(), *headers))
+            answers[kind].append(gateway.send_call(f"{kind} {count}".encode(), *headers))
             eventually(partial(queues, gateway, count + 1))
         release.set()
         assert {outcome(each) for each in (first, *answers["synchronous"])} == {(200, "")}
@@ -78,7 +78,7 @@ def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_num
     release = threading.Event()
     with Worker(holding(release), serve) as worker, Gateway(worker.endpoint) as gateway:
         assert gateway.metric("percore_in_flight_calls") == 0
-        calls = [gateway.ask(b"call") for _ in range(3)]
+        calls = [gateway.send_call(b"call") for _ in range(3)]
         eventually(lambda: gateway.executing() == 1 and gateway.queued() == 2)
         assert gateway.metric("percore_in_flight_calls") == 3
         release.set()
@@ -88,7 +88,7 @@ def test_calls_in_flight_are_those_that_run_and_those_that_are_queued_as_one_num
 
 def test_two_gateways_share_a_pod_and_the_one_with_fewer_calls_does_not_wait_for_the_other() -> None:
     with Worker(running(0.05)) as worker, Gateway(worker.endpoint) as crowded, Gateway(worker.endpoint) as quiet:
-        calls = [crowded.ask(b"crowd") for _ in range(100)]
+        calls = [crowded.send_call(b"crowd") for _ in range(100)]
         eventually(lambda: crowded.queued() > 50 and len(worker.runs) > 3)
         for _ in range(3):
             before = len(worker.runs)

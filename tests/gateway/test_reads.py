@@ -33,10 +33,10 @@ def test_before_the_pods_are_known_reads_are_not_ready_and_the_gateway_is_live()
 
 def test_the_gateway_is_ready_once_it_has_a_list_of_pods_even_an_empty_one() -> None:
     with Gateway(known=False) as gateway:
-        assert gateway.operator("/readyz").status_code == 503
+        assert gateway.get_status("/readyz").status_code == 503
         assert gateway.get("/v2/health/ready").status_code == 503
-        gateway.know()
-        eventually(lambda: gateway.operator("/readyz").status_code == 200)
+        gateway.set_endpoints()
+        eventually(lambda: gateway.get_status("/readyz").status_code == 200)
         assert gateway.get("/v2/health/ready").json() == {"ready": True}
 
 
@@ -51,7 +51,7 @@ def test_reads_are_answered_while_every_pod_computes_and_after_all_are_gone() ->
     with Service(pod=True, handler=FAULTY).ready() as pod, Gateway(endpoint_of(pod)) as gateway:
         eventually(lambda: gateway.get("/v1/models/default").status_code == 200)
         expected = {path: pod.get(path).json() for path in READS}
-        calls = [gateway.ask(b'{"inputs": {"sleep": 1.5}}') for _ in range(2)]
+        calls = [gateway.send_call(b'{"inputs": {"sleep": 1.5}}') for _ in range(2)]
         eventually(lambda: gateway.queued() == 1 and gateway.executing() == 1)
         for path in READS:
             began = time.monotonic()
@@ -63,7 +63,7 @@ def test_reads_are_answered_while_every_pod_computes_and_after_all_are_gone() ->
             assert head.headers["Content-Length"] == str(len(answer.content))
         assert [outcome(each) for each in calls] == [(200, "")] * 2
         assert gateway.get("/v1/models/other").status_code == 404
-        gateway.know()
+        gateway.set_endpoints()
         eventually(lambda: gateway.metric("percore_gateway_pods") == 0)
         for path in READS:
             assert (gateway.get(path).status_code, gateway.get(path).json()) == (200, expected[path])

@@ -11,7 +11,7 @@ from harness.service import eventually
 
 def test_queued_and_running_calls_are_answered_before_the_gateway_ends() -> None:
     with Worker(running(0.1)) as worker, Gateway(worker.endpoint) as gateway:
-        calls = [gateway.ask(b"%d" % number) for number in range(10)]
+        calls = [gateway.send_call(b"%d" % number) for number in range(10)]
         eventually(lambda: gateway.queued() + gateway.executing() + len(worker.runs) >= 10)
         gateway.signal()
         for number, each in enumerate(calls):
@@ -34,12 +34,12 @@ def test_while_it_ends_no_call_is_taken_and_idle_connections_are_closed() -> Non
         idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert read_answer(idle)[0] == 200
         kept.sendall(call(b"late")[:20])
-        with gateway.ask(b"running") as connection:
+        with gateway.send_call(b"running") as connection:
             eventually(gateway.executing)
-            assert gateway.operator("/readyz").status_code == 200
+            assert gateway.get_status("/readyz").status_code == 200
             gateway.signal()
-            eventually(lambda: gateway.operator("/readyz").status_code == 503)
-            assert gateway.operator("/livez").status_code == 200
+            eventually(lambda: gateway.get_status("/readyz").status_code == 503)
+            assert gateway.get_status("/livez").status_code == 200
             eventually(lambda: not gateway.is_live())
             assert idle.recv(100) == b""
             kept.sendall(call(b"late")[20:])
@@ -72,7 +72,7 @@ def test_during_the_delay_calls_are_still_taken() -> None:
     with Worker() as worker, Gateway(worker.endpoint, gateway_shutdown_delay=1) as gateway:
         began = time.monotonic()
         gateway.signal()
-        eventually(lambda: gateway.operator("/readyz").status_code == 503)
+        eventually(lambda: gateway.get_status("/readyz").status_code == 503)
         answer = gateway.post(b"in time")
         assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
         assert gateway.wait(30) == 0
@@ -82,10 +82,10 @@ def test_during_the_delay_calls_are_still_taken() -> None:
 
 def test_a_second_signal_ends_the_gateway_at_once() -> None:
     release = threading.Event()
-    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.ask():
+    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.send_call():
         eventually(gateway.executing)
         gateway.signal()
-        eventually(lambda: gateway.operator("/readyz").status_code == 503)
+        eventually(lambda: gateway.get_status("/readyz").status_code == 503)
         time.sleep(0.2)
         gateway.signal(signal.SIGTERM)
         gateway.wait(15)

@@ -41,7 +41,7 @@ print("has read", flush=True)
 time.sleep(300)
 """
 SMALL, LARGE = b"{}", bytes(BIG)
-GAPS = {"reservation": (SMALL, 0), "head": (LARGE, 20), "body": (LARGE, 100_000), "run": (SMALL, len(call(SMALL)))}
+STEPS = {"reservation": (SMALL, 0), "head": (LARGE, 20), "body": (LARGE, 100_000), "run": (SMALL, len(call(SMALL)))}
 """What a worker gets, and how many bytes of it the worker has read when it vanishes. With 0 it does not answer the
 reservation."""
 CLIENT = """
@@ -109,29 +109,29 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 
 def test_pods_and_a_client_that_vanish_are_noticed_by_keepalives(elsewhere: Elsewhere) -> None:
-    """A pod vanishes in each gap of a reservation. A call that cannot have run is queued again, and runs once."""
+    """One pod vanishes at each step of a call. A call that cannot have run is queued again, and runs once."""
     with contextlib.ExitStack() as stack:
         gateways, calls, endpoints = {}, {}, {}
-        for port, (gap, (body, received)) in enumerate(GAPS.items(), PORT):
+        for port, (step, (body, received)) in enumerate(STEPS.items(), PORT):
             worker = elsewhere.run(WORKER, str(port), str(received))
             says(worker, "listens")
-            endpoints[gap] = Endpoint(elsewhere.there, port, 9090)
-            gateways[gap] = stack.enter_context(Gateway(endpoints[gap], host="0.0.0.0"))
-            calls[gap] = stack.enter_context(gateways[gap].ask(body))
+            endpoints[step] = Endpoint(elsewhere.there, port, 9090)
+            gateways[step] = stack.enter_context(Gateway(endpoints[step], host="0.0.0.0"))
+            calls[step] = stack.enter_context(gateways[step].send_call(body))
             says(worker, "has read")
         last = gateways["run"]
         elsewhere.run(CLIENT, elsewhere.here, str(last.port), call(SMALL).hex())
         eventually(lambda: last.queued() == 1)
         began = time.monotonic()
         elsewhere.vanish()
-        others = {gap: stack.enter_context(Worker()) for gap in GAPS if gap != "run"}
-        for gap, other in others.items():
-            gateways[gap].know(endpoints[gap], other.endpoint)
-        for gap, connection in calls.items():
+        others = {step: stack.enter_context(Worker()) for step in STEPS if step != "run"}
+        for step, other in others.items():
+            gateways[step].set_endpoints(endpoints[step], other.endpoint)
+        for step, connection in calls.items():
             connection.settimeout(60)
-            assert outcome(connection) == ((502, "pod-lost") if gap == "run" else (200, "")), gap
-            assert time.monotonic() - began < 40, gap
-        assert {gap: other.bodies for gap, other in others.items()} == {gap: [GAPS[gap][0]] for gap in others}
+            assert outcome(connection) == ((502, "pod-lost") if step == "run" else (200, "")), step
+            assert time.monotonic() - began < 40, step
+        assert {step: other.bodies for step, other in others.items()} == {step: [STEPS[step][0]] for step in others}
         eventually(lambda: last.queued() == 0, 75 - (time.monotonic() - began))
         assert last.metric("percore_gateway_client_disconnects_total", state="queued") == 1
 

@@ -49,14 +49,16 @@ FAST, SLOW, TICKET = "1h", "6h", "3d"
 SEVERITY = {FAST: "critical", SLOW: "critical", TICKET: "warning"}
 
 
-def silent(long: str, what: str, series: Mapping[str, str], alert: str = ERROR) -> Case:
-    return Case(alert, what, series, 60 if long == FAST else 120, severity=SEVERITY[long], long=long)
+def silent(long_window: str, what: str, series: Mapping[str, str], alert: str = ERROR) -> Case:
+    return Case(
+        alert, what, series, 60 if long_window == FAST else 120, severity=SEVERITY[long_window], long_window=long_window
+    )
 
 
-def fires(long: str, what: str, series: Mapping[str, str], said: str, alert: str = ERROR) -> Case:
+def fires(long_window: str, what: str, series: Mapping[str, str], said: str, alert: str = ERROR) -> Case:
     labels = {"namespace": "here", "service": "first-percore-gateway"}
-    says = (FAILED if alert == ERROR else QUEUED_LONG).format(said, long)
-    return Case(alert, what, series, 60 if long == FAST else 120, says, SEVERITY[long], long, labels)
+    says = (FAILED if alert == ERROR else QUEUED_LONG).format(said, long_window)
+    return Case(alert, what, series, 60 if long_window == FAST else 120, says, SEVERITY[long_window], long_window, labels)
 
 
 CASES = [

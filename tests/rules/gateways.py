@@ -78,14 +78,14 @@ DELAYED = (
     "Every caller of this gateway is delayed."
 )
 FILLED = "The spool of gateway pod first-gateway-1 is 90.1% full. When it is full, calls are answered 503."
-TURNED = "Calls that were rejected within five minutes with the reason {}: 10. This has gone on for ten minutes."
+REJECTED_TEXT = "Calls that were rejected within five minutes with the reason {}: 10. This has gone on for ten minutes."
 OLD = (
     "The API server last confirmed the endpoints to gateway pod first-gateway-1 3m 1s ago. "
     "This gateway gives no calls to pods that started since."
 )
 NO_CONNECTION = "Pods to which gateway pod first-gateway-1 has had no connection for ten minutes, although calls are queued: 1."
 GIVEN_UP = "In {} of the calls of the last hour the client disconnected before the answer."
-GAPS = "Lines that gateway pod first-gateway-1 could not write to its log within an hour: 1."
+LINES_LOST_TEXT = "Lines that gateway pod first-gateway-1 could not write to its log within an hour: 1."
 
 CASES = [
     Case(NONE_READY, "one is ready", {**ready(1), **up(1)}, 10, severity="critical"),
@@ -110,13 +110,20 @@ CASES = [
     Case(REJECTED, "a burst, while it lasts", rejected(BURST), 9),
     Case(REJECTED, "a burst, after it", rejected(BURST), 16),
     Case(REJECTED, "two in all", rejected("0x10 1x10 2x220"), 12),
-    Case(REJECTED, "the queue is full", rejected(STEADY), 11.5, TURNED.format("queue-full"), labels={"reason": "queue-full"}),
+    Case(
+        REJECTED,
+        "the queue is full",
+        rejected(STEADY),
+        11.5,
+        REJECTED_TEXT.format("queue-full"),
+        labels={"reason": "queue-full"},
+    ),
     Case(
         REJECTED,
         "overloaded",
         rejected(STEADY, "overloaded"),
         11.5,
-        TURNED.format("overloaded"),
+        REJECTED_TEXT.format("overloaded"),
         labels={"reason": "overloaded"},
     ),
     Case(STALE, "confirmed 180 s ago", gauge("gateway_endpoints_age_seconds", 180), 10),
@@ -129,5 +136,5 @@ CASES = [
     Case(DISCONNECT, "two of ten calls", few_left(2), 60),
     Case(DISCONNECT, "three of ten calls", few_left(3), 12, GIVEN_UP.format("30%")),
     Case(LOST, "none", gauge("gateway_log_lines_lost_total", 0), 60),
-    Case(LOST, "one", {gateway("percore_gateway_log_lines_lost_total"): "0x10 1x230"}, 60, GAPS, labels=POD),
+    Case(LOST, "one", {gateway("percore_gateway_log_lines_lost_total"): "0x10 1x230"}, 60, LINES_LOST_TEXT, labels=POD),
 ]

@@ -32,7 +32,7 @@ class Case:
     minute: float
     description: str = ""
     severity: str = "warning"
-    long: str = ""
+    long_window: str = ""
     """The long window, if the alert has rules for several windows."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels in addition to those of the rule."""
@@ -40,7 +40,7 @@ class Case:
     @property
     def key(self) -> tuple[str, str, str]:
         """Identifies the rule of this case."""
-        return self.alert, self.severity, self.long
+        return self.alert, self.severity, self.long_window
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def alerts(*values: str) -> list[Rule]:
 
 
 def key(rule: Rule) -> tuple[str, str, str]:
-    return rule["alert"], rule["labels"]["severity"], rule["labels"].get("long", "")
+    return rule["alert"], rule["labels"]["severity"], rule["labels"].get("long_window", "")
 
 
 def rule_of(case: Case) -> Rule:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from tests.rules.harness import Case, gateway, kubernetes, status_server
 
 AT_MAXIMUM, NOT_READY = "PercoreCallsWaitAtMaximum", "PercorePodsNotReady"
-BLIND, UNFOLLOWED = "PercoreAutoscalerBlind", "PercoreAutoscalerStuck"
+BLIND, AUTOSCALER_STUCK = "PercoreAutoscalerBlind", "PercoreAutoscalerStuck"
 REVISION = "PercoreRevisionNotReady"
 RESTART, CRASH = "PercoreContainersRestart", "PercoreWorkersCrash"
-FULL, HPA = "first-percore-inference", "horizontalpodautoscaler"
-POD = f"{FULL}-6d4f9c7b8-x2v4k"
+FULL_NAME, HPA = "first-percore-inference", "horizontalpodautoscaler"
+POD = f"{FULL_NAME}-6d4f9c7b8-x2v4k"
 HOUR = 60.0
 
 
@@ -21,24 +21,24 @@ def queue(calls: int) -> Mapping[str, str]:
 
 def autoscaler(desired: int) -> Mapping[str, str]:
     return {
-        kubernetes("kube_horizontalpodautoscaler_status_desired_replicas", **{HPA: FULL}): f"{desired}x240",
-        kubernetes("kube_horizontalpodautoscaler_spec_max_replicas", **{HPA: FULL}): "11x240",
+        kubernetes("kube_horizontalpodautoscaler_status_desired_replicas", **{HPA: FULL_NAME}): f"{desired}x240",
+        kubernetes("kube_horizontalpodautoscaler_spec_max_replicas", **{HPA: FULL_NAME}): "11x240",
     }
 
 
 def deployment(wanted: int, ready: int) -> Mapping[str, str]:
     return {
-        kubernetes("kube_deployment_spec_replicas", deployment=FULL): f"{wanted}x240",
-        kubernetes("kube_deployment_status_replicas_ready", deployment=FULL): f"{ready}x240",
+        kubernetes("kube_deployment_spec_replicas", deployment=FULL_NAME): f"{wanted}x240",
+        kubernetes("kube_deployment_status_replicas_ready", deployment=FULL_NAME): f"{ready}x240",
     }
 
 
 def inactive(value: int) -> Mapping[str, str]:
-    labels = {HPA: FULL, "condition": "ScalingActive", "status": "false"}
+    labels = {HPA: FULL_NAME, "condition": "ScalingActive", "status": "false"}
     return {kubernetes("kube_horizontalpodautoscaler_status_condition", **labels): f"{value}x240"}
 
 
-def stuck(values: str, deployment: str = FULL) -> Mapping[str, str]:
+def stuck(values: str, deployment: str = FULL_NAME) -> Mapping[str, str]:
     labels = {"deployment": deployment, "condition": "Progressing", "status": "false"}
     return {kubernetes("kube_deployment_status_condition", **labels): values}
 
@@ -62,10 +62,10 @@ LATE = "Wanted pods that have not been ready for 900s: 1."
 OTHER = "first-percore-inference-b-percore-gateway-6d4f9c7b8-x2v4k"
 """A pod of the release `first-percore-inference-b`, whose name begins with those of this one."""
 WAITED = "Queued calls: 3. The autoscaler already wants as many pods as it may."
-STUCK = (
+BLIND_TEXT = (
     "The autoscaler has not been able to scale for five minutes. The number of pods stays as it is, however many calls come."
 )
-UNHEARD = (
+AUTOSCALER_STUCK_TEXT = (
     "Queued calls: 3. For five minutes the autoscaler has wanted fewer pods than there are calls, "
     "although it is below its maximum."
 )
@@ -76,23 +76,23 @@ CASES = [
     Case(AT_MAXIMUM, "calls are queued at the maximum", {**queue(3), **autoscaler(11)}, 10, WAITED),
     Case(BLIND, "the autoscaler is active", {**inactive(0), **deployment(1, 1)}, 30),
     Case(BLIND, "it rests, because there are no pods", {**inactive(1), **deployment(0, 0)}, 30),
-    Case(BLIND, "it cannot scale", {**inactive(1), **deployment(1, 1)}, 5, STUCK),
-    Case(UNFOLLOWED, "it wants a pod for each call", {**queue(3), **autoscaler(3)}, 30, severity="critical"),
-    Case(UNFOLLOWED, "it wants as many as it may", {**queue(13), **autoscaler(11)}, 30, severity="critical"),
+    Case(BLIND, "it cannot scale", {**inactive(1), **deployment(1, 1)}, 5, BLIND_TEXT),
+    Case(AUTOSCALER_STUCK, "it wants a pod for each call", {**queue(3), **autoscaler(3)}, 30, severity="critical"),
+    Case(AUTOSCALER_STUCK, "it wants as many as it may", {**queue(13), **autoscaler(11)}, 30, severity="critical"),
     Case(
-        UNFOLLOWED,
+        AUTOSCALER_STUCK,
         "calls are queued, and it wants fewer pods than calls",
         {**queue(3), **autoscaler(2)},
         5,
-        UNHEARD,
+        AUTOSCALER_STUCK_TEXT,
         "critical",
     ),
     Case(
-        UNFOLLOWED,
+        AUTOSCALER_STUCK,
         "calls are queued at zero pods",
         {**queue(3), **autoscaler(0), **deployment(0, 0)},
         5,
-        UNHEARD,
+        AUTOSCALER_STUCK_TEXT,
         "critical",
     ),
     Case(NOT_READY, "every pod is ready", deployment(5, 5), 60),

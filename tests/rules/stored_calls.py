@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from tests.rules.harness import Case, gateway
 
-DOWN, WAIT, FULL = "PercoreStoreDown", "PercoreStoredCallsWait", "PercoreStoreNearlyFull"
+DOWN, WAIT, FULL = "PercoreStoredCallsDown", "PercoreStoredCallsWait", "PercoreStoredCallsNearlyFull"
 RUNS, WEBHOOKS = "PercoreStoredRunsLost", "PercoreWebhooksGivenUp"
 
 
 def up(*values: int) -> Mapping[str, str]:
     """One value for each gateway."""
-    return {gateway("percore_store_up", container=f"gateway-{number}"): f"{value}x240" for number, value in enumerate(values)}
+    return {
+        gateway("percore_stored_calls_up", container=f"gateway-{number}"): f"{value}x240" for number, value in enumerate(values)
+    }
 
 
 def oldest(seconds: int, state: str = "queued") -> Mapping[str, str]:

@@ -16,7 +16,7 @@ TIMED = [case for case in FIRES if "for" in rule_of(case)]
 
 
 def title(case: Case) -> str:
-    return f"{case.alert}-{case.severity}-{case.long}-{case.what}"
+    return f"{case.alert}-{case.severity}-{case.long_window}-{case.what}"
 
 
 @pytest.mark.parametrize("case", FIRES, ids=title)
@@ -56,4 +56,4 @@ def test_promtool_finds_nothing_wrong_with_the_rules(values: tuple[str, ...], tm
 def test_the_recordings_have_the_interval_that_their_sums_assume() -> None:
     [calls] = [group for group in groups() if group["name"].endswith(".calls")]
     assert calls["interval"] == f"{STEP}s"
-    assert all(f"* {STEP})" in rule["expr"] for rule in alerts() if rule["labels"].get("long") == "3d")
+    assert all(f"* {STEP})" in rule["expr"] for rule in alerts() if rule["labels"].get("long_window") == "3d")

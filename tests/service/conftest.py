@@ -13,7 +13,7 @@ from harness.service import MODELS, ROOT, Service
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with the demo models, in two versions of one, and a TF1, a TF2 and a Keras model."""
+    """A repository with the demo models, one of them in two versions, and with a TF1, a TF2 and a Keras model."""
     folder = tmp_path_factory.mktemp("models")
     subprocess.run([sys.executable, "-m", "tests.models", str(folder)], cwd=ROOT, check=True, capture_output=True)
     for name in ("digits", "burn"):

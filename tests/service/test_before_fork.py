@@ -22,7 +22,7 @@ STEPS = 300
 KILLS = 60
 
 
-def replaced(service: Service, pid: int, workers: int) -> None:
+def kill_and_wait_for_replacement(service: Service, pid: int, workers: int) -> None:
     """Kill a worker, and wait until it is replaced and all workers are free."""
     killed = service.metric("percore_worker_restarts_total")
     os.kill(pid, signal.SIGKILL)
@@ -33,7 +33,7 @@ def replaced(service: Service, pid: int, workers: int) -> None:
 def test_the_arbiter_imports_once_and_workers_that_are_replaced_import_nothing() -> None:
     with Service(handler=f"{MODULE}:Numbers", import_before_fork=MODULE).ready(workers=2) as service:
         for _ in range(2):
-            replaced(service, service.workers[0], workers=2)
+            kill_and_wait_for_replacement(service, service.workers[0], workers=2)
         assert service.call(x=1).status_code == 200
         assert [line["pid"] for line in service.log(IMPORTS)] == [service.arbiter]
         assert len(list(Path(f"/proc/{service.arbiter}/task").iterdir())) == 1
@@ -51,7 +51,7 @@ def test_two_workers_never_give_the_same_random_numbers() -> None:
         seen = []
         for _ in range(3):
             seen.append(service.call(x=1).json()["outputs"])
-            replaced(service, service.workers[0], workers=1)
+            kill_and_wait_for_replacement(service, service.workers[0], workers=1)
         for numbers in zip(*seen, strict=True):
             assert len(set(numbers)) == len(seen), numbers
 
@@ -88,7 +88,7 @@ def test_a_module_that_starts_a_thread_is_left_to_the_workers_and_the_log_names_
         assert "of-the-module" in line["message"]
         assert "tests.service.starts_a_thread" in line["message"]
         assert len(list(Path(f"/proc/{service.arbiter}/task").iterdir())) == 1
-        replaced(service, service.workers[0], workers=2)
+        kill_and_wait_for_replacement(service, service.workers[0], workers=2)
         assert service.call(sleep=0).status_code == 200
 
 
@@ -136,22 +136,22 @@ def test_sigterm_while_the_service_imports_in_c_ends_it_at_once() -> None:
 def test_a_fork_that_fails_is_tried_again_and_ends_neither_the_service_nor_a_call() -> None:
     service = Service(handler=FAULTY)
     service.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).with_name("scarce")), service.environ.get("PYTHONPATH", "")]
+        [str(Path(__file__).with_name("failing_fork")), service.environ.get("PYTHONPATH", "")]
     )
-    scarce = Path(service.environ["PERCORE_STATE_DIR"] + "-scarce")
-    scarce.touch()
+    failing_fork = Path(service.environ["PERCORE_STATE_DIR"] + "-failing-fork")
+    failing_fork.touch()
     message = "a worker cannot be started: Resource temporarily unavailable"
     with service:
         eventually(lambda: len(service.log(message)) >= 2, 60)
-        scarce.unlink()
+        failing_fork.unlink()
         service.ready(workers=2)
-        running, computing = service.ask_and_find_worker(sleep=5)
+        running, computing = service.send_call_and_find_worker(sleep=5)
         failed = len(service.log(message))
-        scarce.touch()
+        failing_fork.touch()
         os.kill(next(pid for pid in service.workers if pid != computing), signal.SIGKILL)
         eventually(lambda: len(service.log(message)) >= failed + 2, 60)
         assert answer_of(running)[0] == 200
-        scarce.unlink()
+        failing_fork.unlink()
         service.ready(workers=2)
         assert service.metric("percore_worker_restarts_total") == 1
 

@@ -19,7 +19,7 @@ def leave(connection: socket.socket, how: str) -> None:
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_within_a_second_after_a_client_disconnect_the_worker_ends_and_is_replaced(how: str) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        connection = service.ask(burn=60)
+        connection = service.send_call(burn=60)
         service.until(executing=1)
         before = set(service.workers)
         leave(connection, how)
@@ -37,9 +37,9 @@ def test_within_a_second_after_a_client_disconnect_the_worker_ends_and_is_replac
 
 def test_two_hundred_clients_that_leave_while_they_are_queued_cost_no_restart() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = [service.ask(sleep=3) for _ in range(2)]
+        running = [service.send_call(sleep=3) for _ in range(2)]
         service.until(executing=2)
-        queued = [service.ask(sleep=60) for _ in range(200)]
+        queued = [service.send_call(sleep=60) for _ in range(200)]
         service.until(queued=200)
         before = service.workers
         for number, connection in enumerate(queued):
@@ -58,7 +58,7 @@ def test_a_client_that_closes_once_it_is_answered_costs_no_restart() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         before = service.workers
         for _ in range(200):
-            assert answer_of(service.ask(sleep=0))[0] == 200
+            assert answer_of(service.send_call(sleep=0))[0] == 200
         time.sleep(0.5)
         assert service.workers == before
         assert service.metric("percore_worker_client_disconnects_total") == 0
@@ -67,7 +67,7 @@ def test_a_client_that_closes_once_it_is_answered_costs_no_restart() -> None:
 
 def test_the_setting_finish_lets_a_call_run_to_its_end_after_a_client_disconnect() -> None:
     with Service(handler=FAULTY, on_client_disconnect="finish").ready(workers=2) as service:
-        connection = service.ask(sleep=1)
+        connection = service.send_call(sleep=1)
         service.until(executing=1)
         before = service.workers
         connection.close()

@@ -70,7 +70,7 @@ def test_if_shared_memory_is_lost_later_workers_are_replaced_and_no_call_is_lost
     need_namespaces("--mount")
     with wrapped(FAULTY, "unshare", "--mount", "sh", "-c", 'exec "$@"', "sh").ready(2) as service:
         arbiter = service.arbiter
-        running, computing = service.ask_and_find_worker(sleep=2)
+        running, computing = service.send_call_and_find_worker(sleep=2)
         subprocess.run(["nsenter", "--target", str(arbiter), "--mount", "sh", "-c", change], check=True)
         for _ in range(2):
             idle = next(pid for pid in service.workers if pid != computing)

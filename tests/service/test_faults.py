@@ -16,7 +16,7 @@ from harness.service import FAULTY, ROOT, Service, answer_of, eventually, is_los
 @pytest.mark.parametrize("sent", [signal.SIGQUIT, signal.SIGINT])
 def test_a_worker_that_must_end_at_once_loses_its_call_and_logs_no_error(sent: signal.Signals) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        killed, pid = service.ask_and_find_worker(sleep=60)
+        killed, pid = service.send_call_and_find_worker(sleep=60)
         os.kill(pid, sent)
         status, _, body = answer_of(killed)
         assert (status, json.loads(body)["code"]) == (502, "pod-lost")
@@ -27,8 +27,8 @@ def test_a_worker_that_must_end_at_once_loses_its_call_and_logs_no_error(sent: s
 
 def test_a_worker_killed_in_a_call_costs_that_call_alone_and_comes_back_on_its_core() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        killed, pid = service.ask_and_find_worker(sleep=60)
-        other = service.ask(sleep=1)
+        killed, pid = service.send_call_and_find_worker(sleep=60)
+        other = service.send_call(sleep=1)
         service.until(executing=2)
         core = os.sched_getaffinity(pid)
         os.kill(pid, signal.SIGKILL)
@@ -49,7 +49,7 @@ def test_a_worker_killed_in_a_call_costs_that_call_alone_and_comes_back_on_its_c
 def test_a_gateway_killed_in_a_call_costs_the_calls_that_it_had_taken_and_comes_back_knowing_the_workers() -> None:
     with Service(handler=FAULTY, on_client_disconnect="finish").ready(workers=2) as service:
         workers, killed = service.workers, service.gateway
-        running = service.ask(sleep=4)
+        running = service.send_call(sleep=4)
         service.until(executing=1)
         os.kill(killed, signal.SIGKILL)
         assert is_lost(running)
@@ -67,9 +67,9 @@ def test_a_gateway_killed_in_a_call_costs_the_calls_that_it_had_taken_and_comes_
 def test_an_arbiter_killed_in_a_call_costs_no_call_and_never_puts_two_on_a_core() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         arbiter, orphans = service.arbiter, service.workers
-        running = [service.ask(sleep=3) for _ in range(2)]
+        running = [service.send_call(sleep=3) for _ in range(2)]
         service.until(executing=2)
-        queued = [service.ask(sleep=0) for _ in range(10)]
+        queued = [service.send_call(sleep=0) for _ in range(10)]
         service.until(queued=10)
         os.kill(arbiter, signal.SIGKILL)
         eventually(lambda: arbiter not in service.pids("worker") and len(service.pids("worker")) == 5)
@@ -84,7 +84,7 @@ def test_an_arbiter_killed_in_a_call_costs_no_call_and_never_puts_two_on_a_core(
 
 def test_a_worker_that_keeps_pythons_lock_ends_also_without_an_arbiter_and_keeps_its_core_until_then() -> None:
     with Service(handler="tests.service.handlers:KeepsTheLock", run_timeout=1).ready(workers=2) as service:
-        connection, pid = service.ask_and_find_worker(x=1)
+        connection, pid = service.send_call_and_find_worker(x=1)
         core = os.sched_getaffinity(pid)
         os.kill(service.arbiter, signal.SIGKILL)
         eventually(lambda: len(service.log("ready after")) == 3)
@@ -99,7 +99,7 @@ def test_a_worker_that_keeps_pythons_lock_ends_also_without_an_arbiter_and_keeps
 
 def test_a_supervisor_killed_leaves_no_orphan_on_the_port_and_the_calls_that_were_taken_are_answered() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        connection = service.ask(sleep=1)
+        connection = service.send_call(sleep=1)
         service.until(executing=1)
         service.processes[0].kill()
         service.processes[0].wait(30)
@@ -119,7 +119,7 @@ def test_a_worker_that_ends_itself_in_a_call_is_replaced_whatever_its_exit_code(
         codes = (0, 1, 3, 4, 78, 255)
         for code in codes:
             before = service.workers
-            assert answer_of(service.ask(exit=code))[0] == 502
+            assert answer_of(service.send_call(exit=code))[0] == 502
             eventually(lambda before=before: service.workers != before)  # type: ignore[misc]
             service.ready(workers=2)
         assert service.arbiter == arbiter
@@ -215,7 +215,7 @@ def test_workers_of_one_machine_get_only_calls() -> None:
     That of one machine must not ask its workers, because a request would hold a worker.
     """
     with Service(handler=FAULTY, log_level="debug").ready(workers=2) as service:
-        running = [service.ask(sleep=3) for _ in range(2)]
+        running = [service.send_call(sleep=3) for _ in range(2)]
         service.until(executing=2)
         assert [answer_of(connection)[0] for connection in running] == [200, 200]
         time.sleep(1)
@@ -233,7 +233,7 @@ def test_a_state_dir_may_be_a_relative_path(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
     with Service(handler="tests.service.handlers:ComputesInC", on_client_disconnect="finish").ready(workers=2) as service:
-        running = service.ask(x=1)
+        running = service.send_call(x=1)
         service.until(executing=1)
         supervisor = service.processes[0]
         for _ in range(2):
@@ -246,7 +246,7 @@ def test_a_second_signal_ends_a_call_inside_c_and_leaves_no_process() -> None:
 
 def test_a_supervisor_that_is_killed_while_it_stops_leaves_no_process_and_no_port() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = service.ask(sleep=60)
+        running = service.send_call(sleep=60)
         service.until(executing=1)
         supervisor = service.processes[0]
         supervisor.send_signal(signal.SIGTERM)
@@ -262,9 +262,9 @@ def test_a_supervisor_that_is_killed_while_it_stops_leaves_no_process_and_no_por
 
 def test_at_the_shutdown_timeout_queued_calls_are_answered_503() -> None:
     with Service(handler=FAULTY, shutdown_timeout=1).ready(workers=2) as service:
-        running = [service.ask(sleep=60) for _ in range(2)]
+        running = [service.send_call(sleep=60) for _ in range(2)]
         service.until(executing=2)
-        queued = service.ask(sleep=0)
+        queued = service.send_call(sleep=0)
         service.until(queued=1)
         service.processes[0].send_signal(signal.SIGTERM)
         status, _, body = answer_of(queued)
@@ -275,9 +275,9 @@ def test_at_the_shutdown_timeout_queued_calls_are_answered_503() -> None:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT])
-def test_a_terminal_that_closes_stops_the_service_in_order(sent: signal.Signals) -> None:
+def test_a_terminal_that_closes_causes_a_graceful_shutdown(sent: signal.Signals) -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = service.ask(sleep=1)
+        running = service.send_call(sleep=1)
         service.until(executing=1)
         service.processes[0].send_signal(signal.SIGUSR1)
         service.processes[0].send_signal(sent)
@@ -299,7 +299,7 @@ def test_signals_of_gunicorn_change_neither_the_number_of_workers_nor_the_arbite
 def test_processes_of_a_handler_end_with_its_worker_also_without_an_arbiter() -> None:
     with Service(handler="tests.service.handlers:LeavesAProcess").ready(workers=2) as service:
         ours = set(processes_in(service.environ_mark))
-        connection = service.ask(x=1)
+        connection = service.send_call(x=1)
         children = eventually(lambda: set(processes_in(service.environ_mark)) - ours)
         os.kill(service.pids("worker")[0], signal.SIGKILL)
         answer_of(connection)

@@ -51,7 +51,7 @@ def plain(model: Path) -> Iterator[str]:
             process.wait(30)
 
 
-def test_eleven_calls_at_once_are_all_right_and_no_two_share_a_worker_at_a_time(model: Path, plain: str) -> None:
+def test_eleven_calls_at_once_get_correct_answers_and_no_two_share_a_worker_at_a_time(model: Path, plain: str) -> None:
     pixels, _ = load_digits(return_X_y=True)
     requested = [{"images": [SEVEN, *pixels[number : number + IMAGES].tolist()]} for number in range(CALLS)]
     expected = [requests.post(plain, json=each, timeout=READY_SECONDS).json()["digits"] for each in requested]

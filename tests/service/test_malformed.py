@@ -10,7 +10,7 @@ import pytest
 
 from harness.service import Service, eventually
 from tests import malformed
-from tests.stored_client import half_stored, leaked
+from tests.stored_client import leaked, unfinished_calls
 
 COUNT = int(os.environ.get("MALFORMED_REQUESTS", "2000"))
 SEED = int(os.environ.get("MALFORMED_SEED", "1"))
@@ -42,7 +42,7 @@ def test_malformed_requests_are_answered_at_once_in_json_without_a_fault_of_ours
             assert "trace" not in json.loads(line), line
         assert not [line for line in service.log() if line["level"] in ("error", "critical")]
         if not pod:
-            eventually(lambda: not half_stored(service))
+            eventually(lambda: not unfinished_calls(service))
             assert not leaked(service)
 
 

@@ -66,7 +66,7 @@ def is_refused(service: Service) -> bool:
 
 def test_a_reservation_is_answered_when_the_worker_is_free_and_not_before() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
-        running = service.ask(burn=1)
+        running = service.send_call(burn=1)
         computing(service)
         with reserve(service) as waiting:
             assert not is_answered(waiting, 0.3)
@@ -125,11 +125,11 @@ def test_reservations_without_a_call_do_no_harm_and_are_not_counted() -> None:
 
 def test_a_direct_call_is_served_behind_a_reservation_that_waits_before_it() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
-        running = service.ask(sleep=0.7)
+        running = service.send_call(sleep=0.7)
         computing(service)
         with reserve(service) as waiting:
             time.sleep(0.05)
-            direct = service.ask(sleep=0)
+            direct = service.send_call(sleep=0)
             assert answer_of(running)[0] == 200
             assert is_answered(waiting, 2)
             waiting.sendall(service.raw(body(sleep=0), PREDICT, "X-Request-ID: reserved"))
@@ -210,7 +210,7 @@ def test_a_worker_that_is_killed_leaves_reservations_to_the_next_one(moment: str
             assert is_answered(lost, 2)
             os.kill(worker, signal.SIGSTOP)
         if moment == "computing":
-            lost = service.ask(sleep=60)
+            lost = service.send_call(sleep=60)
             computing(service)
         with reserve(service) as waiting:
             time.sleep(0.1)
@@ -261,7 +261,7 @@ def test_a_call_whose_client_left_after_its_last_byte_ends_its_worker_and_the_ne
 
 def test_the_slot_is_taken_until_a_call_whose_client_left_returns() -> None:
     with Service(pod=True, handler=FAULTY, on_client_disconnect="finish").ready() as service:
-        running = service.ask(burn=1.5)
+        running = service.send_call(burn=1.5)
         eventually(lambda: service.get("/slot").json() == {"slot": "taken"})
         running.close()
         eventually(lambda: service.metric("percore_worker_client_disconnects_total", state="executing") == 1)
@@ -279,7 +279,7 @@ def test_the_slot_is_taken_until_a_call_whose_client_left_returns() -> None:
 def test_on_sigterm_reservations_that_wait_are_reset_the_running_call_ends_and_the_exit_is_0() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
         _, worker = service.processes
-        running = service.ask(sleep=1.5)
+        running = service.send_call(sleep=1.5)
         computing(service)
         waiting = [reserve(service) for _ in range(20)]
         time.sleep(0.1)
@@ -325,7 +325,7 @@ def test_signals_of_gunicorn_start_no_worker_beside_the_one_that_computes() -> N
     """On SIGHUP Gunicorn would fork a new worker at once, and end the old one when its call has ended."""
     with Service(pod=True, handler=FAULTY).ready() as service:
         before = service.pids("worker")
-        running = service.ask(sleep=4)
+        running = service.send_call(sleep=4)
         computing(service)
         sent = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGWINCH)
         for each in sent:
@@ -339,7 +339,7 @@ def test_signals_of_gunicorn_start_no_worker_beside_the_one_that_computes() -> N
 def test_a_killed_arbiter_gives_the_port_up_while_its_worker_still_computes() -> None:
     with Service(pod=True, handler=FAULTY).ready() as service:
         _, arbiter = service.processes
-        running = service.ask(sleep=2)
+        running = service.send_call(sleep=2)
         computing(service)
         with reserve(service) as waiting:
             arbiter.kill()
@@ -389,7 +389,7 @@ def test_bad_input_of_a_handler_is_400_with_the_usual_code(raising: Service, err
     assert "Retry-After" not in answer.headers
 
 
-def test_the_kernel_probes_the_peer_of_every_connection(raising: Service) -> None:
+def test_the_kernel_sends_keepalives_on_every_connection(raising: Service) -> None:
     with raising.connect() as connection:
         connection.sendall(b"POST / HT")  # so that the worker holds it for a while
         timers = eventually(lambda: _keepalive_timers(raising.port, connection.getsockname()[1]))

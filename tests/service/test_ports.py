@@ -138,7 +138,7 @@ def test_a_connection_that_holds_a_pod_s_worker_without_a_call_is_counted_and_lo
     with pod.connect() as connection:
         connection.sendall(sent)
         time.sleep(1.5)
-        behind = pod.ask(sleep=0)
+        behind = pod.send_call(sleep=0)
         began = time.monotonic()
         if not sent:
             assert connection.recv(1) == b""

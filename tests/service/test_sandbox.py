@@ -37,7 +37,7 @@ def test_a_kernel_without_options_of_sockets_and_without_pinning_serves_and_says
             connection.sendall(b"\0")
             assert answer_of(connection)[0] == 400
         (worker, *_) = service.workers
-        with service.ask(sleep=60):
+        with service.send_call(sleep=60):
             eventually(lambda: service.metric("percore_workers", state="busy") == 1)
         eventually(lambda: service.metric("percore_worker_restarts_total", reason="client-disconnect") == 1)
         service.ready()

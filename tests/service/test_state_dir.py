@@ -35,7 +35,7 @@ def test_files_that_a_cleaner_removes_are_created_again_and_no_call_is_lost(whol
     with Service(handler=FAULTY).ready(workers=2) as service:
         folder = folder_of(service)
         before, workers = names(folder) - {"supervisor.lock"}, service.workers
-        running = service.ask(sleep=4)
+        running = service.send_call(sleep=4)
         service.until(executing=1)
         if whole_folder:
             shutil.rmtree(folder)
@@ -43,7 +43,7 @@ def test_files_that_a_cleaner_removes_are_created_again_and_no_call_is_lost(whol
             for name in before:
                 (folder / name).unlink()
         eventually(lambda: folder.exists() and before <= names(folder), 5)
-        queued = [service.ask(sleep=0) for _ in range(4)]
+        queued = [service.send_call(sleep=0) for _ in range(4)]
         assert [answer_of(each)[0] for each in (running, *queued)] == [200] * 5
         eventually(lambda: not set(workers) & set(service.workers), 20)
         service.ready(workers=2)
@@ -56,7 +56,7 @@ def test_files_that_a_cleaner_removes_are_created_again_and_no_call_is_lost(whol
         assert service.processes[0].wait(20) == 0
 
 
-def test_a_worker_that_dies_just_after_its_lock_was_removed_leaves_no_core_to_two() -> None:
+def test_if_a_worker_dies_just_after_its_lock_was_removed_no_two_workers_share_a_core() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
         for _ in range(3):
             for lock in folder_of(service).glob("core-*.lock"):
@@ -69,7 +69,7 @@ def test_a_worker_that_dies_just_after_its_lock_was_removed_leaves_no_core_to_tw
 
 def test_a_service_that_stops_without_its_sockets_stops_as_always() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = service.ask(sleep=1)
+        running = service.send_call(sleep=1)
         service.until(executing=1)
         service.processes[0].terminate()
         for path in folder_of(service).glob("*.sock"):

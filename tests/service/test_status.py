@@ -11,7 +11,7 @@ from harness.service import FAULTY, Service, eventually
 
 def test_every_read_only_route_answers_while_every_worker_computes() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = [service.ask(burn=20) for _ in range(2)]
+        running = [service.send_call(burn=20) for _ in range(2)]
         service.until(executing=2)
         slowest = {}
         for path in (

@@ -32,7 +32,7 @@ JOURNAL = "tests.service.handlers:Journal"
 @pytest.fixture(scope="module")
 def stored() -> Iterator[Stored]:
     with Service(handler=FAULTY, gateway_caller_header="X-Tenant").ready(2) as service:
-        eventually(lambda: service.metric("percore_store_up") == 1)
+        eventually(lambda: service.metric("percore_stored_calls_up") == 1)
         yield Stored(service)
         assert not [
             line for line in service.log() if line["level"] in ("error", "critical") and line["logger"] != "percore.api"
@@ -357,7 +357,7 @@ def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(when: str, piec
 
 
 def die_between_steps(stored: Journalled, when: str, pieces: int = 1) -> None:
-    """Have it die at the first write after the call was sent, then at the second, until the call ends without a death."""
+    """Kill the gateway at the first write after the call was sent, then at the second, until a call ends without a death."""
     service = stored.service
     die_at = dying(service)
     deaths = tried = 0
@@ -536,7 +536,7 @@ def test_a_second_gateway_waits_for_the_folder(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["code"]) == (503, "not-ready")
             assert second.call(sleep=0).status_code == 200
             first.stop()
-            eventually(lambda: second.metric("percore_store_up") == 1)
+            eventually(lambda: second.metric("percore_stored_calls_up") == 1)
             assert Stored(second).ended(path)["state"] == "succeeded"
 
 

@@ -20,7 +20,7 @@ import requests
 import sqlalchemy as sa
 from percore.gateway.store import records
 from percore.gateway.store.database import Database
-from percore.gateway.store.records import EndTime, NewCall, Owned, Result
+from percore.gateway.store.records import EndTime, NewCall, OwnedRun, Result
 from percore.gateway.store.schema import REQUEST
 from percore.gateway.store.store import StoredOutbox
 
@@ -291,7 +291,7 @@ def end_with_webhook(to: sa.Connection) -> None:
     new = dataclasses.replace(new_call(), webhook="https://receiver.example.com/")
     sequence = records.insert_accepted(to, new, "g", 0.0, None, None).sequence
     records.begin_run(to, sequence, "g", "pod", "g", 0.0)
-    records.end_answered(to, EndTime(1000.0, 60.0), Owned(sequence, "g", 1), Result(200, b"OK", b"[]", 0), (0, b""))
+    records.end_answered(to, EndTime(1000.0, 60.0), OwnedRun(sequence, "g", 1), Result(200, b"OK", b"[]", 0), (0, b""))
 
 
 def test_an_error_of_a_value_fails_its_own_write_and_no_log_shows_the_value(database: Database) -> None:
@@ -329,7 +329,7 @@ def test_a_list_of_calls_does_not_hold_up_a_write(database: Database) -> None:
         thread.join()
 
 
-def test_a_key_that_another_request_has_fails_no_other_write(database: Database) -> None:
+def test_a_key_that_is_in_use_does_not_make_other_writes_fail(database: Database) -> None:
     async def store() -> tuple[object, int]:
         sequence = await database.write(lambda to: records.insert(to, new_call(), "g", 0.0))
         await database.write(lambda to: records.accept(to, sequence, "g", b"key", b"digest"))

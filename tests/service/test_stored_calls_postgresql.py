@@ -90,7 +90,7 @@ def check_secret(text: str) -> None:
     assert QUOTED not in text
 
 
-class Front(Gateway, StoredClient):
+class PostgreSQLGateway(Gateway, StoredClient):
     """A gateway whose calls are in PostgreSQL, with leases that end soon."""
 
     patience = SLOW
@@ -105,9 +105,9 @@ class Front(Gateway, StoredClient):
         super().__exit__(*rest)
         check_secret(text)
 
-    def opened(self) -> Front:
+    def wait_for_store(self) -> PostgreSQLGateway:
         """Wait until it can store calls."""
-        eventually(lambda: self.metric("percore_store_up") == 1, SLOW)
+        eventually(lambda: self.metric("percore_stored_calls_up") == 1, SLOW)
         return self
 
     def kill(self) -> None:
@@ -115,7 +115,7 @@ class Front(Gateway, StoredClient):
         self.wait(30)
 
     def listed(self, query: str = "limit=1000") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.operator(f"/v1/calls?{query}").json()["calls"]
+        found: list[dict[str, Any]] = self.get_status(f"/v1/calls?{query}").json()["calls"]
         return found
 
 
@@ -156,7 +156,7 @@ def is_quick(gateway: Gateway) -> None:
     """The probes and the metrics answer at once, whatever the database does."""
     for path in ("/readyz", "/livez", "/metrics"):
         began = time.monotonic()
-        assert gateway.operator(path).status_code == 200, path
+        assert gateway.get_status(path).status_code == 200, path
         assert time.monotonic() - began < 3, path
 
 
@@ -166,8 +166,8 @@ def is_quick(gateway: Gateway) -> None:
 def test_two_gateways_are_one_service(database: str, tmp_path: Path) -> None:
     """Each gateway answers all requests about a call, also if another gateway runs it."""
     pods = Pods(tmp_path, 2)
-    with pods as both, Front(database, *both) as first, Front(database, *both) as second:
-        first.opened(), second.opened()
+    with pods as both, PostgreSQLGateway(database, *both) as first, PostgreSQLGateway(database, *both) as second:
+        first.wait_for_store(), second.wait_for_store()
         path = first.store(n=1, fill=2_000_000)
         assert second.ended(path)["state"] == "succeeded"
         assert second.result(path).content == first.result(path).content
@@ -197,11 +197,11 @@ def test_two_gateways_are_one_service(database: str, tmp_path: Path) -> None:
 
 def test_gateways_that_start_at_once_make_the_tables_once(database: str) -> None:
     with contextlib.ExitStack() as stack:
-        fronts = [Front(database) for _ in range(3)]
+        fronts = [PostgreSQLGateway(database) for _ in range(3)]
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             list(pool.map(stack.enter_context, fronts))
         for each in fronts:
-            each.opened()
+            each.wait_for_store()
             assert not [line for line in each.log() if line["level"] == "error"]
 
 
@@ -213,8 +213,12 @@ def test_two_gateways_share_a_database_behind_pgbouncer_in_transaction_mode(
     pods = Pods(tmp_path, 2)
     with server.pooled() as port, pods as both:
         url = server.url(database.rpartition("/")[2], port)
-        with Front(url, *both) as first, Front(url, *both) as second, concurrent.futures.ThreadPoolExecutor(8) as pool:
-            first.opened(), second.opened()
+        with (
+            PostgreSQLGateway(url, *both) as first,
+            PostgreSQLGateway(url, *both) as second,
+            concurrent.futures.ThreadPoolExecutor(8) as pool,
+        ):
+            first.wait_for_store(), second.wait_for_store()
             paths = list(pool.map(lambda number: (first, second)[number % 2].store(n=number, fill=1000), range(60)))
             for number, path in enumerate(paths):
                 assert [run["end"] for run in (second, first)[number % 2].ended(path)["runs"]] == ["answered"]
@@ -230,8 +234,8 @@ def test_a_gateway_that_dies_between_any_two_steps_loses_nothing(database: str) 
 
 def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_path: Path) -> None:
     pods = Pods(tmp_path, 2)
-    with pods as (one, two), Front(database, one) as first, Front(database, two) as second:
-        first.opened(), second.opened()
+    with pods as (one, two), PostgreSQLGateway(database, one) as first, PostgreSQLGateway(database, two) as second:
+        first.wait_for_store(), second.wait_for_store()
         running = first.store(n=1, sleep=3)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         queued = [first.store(n=number) for number in (2, 3)]
@@ -253,16 +257,20 @@ def test_another_gateway_takes_over_when_the_lease_is_over(database: str, tmp_pa
 def test_a_call_of_a_gateway_that_nobody_knows_is_taken_over(server: PostgreSQL, database: str, tmp_path: Path) -> None:
     """A gateway that stood still may store a call after its lease was taken over, and end before it notices that."""
     pods, often = Pods(tmp_path, 1), "CLEAN_UP_SECONDS=1"
-    with pods as (pod,), Front(database, lease=often) as first, Front(database, pod, lease=often) as second:
-        path = first.opened().store(n=1)
-        second.opened()
+    with (
+        pods as (pod,),
+        PostgreSQLGateway(database, lease=often) as first,
+        PostgreSQLGateway(database, pod, lease=often) as second,
+    ):
+        path = first.wait_for_store().store(n=1)
+        second.wait_for_store()
         first.signal(signal.SIGSTOP)
         server.execute("UPDATE calls SET owner = 'nobody'", database.rpartition("/")[2])
         assert second.ended(path, 60)["state"] == "succeeded"  # a lease is 120 s
 
 
 def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tmp_path: Path) -> None:
-    """The server's clock is set forward by an hour each second, so at every age of a lease."""
+    """Each second the test sets the server's clock forward by an hour. So the clock changes at every age of a lease."""
     name = database.rpartition("/")[2]
     stepped = "SELECT pg_catalog.clock_timestamp() + (SELECT by FROM stepped.step)"
     for statement in (
@@ -273,8 +281,8 @@ def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tm
     ):
         server.execute(statement, name)
     pods = Pods(tmp_path, 1)
-    with pods as (pod,), Front(database, pod, lease="") as first, Front(database, lease="") as second:
-        first.opened(), second.opened()
+    with pods as (pod,), PostgreSQLGateway(database, pod, lease="") as first, PostgreSQLGateway(database, lease="") as second:
+        first.wait_for_store(), second.wait_for_store()
         path = first.store(n=1, sleep=10)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         for _ in range(8):
@@ -287,8 +295,8 @@ def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tm
 
 def test_a_gateway_that_is_restarted_in_its_place_need_not_wait_for_the_lease(database: str, tmp_path: Path) -> None:
     pods = Pods(tmp_path, 1)
-    with pods as (pod,), Front(database, pod, lease="") as gateway:
-        gateway.opened()
+    with pods as (pod,), PostgreSQLGateway(database, pod, lease="") as gateway:
+        gateway.wait_for_store()
         running, queued = gateway.store(n=1, sleep=3), gateway.store(n=2)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         gateway.kill()
@@ -302,14 +310,14 @@ def test_a_gateway_that_is_restarted_in_its_place_need_not_wait_for_the_lease(da
 def test_a_gateway_that_stops_serves_its_runs_while_the_next_one_has_its_place(database: str, tmp_path: Path) -> None:
     """The next one has the same host and port. It takes over the queued calls, and not the running ones."""
     pods = Pods(tmp_path, 2)
-    with pods as (one, two), Front(database, one, lease="") as old:
-        old.opened()
+    with pods as (one, two), PostgreSQLGateway(database, one, lease="") as old:
+        old.wait_for_store()
         running = old.store(n=1, sleep=25)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         queued = old.store(n=2)
         old.signal(signal.SIGTERM)
         eventually(lambda: [line for line in old.log() if line["message"].startswith("stopping")])
-        new = Front(database, two, lease="", port=old.port)
+        new = PostgreSQLGateway(database, two, lease="", port=old.port)
         new.port = old.port
         with new:
             assert new.ended(queued)["state"] == "succeeded"
@@ -322,8 +330,8 @@ def test_a_gateway_that_stops_serves_its_runs_while_the_next_one_has_its_place(d
 
 def test_a_gateway_that_stood_still_beyond_its_lease_writes_no_result(database: str, tmp_path: Path) -> None:
     pods = Pods(tmp_path, 2)
-    with pods as (one, two), Front(database, one) as first, Front(database, two) as second:
-        first.opened(), second.opened()
+    with pods as (one, two), PostgreSQLGateway(database, one) as first, PostgreSQLGateway(database, two) as second:
+        first.wait_for_store(), second.wait_for_store()
         path = first.store(n=1, sleep=8, fill=3)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         first.signal(signal.SIGSTOP)
@@ -351,8 +359,8 @@ def test_a_run_that_goes_on_without_its_gateway_never_overlaps_with_the_next_one
     The next run waits until the worker is free.
     """
     pods = Pods(tmp_path, 2)
-    with pods as both, Front(database, *both) as first, Front(database, *both) as second:
-        first.opened(), second.opened()
+    with pods as both, PostgreSQLGateway(database, *both) as first, PostgreSQLGateway(database, *both) as second:
+        first.wait_for_store(), second.wait_for_store()
         path = first.store(n=1, **computes)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         first.signal(lost)
@@ -375,8 +383,8 @@ def test_nothing_is_lost_when_postgresql_is_restarted(fragile: PostgreSQL, tmp_p
     """It is restarted three times, as after a loss of power, while two gateways take calls in and run them."""
     pods = Pods(tmp_path, 2)
     database = fragile.create(f"calls{next(NUMBER)}")
-    with pods as both, Front(database, *both) as first, Front(database, *both) as second:
-        first.opened(), second.opened()
+    with pods as both, PostgreSQLGateway(database, *both) as first, PostgreSQLGateway(database, *both) as second:
+        first.wait_for_store(), second.wait_for_store()
         paths: dict[int, str] = {}
 
         def send(number: int) -> None:
@@ -417,8 +425,8 @@ def test_nothing_is_lost_when_postgresql_is_restarted(fragile: PostgreSQL, tmp_p
 def test_a_run_outlives_a_restart_of_postgresql(fragile: PostgreSQL, tmp_path: Path) -> None:
     """Its answer, of several pieces, comes while the database is away."""
     pods = Pods(tmp_path, 1)
-    with pods as (pod,), Front(fragile.create(f"calls{next(NUMBER)}"), pod, lease="") as gateway:
-        gateway.opened()
+    with pods as (pod,), PostgreSQLGateway(fragile.create(f"calls{next(NUMBER)}"), pod, lease="") as gateway:
+        gateway.wait_for_store()
         path = gateway.store(n=1, sleep=2, fill=1_000_000)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         fragile.stop()
@@ -436,8 +444,12 @@ def test_webhooks_outlive_a_restart_of_postgresql_and_none_is_sent_twice(fragile
     secret = "whsec_" + base64.b64encode(bytes(range(32))).decode()
     database = fragile.create(f"calls{next(NUMBER)}")
     webhooks = {"gateway_webhook_hosts": "127.0.0.1", "gateway_webhook_secrets": secret}
-    with receiver(release) as (url, received), pods as (pod,), Front(database, pod, lease="", **webhooks) as gateway:
-        gateway.opened()
+    with (
+        receiver(release) as (url, received),
+        pods as (pod,),
+        PostgreSQLGateway(database, pod, lease="", **webhooks) as gateway,
+    ):
+        gateway.wait_for_store()
         first, second = (gateway.store(headers={"Percore-Webhook": url}, n=number, sleep=number) for number in (0, 3))
         eventually(lambda: len(received) == 1, SLOW)
         fragile.stop()
@@ -477,8 +489,8 @@ def receiver(release: threading.Event) -> Iterator[tuple[str, list[tuple[dict[st
 
 def test_a_database_that_stands_still_holds_up_no_other_call_and_ends_the_lease(fragile: PostgreSQL, tmp_path: Path) -> None:
     pods = Pods(tmp_path, 2)
-    with pods as both, Front(fragile.create(f"calls{next(NUMBER)}"), *both) as gateway:
-        gateway.opened()
+    with pods as both, PostgreSQLGateway(fragile.create(f"calls{next(NUMBER)}"), *both) as gateway:
+        gateway.wait_for_store()
         path = gateway.store(n=1, sleep=60)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         with fragile.frozen(), concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -514,12 +526,12 @@ def test_a_database_that_stands_still_holds_up_no_other_call_and_ends_the_lease(
 def test_a_database_that_cannot_be_used_is_named_without_its_password(
     server: PostgreSQL, wrong: Callable[[PostgreSQL], str]
 ) -> None:
-    with Front(wrong(server)) as gateway:
+    with PostgreSQLGateway(wrong(server)) as gateway:
         said = eventually(lambda: [line for line in gateway.log() if "cannot be used" in line["message"]], SLOW)
         assert len(said) == 1
         assert "PERCORE_GATEWAY_CALLS_DATABASE" in said[0]["message"]
         assert f"127.0.0.1:{server.port}" in said[0]["message"]
-        assert gateway.operator("/readyz").status_code == 200
+        assert gateway.get_status("/readyz").status_code == 200
         answer = gateway.offer()
         assert (answer.status_code, answer.json()["code"]) == (503, "not-ready")
         assert answer.headers["Retry-After"]
@@ -527,17 +539,17 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(
 
 def test_a_database_that_comes_later_is_used_then(server: PostgreSQL) -> None:
     name = f"calls{next(NUMBER)}"
-    with Front(server.url(name)) as gateway:
+    with PostgreSQLGateway(server.url(name)) as gateway:
         eventually(lambda: [line for line in gateway.log() if "cannot be used" in line["message"]], SLOW)
         server.create(name)
-        gateway.opened()
+        gateway.wait_for_store()
 
 
 def test_an_older_program_refuses_a_newer_schema(server: PostgreSQL, database: str) -> None:
-    with Front(database) as gateway:
-        gateway.opened()
+    with PostgreSQLGateway(database) as gateway:
+        gateway.wait_for_store()
     server.execute("UPDATE alembic_version SET version_num = '9999'", database.rpartition("/")[2])
-    older = Front(database)
+    older = PostgreSQLGateway(database)
 
     def run() -> None:
         with older:

@@ -38,7 +38,7 @@ def test_at_a_stop_the_supervisor_alone_asks_systemd_for_more_time_than_calls_ha
         service = Service(handler=FAULTY, shutdown_timeout=600)
         service.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         with service.ready(1):
-            running = service.ask(sleep=2)
+            running = service.send_call(sleep=2)
             service.until(executing=1)
             service.processes[0].terminate()
             assert systemd.recv(100) == b"EXTEND_TIMEOUT_USEC=660000000"
@@ -63,11 +63,11 @@ def test_if_the_supervisor_is_killed_every_process_ends_by_itself_and_the_next_s
         stored = Stored(service)
         path = stored.store(sleep=2)
         service.until(executing=1)
-        running = service.ask(sleep=2)
+        running = service.send_call(sleep=2)
         service.until(executing=2)
         service.processes[0].kill()
         service.processes[0].wait(30)
-        # Without systemd running calls have their time; with it, KillMode=mixed kills the rest at once.
+        # Without systemd, running calls may finish. With systemd, KillMode=mixed kills the other processes at once.
         assert answer_of(running)[0] == 200
         eventually(lambda: not processes_in(service.environ_mark), 30)
         service.processes.clear()
@@ -81,7 +81,7 @@ def test_if_systemd_kills_the_rest_too_the_next_start_runs_the_stored_call_again
     with Service(handler=FAULTY, gateway_calls_dir=tmp_path).ready(2) as service:
         stored = Stored(service)
         path = stored.store(sleep=3)
-        running = service.ask(sleep=60)
+        running = service.send_call(sleep=60)
         service.until(executing=2)
         for pid in processes_in(service.environ_mark):
             os.kill(pid, signal.SIGKILL)

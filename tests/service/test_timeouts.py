@@ -70,7 +70,7 @@ def test_clients_that_connect_and_send_nothing_hold_no_worker() -> None:
 
 def test_a_call_that_was_queued_too_long_gets_503_and_never_runs() -> None:
     with Service(handler=FAULTY, queue_timeout=1, on_client_disconnect="finish").ready(workers=2) as service:
-        running = [service.ask(sleep=2.5) for _ in range(2)]
+        running = [service.send_call(sleep=2.5) for _ in range(2)]
         service.until(executing=2)
         late = service.call(exit=9)
         assert late.status_code == 503
@@ -83,7 +83,7 @@ def test_a_call_that_was_queued_too_long_gets_503_and_never_runs() -> None:
 
 def test_queue_time_and_run_time_are_measured_apart() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = [service.ask(sleep=1) for _ in range(2)]
+        running = [service.send_call(sleep=1) for _ in range(2)]
         service.until(executing=2)
         timing = service.call(sleep=0.3).headers["Server-Timing"]
         parts = dict(part.strip().split(";dur=") for part in timing.split(","))
@@ -128,9 +128,9 @@ def _try(service: Service) -> requests.Response | None:
 
 def test_on_sigterm_running_queued_and_uploading_calls_are_served_new_ones_are_refused_and_the_exit_is_0() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = [service.ask(sleep=3) for _ in range(2)]
+        running = [service.send_call(sleep=3) for _ in range(2)]
         service.until(executing=2)
-        queued = [service.ask(sleep=0.1) for _ in range(20)]
+        queued = [service.send_call(sleep=0.1) for _ in range(20)]
         service.until(queued=20)
         sent = service.raw(json.dumps({"inputs": {"sleep": 0}}).encode() + b" " * 1_000_000)
         uploading = service.connect()
@@ -148,7 +148,7 @@ def test_on_sigterm_running_queued_and_uploading_calls_are_served_new_ones_are_r
 
 def test_on_sigterm_a_call_over_the_shutdown_timeout_is_killed() -> None:
     with Service(handler=FAULTY, shutdown_timeout=1).ready(workers=2) as service:
-        running = service.ask(sleep=60)
+        running = service.send_call(sleep=60)
         service.until(executing=1)
         service.processes[0].send_signal(signal.SIGTERM)
         assert service.processes[0].wait(10) == 0
@@ -167,7 +167,7 @@ def test_an_answered_call_is_no_longer_watched() -> None:
 
 def test_if_the_watchdog_fails_the_arbiter_s_signal_makes_the_worker_answer_504() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = service.ask(burn=60)
+        running = service.send_call(burn=60)
         service.until(executing=1)
         for pid in service.workers:
             os.kill(pid, signal.SIGABRT)  # as the arbiter does if a worker has sent no heartbeat for too long
@@ -178,7 +178,7 @@ def test_if_the_watchdog_fails_the_arbiter_s_signal_makes_the_worker_answer_504(
 def test_calls_are_served_in_the_order_in_which_they_came() -> None:
     # With all cores for one call there is one worker, so that nothing but the queue decides the order.
     with Service(handler=FAULTY, cores_per_call=len(os.sched_getaffinity(0))).ready() as service:
-        running = service.ask(sleep=1)
+        running = service.send_call(sleep=1)
         service.until(executing=1)
         queued = []
         for number in range(12):
@@ -207,7 +207,7 @@ def test_every_line_of_the_log_is_json() -> None:
 
 def test_a_second_signal_does_not_wait_for_running_calls() -> None:
     with Service(handler=FAULTY).ready(workers=2) as service:
-        running = service.ask(sleep=60)
+        running = service.send_call(sleep=60)
         service.until(executing=1)
         service.processes[0].send_signal(signal.SIGINT)
         eventually(lambda: service.log("stopping"))

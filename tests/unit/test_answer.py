@@ -61,7 +61,7 @@ def test_an_answer_is_not_lost_if_bytes_follow_the_request() -> None:
     assert len(received) == 2_000_000
 
 
-def test_helpers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_free_helper_thread_a_connection_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer, "MOST_HELPERS", 0)
     client, served = socket.socketpair()
     answer.finish(served, [], seconds=1, unread=True)

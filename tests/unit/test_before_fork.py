@@ -102,7 +102,7 @@ def test_a_process_that_goes_on_is_named_and_ended(monkeypatch: pytest.MonkeyPat
     started.wait()
 
 
-def test_threads_that_cannot_be_listed_are_no_reason_to_fork(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_threads_that_cannot_be_listed_are_a_reason_against_the_fork(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(before_fork, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(before_fork, "TASKS", tmp_path / "none")
     (reason,) = before_fork.import_modules(("json",), 60)

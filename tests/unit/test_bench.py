@@ -11,7 +11,7 @@ from bench.bulk import Bulk
 from bench.bursts import Burst
 from bench.calls import Call, ideal, most_at_once, quantile, summarise
 from bench.costs import Cost, Costs
-from bench.empty import Empty, EmptyCall
+from bench.empty import EmptyCall, EmptyCallRow
 from bench.footprint import Footprint, Probe, Process, Start
 from bench.gateway import GatewayCosts, Way
 from bench.setups import Setup
@@ -215,7 +215,7 @@ def whole() -> results.Results:
             Burst(Setup("gevent 16 x 16", "gevent", 16, 16), error="3 of 16 workers answered within 150 s"),
         ],
         io=[Burst(Setup("11 sync workers", "sync", 11), all_at_once(11, 1.0))],
-        empty=EmptyCall([Empty("percore", 0.0004, 0.0006, 2500.0, 9000)], Costs(340.0, cost, cost)),
+        empty=EmptyCall([EmptyCallRow("percore", 0.0004, 0.0006, 2500.0, 9000)], Costs(340.0, cost, cost)),
         gateway=GatewayCosts(
             [
                 Way("the pod directly", [0.0003, 0.0004, 0.0005, 0.0006], 900, 0.05),

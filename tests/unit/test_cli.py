@@ -12,7 +12,7 @@ SERVED = ("PERCORE_APP", "PERCORE_HANDLER", "PERCORE_MODEL_REPOSITORY")
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[settings.Settings]:
-    """Return a function that runs the command and returns the settings. It starts no service."""
+    """Return the list of settings with which the command would have started a service. No service is started."""
     found: list[settings.Settings] = []
     for key in SERVED:
         monkeypatch.setenv(key, "to be removed")  # so that the environment is restored
@@ -26,7 +26,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[settings.Settings]:
     return found
 
 
-def test_an_app_is_given_as_to_gunicorn(served: list[settings.Settings]) -> None:
+def test_the_argument_for_an_app_has_the_form_of_gunicorn(served: list[settings.Settings]) -> None:
     assert CliRunner().invoke(cli, ["serve", "myapp:create_app()"]).exit_code == 0
     assert served[0].app.target == os.environ["PERCORE_APP"] == "myapp:create_app()"
 

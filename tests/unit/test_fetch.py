@@ -24,7 +24,7 @@ from percore.fetch.uri import parse
 from percore.model_source import ModelSource
 
 MODEL = "saved_model.pb"
-ROOM = WriteLimits(10_000_000, 100, "the test allows")
+LIMITS = WriteLimits(10_000_000, 100, "the test allows")
 
 
 # --- URIs ---
@@ -107,7 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_archive_is_unpacked_as_it_is(tmp_path: Path, pack: Any) -> None:
     suffix = "zip" if pack is zipped else "tar.gz"
     packed = pack(tmp_path / f"a.{suffix}", ("1/saved_model.pb", b"graph"), ("1/variables/data", b"\0" * 3_000_000))
-    unpack(packed, tmp_path / "out", ROOM)
+    unpack(packed, tmp_path / "out", LIMITS)
     assert contents(tmp_path / "out") == {"1/saved_model.pb": b"graph", "1/variables/data": b"\0" * 3_000_000}
 
 
@@ -121,7 +121,7 @@ def test_an_entry_that_would_leave_the_folder_is_refused(tmp_path: Path, pack: A
     packed = pack(tmp_path / f"a.{suffix}", ("fine", b"x"), (name, b"x"))
     (tmp_path / "below").mkdir()
     with pytest.raises(LoadError, match=r"must be a path below the folder, without `\.\.`"):
-        unpack(packed, tmp_path / "below/out", ROOM)
+        unpack(packed, tmp_path / "below/out", LIMITS)
     assert contents(tmp_path / "below") == {"out/fine": b"x"}
     assert not (tmp_path / "evil").exists()
 
@@ -130,14 +130,14 @@ def test_an_entry_that_would_leave_the_folder_is_refused(tmp_path: Path, pack: A
 def test_links_and_special_files_are_refused(tmp_path: Path, kind: bytes) -> None:
     packed = tar(tmp_path / "a.tar.gz", ("name", b""), kind=kind, link="/etc/passwd")
     with pytest.raises(LoadError, match="'name' of the archive is a link or special file: only files and folders are unpacked"):
-        unpack(packed, tmp_path / "out", ROOM)
+        unpack(packed, tmp_path / "out", LIMITS)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_link_in_a_zip_archive_is_refused(tmp_path: Path) -> None:
     packed = zipped(tmp_path / "a.zip", ("name", b"/etc/passwd"), mode=stat.S_IFLNK | 0o777)
     with pytest.raises(LoadError, match="only files and folders are unpacked"):
-        unpack(packed, tmp_path / "out", ROOM)
+        unpack(packed, tmp_path / "out", LIMITS)
 
 
 @pytest.mark.parametrize("pack", [tar, zipped])
@@ -146,7 +146,7 @@ def test_a_bomb_is_refused_before_it_is_written(tmp_path: Path, pack: Any) -> No
     packed = pack(tmp_path / f"bomb.{suffix}", ("zeros", bytes(20_000_000)))
     assert packed.stat().st_size < 100_000
     with pytest.raises(LoadError, match="unpacks to more than the test allows"):
-        unpack(packed, tmp_path / "out", ROOM)
+        unpack(packed, tmp_path / "out", LIMITS)
     assert contents(tmp_path / "out") == {}
 
 
@@ -155,7 +155,7 @@ def test_a_zip_archive_with_an_entry_longer_than_its_size_is_refused(tmp_path: P
     lying = packed.read_bytes().replace((1_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     packed.write_bytes(lying)
     with pytest.raises(LoadError, match="cannot be read"):
-        unpack(packed, tmp_path / "out", ROOM)
+        unpack(packed, tmp_path / "out", LIMITS)
     assert sum(map(len, contents(tmp_path / "out").values())) <= 1001
 
 
@@ -164,7 +164,7 @@ def test_too_many_entries_are_refused(tmp_path: Path, pack: Any) -> None:
     suffix = "zip" if pack is zipped else "tar.gz"
     packed = pack(tmp_path / f"a.{suffix}", *((str(number), b"") for number in range(101)))
     with pytest.raises(LoadError, match="has more than PERCORE_FETCH_MAX_FILES=100 entries"):
-        unpack(packed, tmp_path / "out", ROOM)
+        unpack(packed, tmp_path / "out", LIMITS)
 
 
 def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     header.type, header.size = tarfile.XHDTYPE, 1 << 32
     (tmp_path / "a.tar").write_bytes(header.tobuf() + bytes(10_000))
     with pytest.raises(LoadError, match="it has a header of 4294967296 bytes"):
-        unpack(tmp_path / "a.tar", tmp_path / "out", ROOM)
+        unpack(tmp_path / "a.tar", tmp_path / "out", LIMITS)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -185,26 +185,26 @@ def test_a_zip_archive_with_damaged_data_is_refused(tmp_path: Path, compression:
     damaged[at : at + 40] = b"\xff" * 40
     (tmp_path / "a.zip").write_bytes(damaged)
     with pytest.raises(LoadError, match=r"archive a\.zip: cannot be read: "):
-        unpack(tmp_path / "a.zip", tmp_path / "out", ROOM)
+        unpack(tmp_path / "a.zip", tmp_path / "out", LIMITS)
 
 
 def test_two_entries_for_one_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="has two entries for a/b"):
-        unpack(tar(tmp_path / "a.tar.gz", ("a/b", b"1"), ("a/./b", b"2")), tmp_path / "out", ROOM)
+        unpack(tar(tmp_path / "a.tar.gz", ("a/b", b"1"), ("a/./b", b"2")), tmp_path / "out", LIMITS)
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "a.tar"])
 def test_a_damaged_archive_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"no archive" * 100)
     with pytest.raises(LoadError, match=rf"archive {name}: cannot be read"):
-        unpack(tmp_path / name, tmp_path / "out", ROOM)
+        unpack(tmp_path / name, tmp_path / "out", LIMITS)
 
 
 def test_half_an_archive_is_refused(tmp_path: Path) -> None:
     packed = tar(tmp_path / "a.tar.gz", ("a", bytes(range(256)) * 1000))
     packed.write_bytes(packed.read_bytes()[:-200])
     with pytest.raises(LoadError, match=r"archive a\.tar\.gz: cannot be read"):
-        unpack(packed, tmp_path / "out", ROOM)
+        unpack(packed, tmp_path / "out", LIMITS)
 
 
 # --- layouts ---

@@ -10,7 +10,7 @@ from percore.gateway.cost_writer import ASK_SECONDS, BUDGET_SECONDS, CostWriter
 from percore.gateway.costs import ASK_AGAIN_SECONDS, BURST, BUSY_COST, IDLE_COST, DeletionCosts
 from percore.gateway.endpoints import Endpoint
 from percore.gateway.gateway_metrics import GatewayMetrics
-from percore.gateway.slots import SLOT_SECONDS
+from percore.gateway.slots import SLOT_REQUEST_SECONDS
 
 
 class ApiServer:
@@ -52,7 +52,7 @@ class Gateway:
         self.writer = CostWriter(server, lambda: self.running, lambda: self.endpoints, self.metrics, self.ask, lambda: self.now)
 
     def ask(self, endpoints: Mapping[str, Endpoint], seconds: float) -> Mapping[str, bool]:
-        assert SLOT_SECONDS <= seconds <= ASK_SECONDS
+        assert SLOT_REQUEST_SECONDS <= seconds <= ASK_SECONDS
         self.asked += endpoints
         return {name: name in self.computing for name in endpoints}
 

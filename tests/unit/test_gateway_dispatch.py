@@ -29,7 +29,7 @@ LONG = 1.0
 """Seconds after which all timers of the dispatcher are over."""
 
 
-class Bench:
+class Rig:
     """A dispatcher, its queue, and the workers' ends of its connections. A pod is known by its port."""
 
     def __init__(self, folder: Path, loop: FakeClockLoop) -> None:
@@ -81,11 +81,11 @@ class Bench:
         self.queue.push(call)
         self.dispatcher.match()
 
-    def leave(self, *calls: Call) -> None:
+    def end_without_answer(self, *calls: Call) -> None:
         """Take queued calls away, as ``intake`` does for clients that disconnect."""
         for call in calls:
             assert self.queue.remove(call)
-            call.leave()
+            call.end_without_answer()
             self.dispatcher.queue_shrank()
 
     def free(self, port: int) -> None:
@@ -129,7 +129,7 @@ class Bench:
         assert not [pod for pod in self.dispatcher.pods.values() if pod.reservation_pending]
 
 
-Work = Callable[[Bench], Awaitable[None]]
+Work = Callable[[Rig], Awaitable[None]]
 OnBench = Callable[[Work], None]
 
 
@@ -139,12 +139,12 @@ def on_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnBench:
 
     def run(work: Work) -> None:
         async def on_loop(loop: FakeClockLoop) -> None:
-            bench = Bench(tmp_path, loop)
-            monkeypatch.setattr(dispatch, "connect", bench.connect)
+            rig = Rig(tmp_path, loop)
+            monkeypatch.setattr(dispatch, "connect", rig.connect)
             try:
-                await work(bench)
+                await work(rig)
             finally:
-                await bench.stop()
+                await rig.stop()
 
         on_fake_clock(on_loop)
 
@@ -166,39 +166,39 @@ def on_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnBench:
 def test_as_many_pods_are_tried_as_calls_are_queued_and_twice_as_many_after_each_2_ms_without_an_answer(
     on_bench: OnBench, calls: int, pods: int, expected: dict[float, int]
 ) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(pods)
+    async def work(rig: Rig) -> None:
+        rig.know(pods)
         for _ in range(calls):
-            bench.enqueue()
+            rig.enqueue()
         await asyncio.sleep(LONG)
-        assert bench.sizes() == expected
-        assert len({port for _, port in bench.tried}) == pods, "each pod is tried once"
+        assert rig.sizes() == expected
+        assert len({port for _, port in rig.tried}) == pods, "each pod is tried once"
 
     on_bench(work)
 
 
 def test_pods_that_become_known_while_a_call_is_queued_are_tried(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.enqueue()
+    async def work(rig: Rig) -> None:
+        rig.enqueue()
         await asyncio.sleep(LONG)
-        bench.know(3)
+        rig.know(3)
         await asyncio.sleep(LONG)
-        assert bench.sizes(LONG) == {0.0: 1, 0.002: 1, 0.004: 1}
+        assert rig.sizes(LONG) == {0.0: 1, 0.002: 1, 0.004: 1}
 
     on_bench(work)
 
 
 def test_after_an_empty_queue_it_begins_again_with_as_many_pods_as_calls(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(20)
-        bench.leave(await tried_by_all(bench))
-        for port in bench.ends:
-            bench.free(port)
+    async def work(rig: Rig) -> None:
+        rig.know(20)
+        rig.end_without_answer(await tried_by_all(rig))
+        for port in rig.ends:
+            rig.free(port)
         await asyncio.sleep(LONG)
-        began = bench.loop.time()
-        bench.enqueue()
+        began = rig.loop.time()
+        rig.enqueue()
         await asyncio.sleep(0.003)
-        assert bench.sizes(began) == {0.0: 1, 0.002: 1}
+        assert rig.sizes(began) == {0.0: 1, 0.002: 1}
 
     on_bench(work)
 
@@ -207,22 +207,22 @@ def test_after_an_empty_queue_it_begins_again_with_as_many_pods_as_calls(on_benc
 
 
 def test_the_pod_that_was_freed_last_is_tried_first(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(3)
-        calls = [bench.enqueue() for _ in range(3)]
+    async def work(rig: Rig) -> None:
+        rig.know(3)
+        calls = [rig.enqueue() for _ in range(3)]
         await asyncio.sleep(LONG)
         for port in (3, 1, 2):
-            bench.free(port)
+            rig.free(port)
         await asyncio.sleep(LONG)
         for port in (1, 3, 2):  # each runs a call, and the loss of the worker ends it
-            bench.close(port)
+            rig.close(port)
             await asyncio.sleep(LONG)
         for call in calls:
             assert isinstance(call.done.exception(), PodLost)
-        began = bench.loop.time()
-        bench.enqueue()
+        began = rig.loop.time()
+        rig.enqueue()
         await asyncio.sleep(LONG)
-        assert bench.tried_since(began) == [(0.0, 2), (0.002, 3), (0.004, 1)]
+        assert rig.tried_since(began) == [(0.0, 2), (0.002, 3), (0.004, 1)]
 
     on_bench(work)
 
@@ -230,42 +230,42 @@ def test_the_pod_that_was_freed_last_is_tried_first(on_bench: OnBench) -> None:
 # --- when the queue becomes empty
 
 
-async def tried_by_all(bench: Bench) -> Call:
+async def tried_by_all(rig: Rig) -> Call:
     """Queue one call, and have every pod leave its reservation unanswered."""
-    call = bench.enqueue()
+    call = rig.enqueue()
     await asyncio.sleep(LONG)
-    assert len(bench.tried) == len(bench.dispatcher.pods)
+    assert len(rig.tried) == len(rig.dispatcher.pods)
     return call
 
 
 def test_when_the_last_call_leaves_reservations_stay_and_count_no_more(on_bench: OnBench) -> None:
     """Otherwise a pod that computes for minutes would get a dead connection for each call that leaves."""
 
-    async def work(bench: Bench) -> None:
-        bench.know(5)
+    async def work(rig: Rig) -> None:
+        rig.know(5)
         for _ in range(30):
-            bench.leave(bench.enqueue())
+            rig.end_without_answer(rig.enqueue())
             await asyncio.sleep(LONG)
-        bench.leave(await tried_by_all(bench))
-        bench.assert_none_unanswered()
-        for port in bench.ends:
-            assert bench.received(port).count(b"OPTIONS") == 1
-            assert not bench.received(port).endswith(b"<end>")
+        rig.end_without_answer(await tried_by_all(rig))
+        rig.assert_none_unanswered()
+        for port in rig.ends:
+            assert rig.received(port).count(b"OPTIONS") == 1
+            assert not rig.received(port).endswith(b"<end>")
 
     on_bench(work)
 
 
 def test_a_reservation_that_stayed_takes_the_next_call_when_its_pod_is_free(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(3)
-        bench.leave(await tried_by_all(bench))
-        call = bench.enqueue()
+    async def work(rig: Rig) -> None:
+        rig.know(3)
+        rig.end_without_answer(await tried_by_all(rig))
+        call = rig.enqueue()
         await asyncio.sleep(LONG)
-        bench.free(2)
+        rig.free(2)
         await asyncio.sleep(0.1)
-        assert b"POST / HTTP/1.1\r\n" in bench.received(2)
-        assert len(bench.tried) == 3
-        bench.close(2)
+        assert b"POST / HTTP/1.1\r\n" in rig.received(2)
+        assert len(rig.tried) == 3
+        rig.close(2)
         with pytest.raises(PodLost):
             await call.done
 
@@ -273,109 +273,109 @@ def test_a_reservation_that_stayed_takes_the_next_call_when_its_pod_is_free(on_b
 
 
 def test_reservations_that_stayed_do_not_delay_the_trial_of_a_free_pod(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(20)
-        bench.leave(await tried_by_all(bench))
-        bench.know(21)
-        began = bench.loop.time()
-        bench.enqueue()
+    async def work(rig: Rig) -> None:
+        rig.know(20)
+        rig.end_without_answer(await tried_by_all(rig))
+        rig.know(21)
+        began = rig.loop.time()
+        rig.enqueue()
         await asyncio.sleep(LONG)
-        assert bench.tried_since(began) == [(0.0, 21)]
+        assert rig.tried_since(began) == [(0.0, 21)]
 
     on_bench(work)
 
 
-def test_a_reservation_that_stayed_and_finds_no_call_ends_and_its_pod_is_offered_again(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(1)
-        bench.leave(await tried_by_all(bench))
-        bench.free(1)
+def test_a_reservation_that_stayed_and_finds_no_call_ends_and_its_pod_is_tried_again(on_bench: OnBench) -> None:
+    async def work(rig: Rig) -> None:
+        rig.know(1)
+        rig.end_without_answer(await tried_by_all(rig))
+        rig.free(1)
         await asyncio.sleep(0.1)
-        assert bench.received(1).endswith(b"<end>")
-        began = bench.loop.time()
-        bench.enqueue()
+        assert rig.received(1).endswith(b"<end>")
+        began = rig.loop.time()
+        rig.enqueue()
         await asyncio.sleep(LONG)
-        assert bench.tried_since(began) == [(0.0, 1)]
+        assert rig.tried_since(began) == [(0.0, 1)]
 
     on_bench(work)
 
 
 def test_a_call_that_leaves_ends_no_reservation_while_others_are_queued(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(5)
-        first = bench.enqueue()
-        await tried_by_all(bench)
-        bench.leave(first)
+    async def work(rig: Rig) -> None:
+        rig.know(5)
+        first = rig.enqueue()
+        await tried_by_all(rig)
+        rig.end_without_answer(first)
         await asyncio.sleep(LONG)
-        assert not [port for port in bench.ends if bench.received(port).endswith(b"<end>")]
-        assert len(bench.tried) == 5, "no new reservation was begun"
+        assert not [port for port in rig.ends if rig.received(port).endswith(b"<end>")]
+        assert len(rig.tried) == 5, "no new reservation was begun"
 
     on_bench(work)
 
 
 def test_a_reservation_that_is_cancelled_before_its_first_step_costs_nothing(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(2)
-        bench.enqueue()
-        bench.know(0)  # in one step of the loop, so no task has begun
+    async def work(rig: Rig) -> None:
+        rig.know(2)
+        rig.enqueue()
+        rig.know(0)  # in one step of the loop, so no task has begun
         await asyncio.sleep(LONG)
-        assert bench.tried == []
-        bench.assert_none_unanswered()
-        assert bench.dispatcher.pods == {}
+        assert rig.tried == []
+        rig.assert_none_unanswered()
+        assert rig.dispatcher.pods == {}
 
     on_bench(work)
 
 
 def test_a_call_that_arrives_in_the_step_in_which_the_queue_becomes_empty_is_served(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(3)
-        bench.leave(bench.enqueue())
-        bench.enqueue()
+    async def work(rig: Rig) -> None:
+        rig.know(3)
+        rig.end_without_answer(rig.enqueue())
+        rig.enqueue()
         await asyncio.sleep(LONG)
-        assert len(bench.tried) == 3
+        assert len(rig.tried) == 3
 
     on_bench(work)
 
 
 def test_the_pod_that_answers_gets_the_last_call_and_the_other_reservations_count_no_more(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(4)
-        call = await tried_by_all(bench)
-        bench.free(2)
+    async def work(rig: Rig) -> None:
+        rig.know(4)
+        call = await tried_by_all(rig)
+        rig.free(2)
         await asyncio.sleep(0.1)
-        assert b"POST / HTTP/1.1\r\n" in bench.received(2)
-        assert bench.dispatcher.running == 1
-        bench.assert_none_unanswered()
-        bench.close(2)
+        assert b"POST / HTTP/1.1\r\n" in rig.received(2)
+        assert rig.dispatcher.running == 1
+        rig.assert_none_unanswered()
+        rig.close(2)
         with pytest.raises(PodLost):
             await call.done
-        assert bench.dispatcher.running == 0
+        assert rig.dispatcher.running == 0
 
     on_bench(work)
 
 
-def test_of_two_pods_that_answer_in_one_step_one_gets_the_call_and_the_other_is_offered_again(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        pods = bench.know(2)
+def test_of_two_pods_that_answer_in_one_step_one_gets_the_call_and_the_other_is_tried_again(on_bench: OnBench) -> None:
+    async def work(rig: Rig) -> None:
+        pods = rig.know(2)
         for pod in pods:
             pod.failures = 3
-        call = await tried_by_all(bench)
-        bench.free(1)
-        bench.free(2)
+        call = await tried_by_all(rig)
+        rig.free(1)
+        rig.free(2)
         await asyncio.sleep(0.1)
-        received = {port: bench.received(port) for port in (1, 2)}
+        received = {port: rig.received(port) for port in (1, 2)}
         (winner,) = [port for port, data in received.items() if b"POST" in data]
         other = 3 - winner
         assert received[other].endswith(b"<end>")
         assert pods[winner - 1].failures == 0
         assert pods[other - 1].failures == 3, "only a run resets the count of failures"
-        assert bench.dispatcher.running == 1
-        bench.assert_none_unanswered()
-        began = bench.loop.time()
-        bench.enqueue()
+        assert rig.dispatcher.running == 1
+        rig.assert_none_unanswered()
+        began = rig.loop.time()
+        rig.enqueue()
         await asyncio.sleep(LONG)
-        assert bench.tried_since(began) == [(0.0, other)]
-        bench.close(winner)
+        assert rig.tried_since(began) == [(0.0, other)]
+        rig.close(winner)
         with pytest.raises(PodLost):
             await call.done
 
@@ -383,15 +383,15 @@ def test_of_two_pods_that_answer_in_one_step_one_gets_the_call_and_the_other_is_
 
 
 def test_a_pod_that_is_no_longer_listed_ends_its_reservation_and_is_not_tried_again(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(2)
-        await tried_by_all(bench)
-        bench.know(1)
+    async def work(rig: Rig) -> None:
+        rig.know(2)
+        await tried_by_all(rig)
+        rig.know(1)
         await asyncio.sleep(LONG)
-        assert bench.received(2).endswith(b"<end>")
-        assert not bench.received(1).endswith(b"<end>")
-        assert [port for _, port in bench.tried] == [2, 1]
-        assert bench.dispatcher._waiting == 1
+        assert rig.received(2).endswith(b"<end>")
+        assert not rig.received(1).endswith(b"<end>")
+        assert [port for _, port in rig.tried] == [2, 1]
+        assert rig.dispatcher._waiting == 1
 
     on_bench(work)
 
@@ -400,63 +400,63 @@ def test_a_pod_that_is_no_longer_listed_ends_its_reservation_and_is_not_tried_ag
 
 
 def test_a_pod_that_refuses_is_tried_again_after_its_backoff_until_it_takes_the_call(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        (pod,) = bench.know(1)
-        bench.refusing = {1}
-        call = bench.enqueue()
+    async def work(rig: Rig) -> None:
+        (pod,) = rig.know(1)
+        rig.refusing = {1}
+        call = rig.enqueue()
         await asyncio.sleep(0.28)
-        assert [when for when, _ in bench.tried] == pytest.approx([0, 0.02, 0.06, 0.11, 0.16, 0.21, 0.26])
-        bench.assert_none_unanswered()
-        bench.refusing = set()
+        assert [when for when, _ in rig.tried] == pytest.approx([0, 0.02, 0.06, 0.11, 0.16, 0.21, 0.26])
+        rig.assert_none_unanswered()
+        rig.refusing = set()
         await asyncio.sleep(LONG)
-        bench.free(1)
+        rig.free(1)
         await asyncio.sleep(0.1)
         assert pod.failures == 0, "a run resets the count of failures"
-        began = bench.loop.time()
-        bench.refusing = {1}
-        bench.close(1)
+        began = rig.loop.time()
+        rig.refusing = {1}
+        rig.close(1)
         with pytest.raises(PodLost):
             await call.done
-        bench.enqueue()
+        rig.enqueue()
         await asyncio.sleep(0.1)
-        assert [when for when, _ in bench.tried_since(began)] == pytest.approx([0, 0.02, 0.06])
+        assert [when for when, _ in rig.tried_since(began)] == pytest.approx([0, 0.02, 0.06])
 
     on_bench(work)
 
 
 def test_a_reservation_without_a_call_does_not_reset_the_count_of_failures(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(1)
-        bench.refusing = {1}
-        call = bench.enqueue()
+    async def work(rig: Rig) -> None:
+        rig.know(1)
+        rig.refusing = {1}
+        call = rig.enqueue()
         await asyncio.sleep(0.1)
-        assert bench.sizes() == {0.0: 1, 0.02: 1, 0.06: 1}
-        bench.refusing = set()
+        assert rig.sizes() == {0.0: 1, 0.02: 1, 0.06: 1}
+        rig.refusing = set()
         await asyncio.sleep(0.1)
-        bench.leave(call)
-        bench.free(1)
+        rig.end_without_answer(call)
+        rig.free(1)
         await asyncio.sleep(0.1)
-        began = bench.loop.time()
-        bench.refusing = {1}
-        bench.enqueue()
+        began = rig.loop.time()
+        rig.refusing = {1}
+        rig.enqueue()
         await asyncio.sleep(0.12)
-        assert bench.sizes(began) == {0.0: 1, 0.05: 1, 0.1: 1}
+        assert rig.sizes(began) == {0.0: 1, 0.05: 1, 0.1: 1}
 
     on_bench(work)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", b"nonsense\r\n\r\n", b""])
 def test_a_worker_that_does_not_say_that_it_is_free_counts_as_a_failure(on_bench: OnBench, answer: bytes) -> None:
-    async def work(bench: Bench) -> None:
-        bench.know(1)
-        bench.enqueue()
+    async def work(rig: Rig) -> None:
+        rig.know(1)
+        rig.enqueue()
         await asyncio.sleep(0.1)
-        began = bench.loop.time()
-        bench.ends[1].send(answer)
-        bench.close(1)
+        began = rig.loop.time()
+        rig.ends[1].send(answer)
+        rig.close(1)
         await asyncio.sleep(0.1)
-        assert bench.tried_since(began) == [(0.02, 1)]
-        assert bench.dispatcher._waiting == 1
+        assert rig.tried_since(began) == [(0.02, 1)]
+        assert rig.dispatcher._waiting == 1
 
     on_bench(work)
 
@@ -464,19 +464,19 @@ def test_a_worker_that_does_not_say_that_it_is_free_counts_as_a_failure(on_bench
 def test_an_unexpected_error_is_logged_and_its_pod_is_tried_again(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(bench: Bench) -> None:
+    async def work(rig: Rig) -> None:
         async def broken(*_: Any) -> WorkerConnection:
             raise RuntimeError("unforeseen")
 
         monkeypatch.setattr(dispatch, "connect", broken)
-        bench.know(1)
-        bench.enqueue()
+        rig.know(1)
+        rig.enqueue()
         await asyncio.sleep(0.001)
-        bench.assert_none_unanswered()
+        rig.assert_none_unanswered()
         assert "unforeseen" in caplog.text
-        monkeypatch.setattr(dispatch, "connect", bench.connect)
+        monkeypatch.setattr(dispatch, "connect", rig.connect)
         await asyncio.sleep(LONG)
-        assert bench.tried == [(0.02, 1)]
+        assert rig.tried == [(0.02, 1)]
 
     on_bench(work)
 
@@ -484,57 +484,57 @@ def test_an_unexpected_error_is_logged_and_its_pod_is_tried_again(
 # --- whose fault it is
 
 
-async def reserved_by(bench: Bench) -> tuple[Pod, Call]:
-    """Return a pod that has answered its reservation, and the call that it will get in the next steps of the loop."""
-    (pod,) = bench.know(1)
-    call = await tried_by_all(bench)
+async def pod_with_reservation(rig: Rig) -> tuple[Pod, Call]:
+    """Return a pod whose reservation is unanswered, and the queued call that it gets when it says that it is free."""
+    (pod,) = rig.know(1)
+    call = await tried_by_all(rig)
     return pod, call
 
 
 def test_a_reservation_that_the_gateway_used_too_late_is_neither_the_pods_fault_nor_the_calls(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def work(bench: Bench) -> None:
-        pod, call = await reserved_by(bench)
+    async def work(rig: Rig) -> None:
+        pod, call = await pod_with_reservation(rig)
         monkeypatch.setattr(upstream, "STALE_SECONDS", -1.0)
-        began = bench.loop.time()
-        bench.free(1)
+        began = rig.loop.time()
+        rig.free(1)
         await asyncio.sleep(0.1)
         assert (pod.failures, call.broken_sends, call.requeues) == (0, 0, 1)
-        assert bench.tried_since(began) == [(0.0, 1)]
+        assert rig.tried_since(began) == [(0.0, 1)]
         monkeypatch.undo()
 
     on_bench(work)
 
 
 def test_a_worker_that_ends_before_it_got_a_byte_of_the_call_did_not_end_because_of_it(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        _, call = await reserved_by(bench)
+    async def work(rig: Rig) -> None:
+        _, call = await pod_with_reservation(rig)
         for _ in range(2 * dispatch.MOST_BROKEN_SENDS):
-            bench.free(1)
-            bench.close(1)
+            rig.free(1)
+            rig.close(1)
             await asyncio.sleep(2.0)
         assert call.broken_sends == 0
-        assert call in bench.queue
+        assert call in rig.queue
 
     on_bench(work)
 
 
 def test_a_client_that_leaves_while_its_call_is_sent_costs_the_pod_nothing(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        bench.spool = Spool(bench.spool.folder, SpoolLimits(memory=1 << 30, disk=0))
-        (pod,) = bench.know(1)
-        call = bench.prepare()
+    async def work(rig: Rig) -> None:
+        rig.spool = Spool(rig.spool.folder, SpoolLimits(memory=1 << 30, disk=0))
+        (pod,) = rig.know(1)
+        call = rig.prepare()
         await cast("Body", call.body).write(bytes(16 << 20))  # more than the kernel takes at once
-        bench.push(call)
+        rig.push(call)
         await asyncio.sleep(LONG)
-        bench.free(1)
+        rig.free(1)
         await asyncio.sleep(0.1)
         assert call.state is CallState.SENDING
-        call.leave()
+        call.end_without_answer()
         await asyncio.sleep(0.1)
         assert pod.failures == 0
-        assert bench.dispatcher.running == 0
+        assert rig.dispatcher.running == 0
 
     on_bench(work)
 
@@ -542,29 +542,29 @@ def test_a_client_that_leaves_while_its_call_is_sent_costs_the_pod_nothing(on_be
 def test_a_fault_of_ours_ends_the_call_with_an_error_and_not_in_silence(
     on_bench: OnBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(bench: Bench) -> None:
+    async def work(rig: Rig) -> None:
         async def broken(*_: Any) -> None:
             raise RuntimeError("unforeseen")
 
-        monkeypatch.setattr(bench.dispatcher, "_pass_on", broken)
-        _, call = await reserved_by(bench)
-        bench.free(1)
+        monkeypatch.setattr(rig.dispatcher, "_pass_on", broken)
+        _, call = await pod_with_reservation(rig)
+        rig.free(1)
         await asyncio.sleep(0.1)
         with pytest.raises(GatewayFailed):
             await call.done
         assert "unforeseen" in caplog.text
-        assert bench.dispatcher.running == 0
-        assert bench.received(1).endswith(b"<end>")
+        assert rig.dispatcher.running == 0
+        assert rig.received(1).endswith(b"<end>")
 
     on_bench(work)
 
 
 def test_a_call_whose_queue_timeout_ends_while_it_is_sent_is_not_queued_again(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        _, call = await reserved_by(bench)
+    async def work(rig: Rig) -> None:
+        _, call = await pod_with_reservation(rig)
         call.overdue = True
-        bench.free(1)
-        bench.close(1)
+        rig.free(1)
+        rig.close(1)
         await asyncio.sleep(0.1)
         with pytest.raises(QueueTimeout):
             await call.done
@@ -573,9 +573,9 @@ def test_a_call_whose_queue_timeout_ends_while_it_is_sent_is_not_queued_again(on
 
 
 def test_a_run_that_is_over_the_gateways_own_bound_ends_with_run_timeout(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        _, call = await reserved_by(bench)
-        bench.free(1)
+    async def work(rig: Rig) -> None:
+        _, call = await pod_with_reservation(rig)
+        rig.free(1)
         await asyncio.sleep(101.0)
         with pytest.raises(RunTimeout):
             await call.done
@@ -584,12 +584,12 @@ def test_a_run_that_is_over_the_gateways_own_bound_ends_with_run_timeout(on_benc
 
 
 def test_another_server_at_the_address_of_a_pod_gets_no_call(on_bench: OnBench) -> None:
-    async def work(bench: Bench) -> None:
-        pod, call = await reserved_by(bench)
-        bench.ends[1].send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    async def work(rig: Rig) -> None:
+        pod, call = await pod_with_reservation(rig)
+        rig.ends[1].send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await asyncio.sleep(0.001)
-        assert b"POST" not in bench.received(1)
+        assert b"POST" not in rig.received(1)
         assert pod.failures == 1
-        assert call in bench.queue
+        assert call in rig.queue
 
     on_bench(work)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from percore.gateway.endpoints import Endpoint
-from percore.gateway.slots import THREADS, Slots, slot_is_taken
+from percore.gateway.slots import THREADS, SlotReader, slot_is_taken
 
 
 def endpoints(number: int) -> dict[str, Endpoint]:
@@ -17,7 +17,7 @@ def endpoints(number: int) -> dict[str, Endpoint]:
 
 
 def test_answers_come_by_pod() -> None:
-    slots = Slots(lambda endpoint: endpoint.pod == "pod-1")
+    slots = SlotReader(lambda endpoint: endpoint.pod == "pod-1")
     assert slots.ask(endpoints(3), 10) == {"pod-0": False, "pod-1": True, "pod-2": False}
     assert slots.ask({}, 10) == {}
 
@@ -35,7 +35,7 @@ def test_several_pods_are_asked_at_the_same_time_and_no_more_than_there_are_thre
             at_once[0] -= 1
         return False
 
-    assert len(Slots(is_taken).ask(endpoints(5 * THREADS), 10)) == 5 * THREADS
+    assert len(SlotReader(is_taken).ask(endpoints(5 * THREADS), 10)) == 5 * THREADS
     assert most == [THREADS]
 
 
@@ -47,7 +47,7 @@ def test_after_its_time_a_pod_that_does_not_answer_counts_as_taken_and_one_that_
             goes_on.wait(10)
         return False
 
-    slots = Slots(is_taken, threads=1)
+    slots = SlotReader(is_taken, threads=1)
     assert slots.ask(endpoints(3), 0.1) == {"pod-0": False, "pod-1": True}
     goes_on.set()
     # The late answer, and the questions that were withdrawn, are no part of the next answers.

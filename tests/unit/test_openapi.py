@@ -89,7 +89,7 @@ def test_calls_list_every_status_that_worker_and_gateway_give_them() -> None:
             assert set(operation["responses"]) == statuses, path
 
 
-def test_the_served_models_are_the_choice_of_names() -> None:
+def test_the_parameter_model_lists_the_names_of_the_served_models() -> None:
     assert DOCUMENT["components"]["parameters"]["model"]["schema"]["enum"] == ["big", "examples", "flags", "handler", "m"]
     assert "enum" not in openapi.document(Catalog())["components"]["parameters"]["model"]["schema"]
 

@@ -1,4 +1,4 @@
-"""One request in, over a real socket, with Gunicorn's real parser."""
+"""A worker receives one request over a real socket, with Gunicorn's real parser."""
 
 import socket
 import threading

@@ -89,7 +89,7 @@ def test_a_label_for_a_missing_version_stops_the_start(tmp_path: Path, model: st
 def test_a_handler_is_loaded_instead_of_the_repository_with_its_name_and_labels(tmp_path: Path) -> None:
     environ = {
         "PERCORE_HANDLER": "percore.handlers.echo:Echo",
-        "PERCORE_MODEL_NAME": "mine",
+        "PERCORE_HANDLER_NAME": "mine",
         "PERCORE_MODEL_LABELS": "mine:stable=1",
         "PERCORE_MODEL_REPOSITORY": str(tmp_path / "nowhere"),
     }

@@ -425,7 +425,7 @@ def test_a_graph_that_this_machine_cannot_run_is_not_the_callers_fault(tmp_path:
         ([["serve"], ["custom", "tpu"]], "custom,tpu", 1),
     ],
 )
-def test_the_graph_with_the_tags_that_are_set_is_served_or_the_only_one(
+def test_the_graph_with_the_tags_of_the_setting_is_served_or_else_the_only_graph(
     tmp_path: Path, sets: list[list[str]], wanted: str, served: int
 ) -> None:
     model = load(models.write_graphs(tmp_path / "1", *sets), tags=wanted.split(","))

@@ -82,7 +82,7 @@ def test_any_content_type_is_json_as_curl_sends_a_form_type() -> None:
         (ONE, {"instances": {"x": 1}}, "instances: expected a list, got the object {'x': 1}"),
         (ONE, {"instances": None}, "instances: expected a list, got null"),
         (ONE, {"instances": []}, "instances: expected at least one, got an empty list"),
-        (ONE, {"instances": [[1, 2], {"x": [1, 2]}]}, "instance 0 is of the kind list, instance 1 object"),
+        (ONE, {"instances": [[1, 2], {"x": [1, 2]}]}, "instance 0 is of kind list, instance 1 object"),
         (ONE, {"inputs": [[1, 2]], "signature_name": "other"}, "no signature 'other'; known: 'serving_default'"),
         (ONE, {"inputs": [[1, 2]], "signature_name": 5}, "signature_name: expected a string, got the number 5"),
         (ONE, {"inputs": [[1, 2, 3]]}, "input 'x': expected shape [-1, 2], got [1, 3]"),

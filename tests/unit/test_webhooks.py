@@ -41,7 +41,7 @@ from percore.gateway.store.webhooks import (
 )
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from tests.receivers import Certificate, Received, Receiver, certificate, drip, raw, receiver
+from tests.receivers import Certificate, Received, Receiver, certificate, drip, raw_server, receiver
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLDER = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
@@ -554,7 +554,7 @@ def test_a_large_answer_is_read_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> N
         finally:
             sent.set()
 
-    with raw(serve) as port:
+    with raw_server(serve) as port:
         began = time.monotonic()
         assert send(to(port), settings()).delivered
         assert sent.wait(5)
@@ -576,7 +576,7 @@ def test_an_answer_that_is_malformed_or_too_large_is_a_failure(content: bytes, r
         connection.recv(65536)
         connection.sendall(content)
 
-    with raw(serve) as port:
+    with raw_server(serve) as port:
         outcome = send(to(port), settings())
     assert not outcome.delivered
     assert reason in outcome.reason
@@ -595,7 +595,7 @@ def drip_status(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("serve", [hang, drip_status])
 def test_a_receiver_that_is_slow_or_drips_is_left_when_the_time_is_over(serve: Callable[[socket.socket], None]) -> None:
-    with raw(serve) as port:
+    with raw_server(serve) as port:
         began = time.monotonic()
         outcome = send(to(port), settings(seconds=0.6))
         took = time.monotonic() - began
@@ -609,14 +609,14 @@ def test_a_receiver_that_drips_its_body_has_received_the_webhook() -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n")
         drip(connection, b"a" * 200)
 
-    with raw(serve) as port:
+    with raw_server(serve) as port:
         began = time.monotonic()
         assert send(to(port), settings(seconds=0.6)).delivered
         assert time.monotonic() - began < 1.5
 
 
 def test_a_receiver_that_reads_nothing_is_left_when_the_time_is_over() -> None:
-    with raw(lambda _connection: time.sleep(3)) as port:
+    with raw_server(lambda _connection: time.sleep(3)) as port:
         outcome = send(delivery(f"http://127.0.0.1:{port}/", payload=b"a" * 20_000_000), settings(seconds=0.6))
     assert outcome.reason == "no answer in time"
 
@@ -709,7 +709,7 @@ def test_the_time_of_tls_is_bounded_too(good: Certificate, trust: Callable[[Path
             secured.recv(65536)
             drip(secured, b"HTTP/1.1 200 " + b"a" * 200)
 
-    with raw(serve) as port:
+    with raw_server(serve) as port:
         began = time.monotonic()
         outcome = send(to(port, scheme="https", host="receiver.example.com"), settings(TLS_HOSTS, seconds=0.6))
         took = time.monotonic() - began
@@ -820,7 +820,7 @@ async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
             await asyncio.sleep(0.01)
 
 
-class Bench:
+class Rig:
     """A running sender, with its outbox and its attempts."""
 
     def __init__(self, *deliveries: Delivery) -> None:
@@ -857,10 +857,10 @@ def test_a_due_delivery_is_sent_once_and_counted(server: Receiver) -> None:
     hooks = [delivery(f"http://127.0.0.1:{server.port}/{number}", id=f"m{number}") for number in range(40)]
 
     async def work() -> None:
-        async with Bench(*hooks) as bench:
-            bench.sender._attempt = send
-            await until(lambda: not bench.outbox.due)
-            assert bench.counts == ["delivered"] * 40
+        async with Rig(*hooks) as rig:
+            rig.sender._attempt = send
+            await until(lambda: not rig.outbox.due)
+            assert rig.counts == ["delivered"] * 40
 
     asyncio.run(work())
     assert sorted(each.headers["webhook-id"] for each in server.requests) == sorted(each.id for each in hooks)
@@ -868,10 +868,10 @@ def test_a_due_delivery_is_sent_once_and_counted(server: Receiver) -> None:
 
 def test_a_dead_receiver_does_not_delay_the_others() -> None:
     async def work() -> None:
-        async with Bench(*many("dead.example.com", 500), *many("a.example.com", 20), *many("b.example.com", 20)) as bench:
-            bench.attempts.held["dead.example.com"] = threading.Event()
-            await until(lambda: len(bench.outbox.ends) == 40)
-            assert bench.attempts.at_once["dead.example.com"] == webhook_sender.SENDS_PER_HOST
+        async with Rig(*many("dead.example.com", 500), *many("a.example.com", 20), *many("b.example.com", 20)) as rig:
+            rig.attempts.held["dead.example.com"] = threading.Event()
+            await until(lambda: len(rig.outbox.ends) == 40)
+            assert rig.attempts.at_once["dead.example.com"] == webhook_sender.SENDS_PER_HOST
 
     asyncio.run(work())
 
@@ -880,15 +880,15 @@ def test_all_attempts_at_once_are_bounded() -> None:
     hooks = [each for number in range(30) for each in many(f"h{number}.example.com", 2)]
 
     async def work() -> None:
-        async with Bench(*hooks) as bench:
-            bench.attempts.held = {each.host: threading.Event() for each in hooks}
-            await until(lambda: len(bench.attempts.made) == webhook_sender.SENDS)
+        async with Rig(*hooks) as rig:
+            rig.attempts.held = {each.host: threading.Event() for each in hooks}
+            await until(lambda: len(rig.attempts.made) == webhook_sender.SENDS)
             await asyncio.sleep(0.2)
-            assert len(bench.outbox.taken) == webhook_sender.SENDS, "other gateways cannot take these"
-            for event in bench.attempts.held.values():
+            assert len(rig.outbox.taken) == webhook_sender.SENDS, "other gateways cannot take these"
+            for event in rig.attempts.held.values():
                 event.set()
-            await until(lambda: not bench.outbox.due)
-            assert bench.attempts.most <= webhook_sender.SENDS
+            await until(lambda: not rig.outbox.due)
+            assert rig.attempts.most <= webhook_sender.SENDS
 
     asyncio.run(work())
 
@@ -897,21 +897,21 @@ def test_a_new_delivery_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(webhook_sender, "POLL_SECONDS", 60.0)
 
     async def work() -> None:
-        async with Bench() as bench:
+        async with Rig() as rig:
             await asyncio.sleep(0.1)
-            bench.outbox.add(delivery("https://a.example.com/"))
-            bench.sender.wake()
-            await until(lambda: bench.counts == ["delivered"], 1.0)
+            rig.outbox.add(delivery("https://a.example.com/"))
+            rig.sender.wake()
+            await until(lambda: rig.counts == ["delivered"], 1.0)
 
     asyncio.run(work())
 
 
 def test_a_delivery_that_becomes_due_with_time_is_found() -> None:
     async def work() -> None:
-        async with Bench() as bench:
+        async with Rig() as rig:
             await asyncio.sleep(0.05)
-            bench.outbox.add(delivery("https://a.example.com/"))
-            await until(lambda: bench.counts == ["delivered"], 1.0)
+            rig.outbox.add(delivery("https://a.example.com/"))
+            await until(lambda: rig.counts == ["delivered"], 1.0)
 
     asyncio.run(work())
 
@@ -934,14 +934,14 @@ def test_failures_are_sent_again_and_the_last_one_is_given_up(caplog: pytest.Log
     }
 
     async def work() -> None:
-        async with Bench(*hooks.values()) as bench:
-            bench.attempts.outcomes = outcomes
-            await until(lambda: len(bench.outbox.ends) == 5)
-            assert sorted(bench.counts) == ["failed"] * 3 + ["given-up"] * 2
-            assert set(bench.outbox.due) == {"again", "busy", "fault"}
-            assert 4 < bench.outbox.due["again"] - now < 8
-            assert 599 < bench.outbox.due["busy"] - now < 725
-            assert ("fault", webhook_sender.FAULT.reason) in bench.outbox.ends
+        async with Rig(*hooks.values()) as rig:
+            rig.attempts.outcomes = outcomes
+            await until(lambda: len(rig.outbox.ends) == 5)
+            assert sorted(rig.counts) == ["failed"] * 3 + ["given-up"] * 2
+            assert set(rig.outbox.due) == {"again", "busy", "fault"}
+            assert 4 < rig.outbox.due["again"] - now < 8
+            assert 599 < rig.outbox.due["busy"] - now < 725
+            assert ("fault", webhook_sender.FAULT.reason) in rig.outbox.ends
 
     with caplog.at_level(logging.INFO, "percore.gateway"):
         asyncio.run(work())
@@ -953,13 +953,13 @@ def test_failures_are_sent_again_and_the_last_one_is_given_up(caplog: pytest.Log
 
 def test_an_outbox_that_fails_for_a_while_ends_nothing_and_nothing_is_sent_twice(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
-        bench = Bench(delivery("https://a.example.com/"))
-        bench.outbox.failing = {"read": 3, "write": 3}
-        async with bench:
-            await until(lambda: not bench.outbox.due)
-            assert bench.outbox.failing == {"read": 0, "write": 0}
-            assert bench.attempts.made == ["msg_1"]
-            assert bench.counts == ["delivered"]
+        rig = Rig(delivery("https://a.example.com/"))
+        rig.outbox.failing = {"read": 3, "write": 3}
+        async with rig:
+            await until(lambda: not rig.outbox.due)
+            assert rig.outbox.failing == {"read": 0, "write": 0}
+            assert rig.attempts.made == ["msg_1"]
+            assert rig.counts == ["delivered"]
 
     asyncio.run(work())
     assert not [each for each in caplog.records if each.exc_info], "the database has logged it already"
@@ -967,32 +967,32 @@ def test_an_outbox_that_fails_for_a_while_ends_nothing_and_nothing_is_sent_twice
 
 def test_a_cancelled_sender_takes_no_more_and_records_running_attempts() -> None:
     async def work() -> None:
-        bench = Bench(*many("a.example.com", 10))
-        bench.attempts.held["a.example.com"] = threading.Event()
-        async with bench:
-            await until(lambda: len(bench.attempts.made) == 2)
-            bench.task.cancel()
+        rig = Rig(*many("a.example.com", 10))
+        rig.attempts.held["a.example.com"] = threading.Event()
+        async with rig:
+            await until(lambda: len(rig.attempts.made) == 2)
+            rig.task.cancel()
             await asyncio.sleep(0.1)
-            assert not bench.task.done()
-        assert len(bench.outbox.ends) == 2
-        assert len(bench.attempts.made) == 2
+            assert not rig.task.done()
+        assert len(rig.outbox.ends) == 2
+        assert len(rig.attempts.made) == 2
 
     asyncio.run(work())
 
 
 def test_a_second_cancellation_ends_it_at_once() -> None:
     async def work() -> None:
-        bench = Bench(*many("a.example.com", 10))
-        bench.attempts.held["a.example.com"] = held = threading.Event()
-        async with bench:
-            await until(lambda: len(bench.attempts.made) == 2)
-            bench.task.cancel()
+        rig = Rig(*many("a.example.com", 10))
+        rig.attempts.held["a.example.com"] = held = threading.Event()
+        async with rig:
+            await until(lambda: len(rig.attempts.made) == 2)
+            rig.task.cancel()
             await asyncio.sleep(0.05)
-            bench.task.cancel()
+            rig.task.cancel()
             began = time.monotonic()
-            await asyncio.wait([bench.task], timeout=2)
+            await asyncio.wait([rig.task], timeout=2)
             assert time.monotonic() - began < 1
-            assert bench.outbox.ends == []
+            assert rig.outbox.ends == []
             held.set()
 
     asyncio.run(work())

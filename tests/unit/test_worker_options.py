@@ -53,7 +53,7 @@ def test_the_longest_allowed_state_dir_leaves_room_for_the_socket_of_the_last_wo
     folder = "/" + "x" * (settings.LONGEST_FOLDER - 1)
     read = settings.load({"PERCORE_STATE_DIR": folder})
     assert len(str(read.server.worker_socket(9_999))) <= 107
-    assert read.server.reports.parent == Path(folder)
+    assert read.server.report_socket.parent == Path(folder)
 
 
 @pytest.mark.parametrize(("usable", "per_call", "workers"), [((0, 1), 1, 3), ((0, 1, 2, 3), 2, 3)])

@@ -26,15 +26,15 @@ def panels() -> Iterator[make.Panel]:
         make.lines(
             "Pods wanted and ready",
             "Wanted at the maximum while calls are queued: raise autoscaling.maxReplicas. Wanted above ready for minutes: "
-            "pods do not start. Wanted does not follow the calls: `kubectl describe hpa`. `wanted`, `least` and `most` are "
-            "numbers of the autoscaler. Needs kube-state-metrics.",
+            "pods do not start. Wanted does not follow the calls: `kubectl describe hpa`. `wanted`, `minReplicas` and "
+            "`maxReplicas` are numbers of the autoscaler. Needs kube-state-metrics.",
             "none",
             [
                 line(f"max(kube_horizontalpodautoscaler_status_desired_replicas{{{HPA}}})", "wanted"),
-                line(f"max(kube_deployment_status_replicas{{{DEPLOYMENT}}})", "current"),
+                line(f"max(kube_deployment_status_replicas{{{DEPLOYMENT}}})", "pods"),
                 line(f"max(kube_deployment_status_replicas_ready{{{DEPLOYMENT}}})", "ready"),
-                line(f"max(kube_horizontalpodautoscaler_spec_min_replicas{{{HPA}}})", "least"),
-                line(f"max(kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}})", "most"),
+                line(f"max(kube_horizontalpodautoscaler_spec_min_replicas{{{HPA}}})", "minReplicas"),
+                line(f"max(kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}})", "maxReplicas"),
             ],
         )
     )

@@ -77,6 +77,6 @@ def _store() -> Iterator[make.Panel]:
         "Store of calls",
         "Whether each gateway uses the store. With a volume a new gateway does not use it until the old one has ended. If "
         "no gateway uses it, look at the gateway's log, and at the volume or the database.",
-        line(f"min by (pod) (percore_store_up{{{GATEWAY}}})", "{{pod}}"),
+        line(f"min by (pod) (percore_stored_calls_up{{{GATEWAY}}})", "{{pod}}"),
         UP,
     ).span(24)

@@ -13,9 +13,9 @@ import numpy as np
 from percore.api.error_format import describe, names, shape_text
 from percore.api.flask_app import Answer
 from percore.api.tensors import dumps, from_base64, rows
-from percore.api.tfserving import as_object, choose_signature, signature_name
+from percore.api.tfserving import as_object, choose_signature, run, signature_name
 from percore.errors import BadInput, BodyTooLarge
-from percore.handlers import Array, Model, Tensors, run
+from percore.handlers import Array, Model, Tensors
 from percore.model_metadata import CLASSIFY, REGRESS
 
 RESULTS = "results"

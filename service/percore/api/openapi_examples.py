@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI document: bodies of zeros that the models served now accept. Read by ``openapi`` alone."""
+"""Examples for the OpenAPI document: bodies of zeros. The models that are served now accept them. Read by ``openapi`` alone."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _PREDICT_REQUEST: Json = {
     "type": "object",
     "properties": {
         "signature_name": _SIGNATURE_NAME,
-        "instances": _list(_NAMED_VALUES, minItems=1, description="The row form: one entry for each call of a batch."),
+        "instances": _list(_NAMED_VALUES, minItems=1, description="The row form: one entry for each instance of the batch."),
         "inputs": {**_NAMED_VALUES, "description": "The column form: whole tensors."},
     },
     "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],

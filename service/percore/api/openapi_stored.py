@@ -33,7 +33,7 @@ OPTIONS: dict[str, tuple[str, str, Json]] = {
     ),
     "maxRuns": (
         "Percore-Max-Runs",
-        "Stored calls only: how many pods may be lost while they compute the call.",
+        "Stored calls only: the call fails when so many pods were lost while they computed it.",
         {"type": "integer", "minimum": 1, "maximum": 10},
     ),
     "webhook": ("Percore-Webhook", "Stored calls only: a URL that gets a signed POST when the call has ended.", _STRING),
@@ -62,7 +62,7 @@ _STATUS: Json = {
     "started": _TIME,
     "finished": _TIME,
     "start_by": _TIME,
-    "expires": _TIME,
+    "kept_until": _TIME,
     "request_bytes": _SIZE,
     "max_runs": _SIZE,
     "runs": {"type": "array", "items": _RUN},

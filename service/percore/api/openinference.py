@@ -16,10 +16,10 @@ from percore.api.error_format import describe, names, shape_text, shorten
 from percore.api.flask_app import Answer, Chunk
 from percore.api.jsoncodec import Body, loads
 from percore.api.tensors import MAX_DIMENSIONS, NUMPY_DTYPES, check_shape, dtype_name, dumps, flatten, from_values, to_json
-from percore.api.tfserving import check_names, choose_signature, signature_name
+from percore.api.tfserving import check_names, choose_signature, run, signature_name
 from percore.dtypes import BY_NAME, BY_OPENINFERENCE
 from percore.errors import BadInput
-from percore.handlers import Array, Model, Tensors, run
+from percore.handlers import Array, Model, Tensors
 from percore.model_metadata import Signature
 
 BINARY = "application/octet-stream"

@@ -16,8 +16,8 @@ from typing import Any
 from percore.api.error_format import describe, kind, names, shape_text, shorten
 from percore.api.flask_app import Answer
 from percore.api.tensors import decode, dumps, infer_array, is_base64, rows, to_json
-from percore.errors import BadInput
-from percore.handlers import Array, Model, Tensors, run
+from percore.errors import BadInput, HandlerFailed
+from percore.handlers import Array, Model, Tensors
 from percore.model_metadata import DEFAULT_SIGNATURE, ModelInfo, Signature
 
 DEFAULT_INPUT = "inputs"
@@ -34,6 +34,19 @@ def predict(model: Model, document: Any) -> Answer:
     request.clear()  # frees the JSON before the run: it takes many times the memory of its tensors
     outputs = run(model, name, tensors)
     return Answer([_rows_answer(outputs) if in_rows else _columns_answer(outputs)])
+
+
+def run(model: Model, signature: str, inputs: Tensors) -> Tensors:
+    """Run a model for a caller. A BadInput goes to the caller; every other error becomes the cause of a HandlerFailed.
+
+    So user code cannot answer with a status that means "this call did not run", after which the caller would send it again.
+    """
+    try:
+        return model.predict(signature, inputs)
+    except BadInput as error:
+        raise BadInput(str(error)) from error  # a new one, because a user's subclass may have another status and code
+    except Exception as error:
+        raise HandlerFailed from error
 
 
 def as_object(document: Any) -> dict[str, Any]:
@@ -124,13 +137,13 @@ def _rows_to_columns(instances: Any, signature: Signature | None) -> Mapping[str
 
 
 def _all_named(instances: list[Any]) -> bool:
-    """Return whether the instances are objects by input name; raise BadInput if only some are."""
+    """Return whether the instances are objects with input names as keys; raise BadInput if only some are."""
     named = list(map(_is_named, instances))
     if any(named) and not all(named):
         index = named.index(not named[0])
         first, other = kind(instances[0]), kind(instances[index])
         raise BadInput(
-            f"instances: expected only objects by input name, or only plain values; instance 0 is of the kind {first}, "
+            f"instances: expected only objects with input names as keys, or only plain values; instance 0 is of kind {first}, "
             f"instance {index} {other}"
         )
     return named[0]

@@ -45,7 +45,8 @@ class FetchRequest:
 
 
 def fetch(settings: Settings, uri: str, folder: Path, name: str) -> None:
-    """Fetch models to ``folder``, in TensorFlow Serving's layout. Raises LoadError, which the pod shows too.
+    """Fetch models to ``folder``, in TensorFlow Serving's layout. Raises LoadError. A pod shows its message as the
+    reason why the container ended.
 
     After an error the caller ends the process: threads may still wait for the server.
     """

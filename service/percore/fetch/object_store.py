@@ -121,7 +121,7 @@ def _certificates(path: Path) -> bytes:
     """Return the certificates in a file; raise LoadError, which names the setting, if the library could not use them."""
     try:
         content = path.read_bytes()
-        # A client of its own, because errors of the client that fetches are told as errors of the server.
+        # Check with a separate client, because an error of the client that fetches would be reported as an error of the server.
         stores.HTTPStore("https://localhost", client_options={"root_certificate": content})
     except OSError as error:
         raise LoadError(f"PERCORE_FETCH_CA_FILE={path}: {error.strerror}") from error

@@ -42,7 +42,7 @@ class Progress:
         self.add(size)
         self._resumed += size
 
-    def fail(self, reason: str) -> None:
+    def note_retry(self, reason: str) -> None:
         """Record an error after which the request is sent again. Log at most one such error in five seconds."""
         self.trouble = reason
         if time.monotonic() - self._warned >= LINE_SECONDS:

@@ -51,7 +51,7 @@ def retry(attempt: Callable[[], T], progress: Progress, stop: threading.Event, m
         except StoreError as error:
             if error.final:
                 raise
-            progress.fail(str(error))
+            progress.note_retry(str(error))
         if moved() > before:
             pause, before = FIRST_PAUSE, moved()
         if stop.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - it spreads attempts
@@ -62,7 +62,7 @@ def retry(attempt: Callable[[], T], progress: Progress, stop: threading.Event, m
 class Journal:
     """Lists the parts that are on disk.
 
-    It counts only for the same files, and only until the machine restarts, because a crash may lose writes.
+    It is valid only for the same files, and only until the machine restarts, because a crash may lose writes.
     """
 
     def __init__(self, path: Path, remotes: Iterable[Remote]) -> None:

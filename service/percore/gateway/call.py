@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,7 +54,7 @@ class CallBody(Protocol):
 
     @property
     def in_memory(self) -> Sequence[bytes] | None:
-        """All pieces. None if they are on a disk: a read of it may take longer than a reserved worker waits for a byte."""
+        """All pieces; None if they are on a disk. A read from a disk may take longer than a reserved worker waits for bytes."""
 
     def pieces(self) -> AsyncIterator[bytes]:
         """Yield the whole body, piece by piece."""
@@ -80,7 +80,7 @@ class Call:
         "connection",
         "delivery",
         "done",
-        "is_stopped",
+        "is_cancelling",
         "number",
         "overdue",
         "overrun",
@@ -120,7 +120,7 @@ class Call:
         """How many calls were queued before it when it was queued."""
         self.overrun = False
         """Whether it ran for longer than the gateway's bound for runs."""
-        self.is_stopped = False
+        self.is_cancelling = False
         """Whether its run is being cancelled, so that its worker ends."""
         self.requeues = 0
         self.broken_sends = 0
@@ -164,9 +164,9 @@ class Call:
     def put_back(self) -> None:
         """Take note that it is queued again, because its worker was lost before the last byte."""
 
-    async def take(self, _worker: WorkerConnection, relay: Callable[[], Awaitable[None]]) -> None:
-        """Take the worker's answer: ``relay`` passes it on to the client."""
-        await relay()
+    async def record(self, worker: WorkerConnection) -> None:
+        """Store the worker's answer. Only for a stored call: the dispatcher passes all other answers on to their clients."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Take note that no worker works on it any more."""
@@ -182,7 +182,7 @@ class Call:
         else:
             self.done.set_exception(error)
 
-    def leave(self) -> None:
+    def end_without_answer(self) -> None:
         """End it because its caller left: a worker that has it sees its connection close."""
         self.state = CallState.ENDED
         if self.connection is not None:

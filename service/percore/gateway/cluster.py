@@ -70,7 +70,7 @@ class Cluster:
         self._confirmed = time.monotonic()
         self._warned: float | None = None
 
-    def age(self) -> float:
+    def endpoints_age(self) -> float:
         """Return how long ago the API server last confirmed the endpoints, in seconds."""
         return time.monotonic() - self._confirmed
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from percore.gateway.costs import IDLE_COST, DeletionCosts
 from percore.gateway.endpoints import Endpoint
 from percore.gateway.gateway_metrics import FAILED, GONE, SET, GatewayMetrics
-from percore.gateway.slots import SLOT_SECONDS, Slots
+from percore.gateway.slots import SLOT_REQUEST_SECONDS, SlotReader
 
 log = logging.getLogger("percore.gateway")
 RECONCILE_SECONDS = 1.0
@@ -55,7 +55,7 @@ class CostWriter:
         self._running = running
         self._endpoints = endpoints
         self._metrics = metrics
-        self._ask = ask or Slots().ask
+        self._ask = ask or SlotReader().ask
         self._clock = clock
         self._costs = DeletionCosts()
         self._read_at: float | None = None
@@ -103,7 +103,7 @@ class CostWriter:
     def _free(self, pods: list[str], ends: float) -> list[str]:
         """Return the pods that do not compute for another gateway. Pods that could not be asked in time are left out."""
         seconds = min(ASK_SECONDS, ends - self._clock())
-        if seconds < SLOT_SECONDS:
+        if seconds < SLOT_REQUEST_SECONDS:
             return []
         endpoints = self._endpoints()
         # A pod that is not listed gets no calls, so it is not asked.

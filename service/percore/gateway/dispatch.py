@@ -20,7 +20,7 @@ from percore.gateway.pods import LONGEST_BACKOFF_SECONDS, Key, Pod, Pods, PodSta
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import SMALL_BYTES, Spool
 from percore.gateway.upstream import TooLate, WorkerConnection, connect
-from percore.http.request import HOP_BY_HOP, OWN_PREFIX, Disconnected, Header, connection_tokens
+from percore.http.request import OWN_PREFIX, Disconnected, Header
 
 log = logging.getLogger("percore.gateway")
 
@@ -28,6 +28,11 @@ PATIENCE_SECONDS = 0.002
 """How long reservations may stay unanswered before twice as many pods are tried."""
 MOST_BROKEN_SENDS = 10
 """If so many workers end while they receive the same call, the call probably ends them, and is answered 502."""
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade"
+    b" http2-settings".split()
+)
+"""Headers that belong to one connection and are never passed on. Source: RFC 9110, section 7.6.1."""
 DROPPED_FROM_CALLS = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
 DROPPED_FROM_ANSWERS = HOP_BY_HOP | {b"content-length", b"x-request-id", b"server-timing"}
 
@@ -56,8 +61,8 @@ class Dispatcher:
         self._asked: dict[WorkerConnection, Key] = {}
         """Reservations that only ask whether a pod is free."""
         self._waiting = 0
-        """Number of pods that have not answered their reservation. Only pods that were tried since the queue was last empty
-        count."""
+        """Number of pods that have not answered their reservation. It includes only pods that were tried since the
+        queue was last empty."""
         self._doubled = 0
         self._ramp: asyncio.TimerHandle | None = None
         self.running = 0
@@ -147,7 +152,7 @@ class Dispatcher:
                 worker.close()
 
     def _stop_counting(self, pod: Pod) -> None:
-        """Count the pod's reservation as unanswered no longer."""
+        """Remove the pod's reservation from the count of unanswered reservations."""
         if pod.reservation_pending:
             pod.reservation_pending = False
             self._waiting -= 1
@@ -189,7 +194,7 @@ class Dispatcher:
         pod.failures = 0
         backstop = self._loop.call_later(self._run_seconds, self._overrun, call, worker)
         try:
-            await call.take(worker, partial(self._pass_on, call, worker))
+            await (call.record(worker) if call.is_stored else self._pass_on(call, worker))
             call.finish()
         except Disconnected as error:
             worker.abort()
@@ -213,7 +218,7 @@ class Dispatcher:
     def _lost(self, call: Call, error: BaseException) -> CallError:
         if call.overrun:
             return RunTimeout(f"the call had no answer after {self._run_seconds:g} s, and was ended")
-        if not call.is_stopped:
+        if not call.is_cancelling:
             log.warning("call %s: pod %s was lost while it ran: %s", call.request_id, call.pod, error)
         return PodLost("the pod was lost while it computed the call; percore does not know whether it may be sent again")
 
@@ -298,7 +303,7 @@ class Dispatcher:
     async def _pass_on(self, call: Call, worker: WorkerConnection) -> None:
         """Pass the worker's answer on. Returns when the worker has sent all of it; raises ConnectionError if it is lost.
 
-        A client that reads fast enough gets every piece at once.
+        If the client reads fast enough, it gets each piece as soon as the worker has sent it.
         """
         await worker.answer()
         request = call.request
@@ -356,6 +361,12 @@ class Dispatcher:
         for worker, key in self._asked.items():
             if key not in self._pods.listed:
                 worker.abort()
+
+
+def connection_tokens(headers: Iterable[Header]) -> frozenset[bytes]:
+    """Return the names of headers that ``Connection`` declares to belong to this connection alone, in lower case."""
+    values = [value.lower() for name, value in headers if name.lower() == b"connection"]
+    return frozenset([token.strip() for value in values for token in value.split(b",")])
 
 
 def answer_headers(headers: Sequence[Header], request_id: str, queue_seconds: float) -> tuple[list[Header], int | None]:

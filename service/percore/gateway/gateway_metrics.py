@@ -64,7 +64,7 @@ class GatewayMetrics:
     """Consumer: the dashboard; each of them is an answer that was cut after its first byte."""
     pods: Gauge = field(init=False)
     """Consumer: alerts on pods that cannot be reached."""
-    knowledge_age: Gauge = field(init=False)
+    endpoints_age: Gauge = field(init=False)
     """Consumer: alerts on a lost API server: pods that start meanwhile get no calls."""
     lag: Gauge = field(init=False)
     """Consumer: alerts on a gateway that has too little CPU."""
@@ -125,7 +125,7 @@ class GatewayMetrics:
             registry=to,
         )
         self.pods = Gauge("percore_gateway_pods", "Pods, by their state in this gateway.", ["state"], registry=to)
-        self.knowledge_age = Gauge(
+        self.endpoints_age = Gauge(
             "percore_gateway_endpoints_age_seconds", "Time since the API server last confirmed the endpoints.", registry=to
         )
         self.lag = Gauge("percore_gateway_loop_lag_seconds", "Longest delay of the event loop in the last minute.", registry=to)

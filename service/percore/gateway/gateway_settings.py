@@ -89,7 +89,8 @@ class GatewaySettings:
     pod_port: int = setting("PERCORE_GATEWAY_POD_PORT", "8080", PORT)
     """In Kubernetes: the port on which pods take calls."""
     pod_status_port: int = setting("PERCORE_GATEWAY_POD_STATUS_PORT", "9090", PORT)
-    """In Kubernetes: the port of the pods' status servers. The gateway asks them for the catalog and the slot."""
+    """In Kubernetes: the port of the pods' status servers. The gateway asks them which models are
+    served, and whether the worker computes."""
     connections: int = setting("PERCORE_GATEWAY_CONNECTIONS", "4096", within(1, 2**20))
     """How many client connections the gateway accepts, besides one for each queued call. When the bound is reached, the
     gateway closes the connection that has been idle longest. If none is idle, further connections wait in the kernel."""
@@ -100,8 +101,8 @@ class GatewaySettings:
     """How many bodies over 64 KiB, or of unknown length, may be received at once. The next one gets 503. Other bodies do
     not count."""
     upload_bytes: int = setting("PERCORE_GATEWAY_UPLOAD_BYTES", "1073741824", within(1, 2**50))
-    """Bytes that these bodies may have together. A body of unknown length counts with the bytes that have arrived. If only
-    one such body arrives at a time, it may be larger."""
+    """Bytes that all bodies counted by `PERCORE_GATEWAY_UPLOADS` may have together while they are received. Beyond it callers
+    get 503. A body of unknown length counts with the bytes that have arrived. A single such body may be larger."""
     spool_dir: Path = setting("PERCORE_GATEWAY_SPOOL_DIR", "", PATH)
     """Folder on a disk for bodies of queued calls, and for answers that clients read slowly. Its files have no names,
     so `ls` does not show them.
@@ -140,8 +141,8 @@ class GatewaySettings:
     """How long a stored call and its result are kept after its end. For a week after that, requests about the call get 410,
     and then 404."""
     calls_max_runs: int = setting("PERCORE_GATEWAY_CALLS_MAX_RUNS", "2", within(1, 10))
-    """How many pods a stored call may lose while they compute it. When it has lost so many, it has failed. A caller may set
-    another number."""
+    """After this many pods were lost while they computed a stored call, the call has failed. Losses of a gateway do not count.
+    A caller may set another number."""
     webhook_hosts: tuple[Host, ...] = setting("PERCORE_GATEWAY_WEBHOOK_HOSTS", "", WEBHOOK_HOSTS)
     """Hosts that [webhooks](webhooks.md) may be sent to, as `receiver.example.com,*.example.org,10.0.0.0/8`. Private addresses
     must be listed as addresses or networks. Empty: no webhooks are sent."""

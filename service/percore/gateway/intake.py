@@ -30,7 +30,7 @@ from percore.gateway.gateway_metrics import DISCONNECTED, REJECTION_REASONS, Gat
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Body, Spool
 from percore.gateway.store.documents import Preferences, preferences
-from percore.http import reserved
+from percore.http import own_paths
 from percore.http.request import Answer, Disconnected, Request
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -57,13 +57,13 @@ class Router:
     def __init__(
         self,
         intake: Intake,
-        not_ready: Callable[[], str],
+        why_not_ready: Callable[[], str],
         health_paths: Collection[str],
         reads: Reads | None,
     ) -> None:
         """``not_ready`` returns the reason why the gateway is not ready. Without ``reads``, GET and HEAD are calls too."""
         self._intake = intake
-        self._not_ready = not_ready
+        self._why_not_ready = why_not_ready
         self._health_paths = health_paths
         self._reads = reads
         self.stored: StoredRoutes | None = None
@@ -85,10 +85,10 @@ class Router:
 
     def _probe(self, request: Request) -> Answer | None:
         """Return the answer if the gateway itself has the path; None for every other path."""
-        if request.decoded_path.startswith(reserved.PREFIX):
-            return reserved.answer(request.method.decode("latin-1"), request.path, self._not_ready())
+        if request.decoded_path.startswith(own_paths.PREFIX):
+            return own_paths.answer(request.method.decode("latin-1"), request.path, self._why_not_ready())
         if request.decoded_path in self._health_paths:
-            return reserved.ready(self._not_ready())
+            return own_paths.ready(self._why_not_ready())
         return None
 
 
@@ -224,7 +224,7 @@ class Intake:
 
     def _enqueue(self, request: Request, body: Body, request_id: str) -> Call:
         limits = self._limits
-        call = Call(request, body, self._queue.number(), limits.priority(request), request_id)
+        call = Call(request, body, self._queue.next_number(), limits.priority(request), request_id)
         call.caller = limits.caller(request)
         self._queue.push(call)
         call.position = self._queue.ahead(call)
@@ -258,7 +258,7 @@ class Intake:
         if call is None:
             return
         queued = self._queue.remove(call)
-        call.leave()
+        call.end_without_answer()
         if queued:
             self._dispatcher.queue_shrank()
 

@@ -112,8 +112,8 @@ class Gateway:
             self._catalogs = PodCatalogs()
             catalog = self._catalogs.current
         self._catalog = catalog
-        reads = None if settings.app.target else Reads(catalog, ready=lambda: not self.not_ready())
-        self.router = Router(self.intake, self.not_ready, gateway.health_paths, reads)
+        reads = None if settings.app.target else Reads(catalog, ready=lambda: not self.why_not_ready())
+        self.router = Router(self.intake, self.why_not_ready, gateway.health_paths, reads)
         self.front = Front(loop, self.router.serve, front_limits, refused=self.intake.refused)
         self.store: Store | None = None
         """The store of calls; None if calls are not stored."""
@@ -140,7 +140,7 @@ class Gateway:
             self._catalogs.publish(endpoints)
         self._known.set()
 
-    def not_ready(self) -> str:
+    def why_not_ready(self) -> str:
         """Return the reason why this gateway is not ready; empty if it is ready.
 
         A gateway without pods is ready, because calls are queued and pods are started for them. On one machine it is not ready
@@ -157,10 +157,13 @@ class Gateway:
         pods = list(self.dispatcher.pods.values())
         return [pod.endpoint.pod for pod in pods if pod.endpoint.pod and pod.task is not None and _holds_call(pod.state)]
 
-    def observe(self) -> None:
+    def set_gauges(self) -> None:
         """Set the gauges; may be called from any thread."""
         to = self.metrics
-        executing, queued = self.dispatcher.running, len(self.queue) + (self.store.held if self.store is not None else 0)
+        executing, queued = (
+            self.dispatcher.running,
+            len(self.queue) + (self.store.waiting_for_lost_pod if self.store is not None else 0),
+        )
         to.in_flight.labels("executing").set(executing)
         to.in_flight.labels("queued").set(queued)
         to.in_flight_calls.set(executing + queued)
@@ -267,7 +270,7 @@ def serve(settings: Settings, machine: Machine | None = None) -> int:
 
 def _serve(settings: Settings, machine: Machine | None, metrics: GatewayMetrics, writer: logs.BackgroundWriter) -> int:
     keep_freed_memory()
-    _check_descriptors(settings)
+    _raise_open_files_limit(settings)
     if settings.gateway.spool_dir == Path():
         state_dir.ensure_owned(settings.server.state_dir)
     else:
@@ -326,14 +329,14 @@ def _status_server(gateway: Gateway, workers: Workers | None) -> StatusServer:
     store = gateway.store
     lists = {store.base: store.routes.listing} if store is not None else {}
     if workers is None:
-        return StatusServer(registry, gateway.observe, {"/livez": livez, "/readyz": gateway.not_ready}, lists=lists)
+        return StatusServer(registry, gateway.set_gauges, {"/livez": livez, "/readyz": gateway.why_not_ready}, lists=lists)
 
-    def observe() -> None:
-        gateway.observe()
-        worker_status.observe(workers)
+    def set_gauges() -> None:
+        gateway.set_gauges()
+        worker_status.set_gauges(workers)
 
-    probes = {"/livez": livez, "/readyz": lambda: gateway.not_ready() or worker_status.no_worker(workers)}
-    return StatusServer(registry, observe, probes, worker_status.documents(workers), lists)
+    probes = {"/livez": livez, "/readyz": lambda: gateway.why_not_ready() or worker_status.why_no_worker(workers)}
+    return StatusServer(registry, set_gauges, probes, worker_status.documents(workers), lists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +357,7 @@ def _sources(settings: Settings, metrics: GatewayMetrics, machine: Machine | Non
         paths = (str(settings.server.worker_socket(number)) for number in range(machine.workers))
         endpoints = tuple(Endpoint(path, 0, 0, pod=f"worker-{number}") for number, path in enumerate(paths))
         workers = Workers(WorkerMetrics(metrics.registry, versioned=False))
-        EventReceiver(settings.server.reports, workers).start()
+        EventReceiver(settings.server.report_socket, workers).start()
         return Sources(Fixed(endpoints), workers=workers)
     if not gateway.service:
         return Sources(Fixed(gateway.endpoints) if gateway.endpoints_file == Path() else EndpointsFile(gateway.endpoints_file))
@@ -362,11 +365,11 @@ def _sources(settings: Settings, metrics: GatewayMetrics, machine: Machine | Non
     from percore.gateway.cluster import Cluster  # noqa: PLC0415
 
     cluster = Cluster(gateway)
-    metrics.knowledge_age.set_function(cluster.age)
+    metrics.endpoints_age.set_function(cluster.endpoints_age)
     return Sources(cluster, cluster if gateway.deletion_costs == "yes" else None)
 
 
-def _check_descriptors(settings: Settings) -> None:
+def _raise_open_files_limit(settings: Settings) -> None:
     """Set the limit of open files to its maximum; raise StartError if the maximum is too low."""
     gateway, queue = settings.gateway, settings.limits.queue_length
     # Each queued call and each upload needs a connection, and perhaps a file.

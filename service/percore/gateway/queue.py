@@ -59,7 +59,7 @@ class CallQueue(Generic[T]):
     def __contains__(self, call: T) -> bool:
         return _key(call) in self._calls
 
-    def number(self) -> int:
+    def next_number(self) -> int:
         """Return the number of a call that arrives now."""
         return next(self._numbers)
 

@@ -12,13 +12,13 @@ import orjson
 from percore.gateway.endpoints import Endpoint
 from percore.threads import start_vital
 
-SLOT_SECONDS = 2.0
+SLOT_REQUEST_SECONDS = 2.0
 THREADS = 8
 """How many pods are asked at the same time. A pod that does not answer occupies a thread for ``SLOT_SECONDS``."""
 Answers = SimpleQueue[tuple[str, bool]]
 
 
-class Slots:
+class SlotReader:
     """A few threads that ask pods.
 
     They are daemon threads, because the threads of an executor would delay the end of the process.
@@ -66,7 +66,7 @@ class Slots:
 
 def slot_is_taken(endpoint: Endpoint) -> bool:
     """Ask a pod's status server whether the pod computes; one that does not answer counts as computing."""
-    connection = http.client.HTTPConnection(endpoint.address, endpoint.status_port, timeout=SLOT_SECONDS)
+    connection = http.client.HTTPConnection(endpoint.address, endpoint.status_port, timeout=SLOT_REQUEST_SECONDS)
     try:
         connection.request("GET", "/slot")
         return bool(orjson.loads(connection.getresponse().read(4096))["slot"] == "taken")

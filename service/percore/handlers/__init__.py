@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from percore.errors import BadInput, HandlerFailed
 from percore.model_metadata import ModelInfo
 
 Array = npt.NDArray[Any]
@@ -56,17 +55,4 @@ class Model(Protocol):
         """
 
 
-def run(model: Model, signature: str, inputs: Tensors) -> Tensors:
-    """Run a model for a caller. A BadInput goes to the caller; every other error becomes the cause of a HandlerFailed.
-
-    So user code cannot answer with a status that means "this call did not run", after which the caller would send it again.
-    """
-    try:
-        return model.predict(signature, inputs)
-    except BadInput as error:
-        raise BadInput(str(error)) from error  # a new one, because a user's subclass may have another status and code
-    except Exception as error:
-        raise HandlerFailed from error
-
-
-__all__ = ["Array", "Handler", "Model", "Tensors", "run"]
+__all__ = ["Array", "Handler", "Model", "Tensors"]

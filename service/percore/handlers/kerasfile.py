@@ -61,7 +61,7 @@ class KerasFile:
         """
         return any(
             each.get("class_name") == "__lambda__" or "lambda" in [each.get(key) for key in CODE_KEYS]
-            for each in _nodes(self._read_part())
+            for each in _nodes(self._config_without_compile())
             if isinstance(each, dict)
         )
 
@@ -72,12 +72,12 @@ class KerasFile:
         Keras 2 imports every module that a file names, and calls every function of TensorFlow that it names. ``is_registered``
         returns whether a module of the user has registered a name.
         """
-        for each in _nodes(self._read_part()):
+        for each in _nodes(self._config_without_compile()):
             if isinstance(each, dict) and (found := _foreign_call(each, is_registered)):
                 return found
         return ""
 
-    def _read_part(self) -> Any:
+    def _config_without_compile(self) -> Any:
         """Return the model without its compile settings, which percore never reads."""
         if isinstance(self.config, dict):
             return {key: value for key, value in self.config.items() if key != "compile_config"}
@@ -180,7 +180,7 @@ def _with_advice(error: Exception) -> Exception:
 
 def _read_content(path: Path) -> KerasFile:
     """Read the file without its weights; raise ValueError if it is not a Keras file, or has weights only."""
-    # A file may be a zip archive and HDF5 at once. This is Keras's own rule, so we check the part that Keras reads.
+    # A file may be both a zip archive and HDF5. The next line has Keras's own rule, so we check the part that Keras reads.
     if path.suffix == ".keras" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             version = json.loads(archive.read("metadata.json")).get("keras_version", "")

@@ -86,8 +86,8 @@ def _runner(function: Any, definition: Any, loaded: Any) -> SignatureRunner:
     keywords = {}
     for key, spec in function.structured_input_signature[1].items():
         # TensorFlow keeps two names of an input that is not an identifier, such as "my-input": the name itself, and a changed
-        # one. `key` is one of them and `spec.name` the other; which one differs between TensorFlow 1 and 2. The orders differ
-        # too, so match by name.
+        # one. `key` is one of them, and `spec.name` is the other. Which of the two `key` is depends on the version of
+        # TensorFlow, 1 or 2. The order of the inputs differs too, so match by name.
         keyword = key if key in function.function_type.parameters else spec.name
         keywords[key if key in definition.inputs else spec.name or key] = (keyword, spec.dtype)
     # TensorFlow 2 forgets a signature's method name when it loads a model: it is in the definition alone.

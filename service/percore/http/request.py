@@ -25,11 +25,6 @@ Answer = tuple[int, list[Header], bytes]
 """Status, headers without framing, and body: what ``Request.respond`` takes."""
 JSON: list[Header] = [(b"Content-Type", b"application/json")]
 
-HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade"
-    b" http2-settings".split()
-)
-"""Headers that belong to one connection and are never passed on. Source: RFC 9110, section 7.6.1."""
 OWN_PREFIX = b"percore-"
 """Gateway and worker use headers with this prefix. If a client sends such headers, they are dropped."""
 MOST_HEADERS = 90
@@ -299,12 +294,6 @@ class Request:
             self._connection.reset()
         else:
             self._connection.abort()
-
-
-def connection_tokens(headers: Iterable[Header]) -> frozenset[bytes]:
-    """Return the names of headers that ``Connection`` declares to belong to this connection alone, in lower case."""
-    values = [value.lower() for name, value in headers if name.lower() == b"connection"]
-    return frozenset([token.strip() for value in values for token in value.split(b",")])
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -32,7 +32,7 @@ class StatusServer:
     def __init__(
         self,
         registry: CollectorRegistry,
-        observe: Callable[[], None],
+        set_gauges: Callable[[], None],
         probes: Mapping[str, Probe],
         documents: Callable[[str], Answer] | None = None,
         lists: Mapping[str, Callable[[str], Answer]] | None = None,
@@ -43,7 +43,7 @@ class StatusServer:
         long.
         """
         self._registry = registry
-        self._observe = observe
+        self._set_gauges = set_gauges
         self._probes = probes
         self._documents = documents
         self._lists = lists or {}
@@ -82,7 +82,7 @@ class StatusServer:
 
     def _metrics(self) -> bytes:
         if time.monotonic() - self._rendered_at > KEPT_SECONDS:
-            self._observe()
+            self._set_gauges()
             self._rendered = generate_latest(self._registry)
             self._rendered_at = time.monotonic()
         return self._rendered

@@ -44,7 +44,7 @@ class EventReceiver:
         state_dir.ensure_owned(path.parent)
         state_dir.clear_socket(path)  # a killed status server leaves its socket's file
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with state_dir.start_errors(path):
+        with state_dir.os_errors_as_start_errors(path):
             listener.bind(str(path))
             path.chmod(0o600)
         listener.listen(128)

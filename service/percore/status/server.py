@@ -33,6 +33,6 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, _stop)
     host, port = settings.server.host, settings.server.status_port
     listener = bind(host, port, "PERCORE_STATUS_PORT")
-    EventReceiver(settings.server.reports, workers).start()
+    EventReceiver(settings.server.report_socket, workers).start()
     log.info("the status server listens on %s:%d", host, port)
     create_server(workers).run(listener)

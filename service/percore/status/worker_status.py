@@ -14,14 +14,14 @@ from percore.http.status import StatusServer
 from percore.status.workers import Workers, WorkerState
 
 
-def observe(workers: Workers) -> None:
+def set_gauges(workers: Workers) -> None:
     """Set the gauges of workers."""
     states = workers.states()
     for state in WorkerState:
         workers.metrics.workers.labels(state.value).set(states[state])
 
 
-def no_worker(workers: Workers) -> str:
+def why_no_worker(workers: Workers) -> str:
     """Return the reason why no worker can take calls. Empty if a worker can take calls now, or after its present call."""
     return "" if workers.ready() else "no worker has loaded its models"
 
@@ -47,5 +47,5 @@ def create_server(workers: Workers) -> StatusServer:
     """Return a pod's status server."""
     metrics = workers.metrics
     metrics.build_info.labels(__version__).set(1)
-    probes = {"/livez": lambda: "", "/readyz": lambda: no_worker(workers)}
-    return StatusServer(metrics.registry, lambda: observe(workers), probes, documents(workers))
+    probes = {"/livez": lambda: "", "/readyz": lambda: why_no_worker(workers)}
+    return StatusServer(metrics.registry, lambda: set_gauges(workers), probes, documents(workers))

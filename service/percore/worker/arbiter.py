@@ -151,7 +151,7 @@ class CallArbiter(Arbiter):  # type: ignore[misc]
             # With the environment as it was, because variables that the modules set must not override those that a handler
             # sets.
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environ, before_fork.KEY: "no"})  # noqa: S606
-        self.app.imported = True
+        self.app.imported_before_fork = True
 
     def spawn_worker(self) -> None:
         """Fork a worker. If the system has no process, memory or descriptor left at present, it is tried again later."""
@@ -293,7 +293,7 @@ class GunicornApp(BaseApplication):  # type: ignore[misc]
         self.backoff = RestartBackoff(len(self.groups))
         self.deaths = 0
         """How many workers ended. The number matters only until the first worker is ready."""
-        self.imported = False
+        self.imported_before_fork = False
         """Whether the modules were imported before the fork."""
         super().__init__()
 
@@ -344,7 +344,10 @@ def _check_free(path: Path) -> None:
             if _is_listened_to(probe):
                 raise StartError(f"{path}: another service has workers there; set another PERCORE_STATE_DIR")
     state_dir.clear_socket(path)
-    with state_dir.start_errors(path), socket.socket(socket.AF_UNIX) as trial:  # Gunicorn itself would retry a failed bind
+    with (
+        state_dir.os_errors_as_start_errors(path),
+        socket.socket(socket.AF_UNIX) as trial,
+    ):  # Gunicorn itself would retry a failed bind
         trial.bind(str(path))
         path.unlink()
 

@@ -88,7 +88,7 @@ def import_modules(names: tuple[str, ...], limit: float) -> list[str]:
     return others
 
 
-def set_up_fork(threads: int) -> None:
+def set_up_forked_worker(threads: int) -> None:
     """Make a forked worker differ from its siblings: new random numbers, and ``threads`` threads for a call.
 
     Libraries that are imported already do not read the environment again. So their number of threads is set here. Python and

@@ -67,7 +67,7 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         die_with_parent(self.ppid)
         os.setpgid(0, 0)  # processes that a handler starts are in this group, and end with it
         self.settings = self.app.settings
-        self.reporter = Reporter(self.settings.server.reports)
+        self.reporter = Reporter(self.settings.server.report_socket)
         self.watchdog = Watchdog(on_tick=self.tick)
         os.register_at_fork(after_in_child=self._close_inherited)
         super().init_process()
@@ -121,8 +121,8 @@ class CallWorker(SyncWorker):  # type: ignore[misc]
         # Numpy, scikit-learn and others read these when they are imported. Without them they use every core of the node.
         for name in before_fork.THREAD_SETTINGS:
             os.environ.setdefault(name, str(threads))
-        if self.app.imported:
-            before_fork.set_up_fork(threads)
+        if self.app.imported_before_fork:
+            before_fork.set_up_forked_worker(threads)
         catalog = self._load_app() if self.settings.app.target else self._load_models(threads)
         server = self.settings.server
         has_app = bool(self.settings.app.target)

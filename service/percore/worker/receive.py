@@ -204,7 +204,7 @@ class Reservations:
 
     def _learn(self, data: bytes, head: Head) -> str:
         gateway = dict(head.headers).get("PERCORE-GATEWAY", "")[:128]
-        # The data is only the head, and a call may follow.
+        # Keep the data only if it is exactly one head, and if a call may follow on this connection.
         if data.find(END) == len(data) - len(END) and not head.should_close():
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()

@@ -13,7 +13,7 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from percore.http import reserved
+from percore.http import own_paths
 from percore.worker import answer, receive
 
 APP = "app"
@@ -37,12 +37,12 @@ class UserApp:
     @staticmethod
     def is_call(path: str) -> bool:
         """Return whether a request with this percent-encoded path is for the app."""
-        return not reserved.is_reserved(path)
+        return not own_paths.is_reserved(path)
 
     @staticmethod
     def own_answer(head: receive.Head, more: Sequence[tuple[str, str]]) -> list[receive.Buffer]:
         """Return the answer to a request of percore's own paths, with ``more`` headers. A worker that answers is ready."""
-        status, headers, body = reserved.answer(head.method, head.path, reason="")
+        status, headers, body = own_paths.answer(head.method, head.path, reason="")
         fields = [(name.decode(), value.decode()) for name, value in headers]
         fields += [("Content-Length", str(len(body))), *more]
         whole = answer.head_of(f"{status} {HTTPStatus(status).phrase}", fields)

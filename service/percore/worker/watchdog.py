@@ -5,21 +5,22 @@ second thread checks every 100 ms. If a call must end, this thread answers and e
 call, the main thread only sets an attribute and a timer.
 
 While native code keeps Python's global lock, this thread cannot run either. So the kernel ends the process by the timer, some
-time after the deadline. This needs no arbiter, because the arbiter may have died.
+time after the deadline. This works without the arbiter, which may have died.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from percore.worker.kill_timer import KillTimer
+from typing import ClassVar
 
 log = logging.getLogger("percore.worker")
 
@@ -28,6 +29,7 @@ KILL_SECONDS = 30.0
 """How long after a deadline the kernel ends the process."""
 WATCHDOG_FAILED = 70
 """Exit status: EX_SOFTWARE of sysexits.h."""
+SIGEV_SIGNAL = 0
 
 
 @dataclass(slots=True)
@@ -129,3 +131,41 @@ def should_end(policy: str, run_seconds_left: float, load_seconds: float) -> boo
     if policy == "end-if-worthwhile":
         return run_seconds_left > load_seconds
     return policy == "end"
+
+
+class _Event(ctypes.Structure):
+    """``struct sigevent``; 64 bytes."""
+
+    _fields_: ClassVar = [
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("_", ctypes.c_byte * 48),
+    ]
+
+
+class _Times(ctypes.Structure):
+    """``struct itimerspec``, with the interval of a timer that repeats."""
+
+    _fields_: ClassVar = [(name, ctypes.c_long) for name in ("every", "every_nanoseconds", "seconds", "nanoseconds")]
+
+
+class KillTimer:
+    """A timer by which the kernel kills this process, whatever its code does. Does nothing if the system has no such timers.
+
+    It is a POSIX timer, and not ``signal.setitimer``, because a handler or an app may use SIGALRM itself. A process that is
+    forked does not inherit it.
+    """
+
+    def __init__(self) -> None:
+        self._timer = ctypes.c_void_p()
+        self._library = ctypes.PyDLL(None)  # its functions return at once, so they need not release the lock of Python
+        event = _Event(signal=signal.SIGKILL, notify=SIGEV_SIGNAL)
+        create = getattr(self._library, "timer_create", None)
+        self._works = create is not None and create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)) == 0
+
+    def set(self, seconds: float) -> None:
+        """Kill this process after ``seconds``, and not at the time that was set before. 0: never."""
+        if self._works:
+            times = _Times(seconds=math.ceil(seconds))
+            self._library.timer_settime(self._timer, 0, ctypes.byref(times), None)

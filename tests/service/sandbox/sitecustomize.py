@@ -1,4 +1,4 @@
-"""Makes the kernel fail like that of a sandbox. Python imports this module at its start if this folder is in PYTHONPATH.
+"""Makes system calls fail as they do in a sandbox. Python imports this module at its start if this folder is in PYTHONPATH.
 
 A filter of system calls, which children inherit: options of sockets are unknown, and processes cannot be pinned.
 """

@@ -27,8 +27,8 @@ least number of calls is required too, because among few calls a single one is a
     {{- end }}
   labels:
     severity: {{ $window.severity }}
-    long: {{ $window.long }}
-    short: {{ $window.short }}
+    long_window: {{ $window.long }}
+    short_window: {{ $window.short }}
   annotations:
     summary: {{ $alert.summary }}
     description: "{{`{{ $value | humanizePercentage }}`}} of the calls of the last {{ $window.long }} {{ $alert.said }}"

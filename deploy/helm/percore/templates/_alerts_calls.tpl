@@ -3,8 +3,8 @@
 {{- $series := include "percore.gatewaySeries" . }}
 {{- $rules := .Values.monitoring.rules }}
 # Only if no gateway can use the store. During an update the new gateway waits for the volume, while the old one serves its running calls.
-- alert: PercoreStoreDown
-  expr: max by (namespace) (percore_store_up{ {{- $series }}}) == 0
+- alert: PercoreStoredCallsDown
+  expr: max by (namespace) (percore_stored_calls_up{ {{- $series }}}) == 0
   for: 2m
   labels:
     severity: critical
@@ -20,7 +20,7 @@
   annotations:
     summary: A stored call has been queued for long.
     description: {{`'The oldest queued stored call was received {{ $value | humanizeDuration }} ago.'`}}
-- alert: PercoreStoreNearlyFull
+- alert: PercoreStoredCallsNearlyFull
   expr: |-
     max by (namespace) (percore_stored_bytes{ {{- $series }}})
     / max by (namespace) (percore_stored_bytes_limit{ {{- $series }}}) > 0.9

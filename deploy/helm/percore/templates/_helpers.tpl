@@ -222,7 +222,7 @@ the libraries and the database's caches, and 8 KiB for each unfinished call.
 
 {{/* The call that NOTES and the test make. None for a handler or an app of the user's own, unless its path is given. */}}
 {{- define "percore.examplePath" -}}
-{{- if not (and (or .Values.handler .Values.app) (eq .Values.example.path "/v1/models/digits:predict")) -}}{{ .Values.example.path }}{{- end -}}
+{{- if not (and (or .Values.handler .Values.app) (eq .Values.exampleCall.path "/v1/models/digits:predict")) -}}{{ .Values.exampleCall.path }}{{- end -}}
 {{- end }}
 
 {{/* The metric that autoscaling reads. */}}

@@ -159,7 +159,7 @@ def status_document(row: Any, runs: Iterable[Any], position: int | None) -> dict
         "started": rfc3339(row.started_at),
         "finished": rfc3339(row.finished_at),
         "start_by": rfc3339(row.start_by),
-        "expires": rfc3339(row.expires_at),
+        "kept_until": rfc3339(row.expires_at),
         "request_bytes": row.request_bytes,
         "max_runs": row.max_runs,
         "runs": [

@@ -31,7 +31,7 @@ from percore.gateway.store.schema import (
 from percore.gateway.store.webhooks import host_of
 
 MOST_GATEWAYS_LOST = 5
-"""How many runs of a call may be lost with their gateways. Then the call fails."""
+"""A call fails when so many of its runs were lost because their gateways ended."""
 TOMBSTONE_SECONDS = 7 * 24 * 3600.0
 """How long an id is kept after its call was erased. In this time the answer is 410 and not 404."""
 MOST_CLAIMED = 1000
@@ -80,12 +80,12 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class OwnedRun:
     """A call that a gateway owns, and the number of its last run."""
 
     sequence: int
     gateway: str
-    run: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +249,11 @@ def add_part(to: sa.Connection, sequence: int, kind: int, run: int, number: int,
     to.execute(parts.insert().values(call=sequence, kind=kind, run=run, number=number, data=data))
 
 
-def add_result_part(to: sa.Connection, owned: Owned, number: int, data: bytes) -> bool:
+def add_result_part(to: sa.Connection, run: OwnedRun, number: int, data: bytes) -> bool:
     """Add a piece of a result. Return False if another gateway has the call, or if this is not its last run."""
-    if _running_if_owned(to, owned) is None:
+    if _running_if_owned(to, run) is None:
         return False
-    add_part(to, owned.sequence, RESULT, owned.run, number, data)
+    add_part(to, run.sequence, RESULT, run.number, number, data)
     return True
 
 
@@ -302,9 +302,9 @@ def begin_run(to: sa.Connection, sequence: int, gateway: str, pod: str, name: st
     return number
 
 
-def end_unbegun(to: sa.Connection, at: EndTime, owned: Owned) -> Row | None:
+def end_unbegun(to: sa.Connection, at: EndTime, run: OwnedRun) -> Row | None:
     """Put a call back whose worker was lost before the last byte; return it, or None if it is not ours."""
-    row = _running_if_owned(to, owned)
+    row = _running_if_owned(to, run)
     if row is None:
         return None
     _end_run(to, row, at.now, RunEnd.NOT_BEGUN)
@@ -318,9 +318,9 @@ def has_begun(row: Row) -> bool:
     return bool(row.pods_lost or row.gateways_lost)
 
 
-def end_lost(to: sa.Connection, at: EndTime, owned: Owned, end: RunEnd) -> Row | None:
+def end_lost(to: sa.Connection, at: EndTime, run: OwnedRun, end: RunEnd) -> Row | None:
     """End a run whose pod or gateway was lost: queue the call again, or fail it. None if this gateway does not own the run."""
-    row = _running_if_owned(to, owned)
+    row = _running_if_owned(to, run)
     if row is None:
         return None
     if row.state == State.CANCELLING:
@@ -329,10 +329,10 @@ def end_lost(to: sa.Connection, at: EndTime, owned: Owned, end: RunEnd) -> Row |
 
 
 def end_answered(
-    to: sa.Connection, at: EndTime, owned: Owned, result: Result, last: tuple[int, bytes], end: RunEnd = RunEnd.ANSWERED
+    to: sa.Connection, at: EndTime, run: OwnedRun, result: Result, last: tuple[int, bytes], end: RunEnd = RunEnd.ANSWERED
 ) -> Row | None:
     """End a call with its answer. ``last`` is number and data of the last piece. None if this gateway does not own the call."""
-    row = _running_if_owned(to, owned)
+    row = _running_if_owned(to, run)
     if row is None:
         return None
     if row.state == State.CANCELLING:
@@ -341,24 +341,24 @@ def end_answered(
     return _answer(to, row, at, result, last)
 
 
-def end_failed(to: sa.Connection, at: EndTime, owned: Owned, error: CallError) -> Row | None:
+def end_failed(to: sa.Connection, at: EndTime, run: OwnedRun, error: CallError) -> Row | None:
     """End a queued call with an error of percore.
 
     Return None if this gateway does not own the call, or if it is no longer queued.
     """
-    row = _queued_if_owned(to, owned)
+    row = _queued_if_owned(to, run)
     if row is None:
         return None
     result, body = Result.of_error(error)
     return _answer(to, row, at, result, (0, body))
 
 
-def expire(to: sa.Connection, at: EndTime, owned: Owned) -> Row | None:
+def expire(to: sa.Connection, at: EndTime, run: OwnedRun) -> Row | None:
     """End a queued call that did not begin in time.
 
     Return None if this gateway does not own the call, or if it is no longer queued.
     """
-    row = _queued_if_owned(to, owned)
+    row = _queued_if_owned(to, run)
     return None if row is None else _end(to, row, at, State.EXPIRED)
 
 
@@ -380,19 +380,19 @@ def cancel(to: sa.Connection, at: EndTime, call_id: str) -> tuple[Row | None, bo
 # --- the end
 
 
-def _running_if_owned(to: sa.Connection, owned: Owned) -> Row | None:
+def _running_if_owned(to: sa.Connection, run: OwnedRun) -> Row | None:
     """Return a call that runs. None if the gateway no longer owns it, or if the run is not its last one."""
     which = sa.select(calls).where(
-        calls.c.sequence == owned.sequence,
-        calls.c.owner == owned.gateway,
-        calls.c.run == owned.run,
+        calls.c.sequence == run.sequence,
+        calls.c.owner == run.gateway,
+        calls.c.run == run.number,
         calls.c.state.in_((State.RUNNING, State.CANCELLING)),
     )
     return to.execute(which.with_for_update()).first()
 
 
-def _queued_if_owned(to: sa.Connection, owned: Owned) -> Row | None:
-    which = calls.c.sequence == owned.sequence, calls.c.owner == owned.gateway, calls.c.state == State.QUEUED
+def _queued_if_owned(to: sa.Connection, run: OwnedRun) -> Row | None:
+    which = calls.c.sequence == run.sequence, calls.c.owner == run.gateway, calls.c.state == State.QUEUED
     return to.execute(sa.select(calls).where(*which).with_for_update()).first()
 
 

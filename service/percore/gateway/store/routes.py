@@ -23,8 +23,8 @@ from percore.gateway.store.documents import (
 from percore.gateway.store.records import Row
 from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, RESULT, State
 from percore.gateway.store.stored_calls import StoredCalls
+from percore.http.own_paths import decoded
 from percore.http.request import JSON, Answer, Header, Request
-from percore.http.reserved import decoded
 
 ROUTE = re.compile(r"/([0-9a-f]{32})(/result|/cancel)?")
 POLL_SECONDS = 1

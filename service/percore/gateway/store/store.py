@@ -71,9 +71,9 @@ class Store:
         return self._stored.busy
 
     @property
-    def held(self) -> int:
+    def waiting_for_lost_pod(self) -> int:
         """How many calls wait for the pod of their lost run."""
-        return self._stored.held
+        return self._stored.waiting_for_lost_pod
 
     def stop(self) -> None:
         """Give no more stored calls to pods."""

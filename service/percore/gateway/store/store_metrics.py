@@ -47,7 +47,7 @@ class StoreMetrics:
         self.ended = Counter("percore_stored_calls_ended", "Stored calls that have ended, by state.", ["state"], registry=to)
         self.runs = Counter("percore_stored_call_runs", "Runs of stored calls, by how they ended.", ["end"], registry=to)
         self.webhooks = Counter("percore_webhook_attempts", "Attempts to send a webhook, by outcome.", ["outcome"], registry=to)
-        self.up = Gauge("percore_store_up", "Whether calls can be stored: 1 or 0.", registry=to)
+        self.up = Gauge("percore_stored_calls_up", "Whether calls can be stored: 1 or 0.", registry=to)
         for state in (*OPEN, *FINAL):
             self.calls.labels(state.value)
             if state in OPEN:

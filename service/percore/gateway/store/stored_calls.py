@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,17 +37,17 @@ from percore.errors import (
     RunTimeout,
 )
 from percore.gateway.call import Call, CallState
-from percore.gateway.dispatch import Dispatcher
+from percore.gateway.dispatch import HOP_BY_HOP, Dispatcher, connection_tokens
 from percore.gateway.intake import IntakeLimits
 from percore.gateway.queue import CallQueue
 from percore.gateway.spool import Body, Spool
 from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
 from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
-from percore.gateway.store.records import EndTime, NewCall, Owned, Result, Row
+from percore.gateway.store.records import EndTime, NewCall, OwnedRun, Result, Row
 from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RunEnd, State
 from percore.gateway.store.store_metrics import StoreMetrics
-from percore.http.request import HOP_BY_HOP, NO_BODY_STATUSES, Request, connection_tokens
+from percore.http.request import NO_BODY_STATUSES, Request
 
 if TYPE_CHECKING:
     from percore.gateway.upstream import WorkerConnection
@@ -171,7 +171,7 @@ class StoredCall(Call):
         """Record that the run did not begin."""
         self._stored.put_back(self)
 
-    async def take(self, worker: WorkerConnection, _relay: Callable[[], Awaitable[None]]) -> None:
+    async def record(self, worker: WorkerConnection) -> None:
         """Store the worker's answer."""
         await self._stored.record(self, worker)
 
@@ -206,7 +206,7 @@ class StoredCalls:
         """Calls that will be queued when the pod of their lost run is free or gone."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changes: dict[str, set[asyncio.Future[None]]] = {}
-        self._held_bytes = 0
+        self._stored_bytes = 0
         self._open_calls = 0
         self._arriving_calls = self._arriving_bytes = 0
         """Calls and bytes that are received and not stored yet."""
@@ -229,7 +229,7 @@ class StoredCalls:
         while True:
             try:
                 await self._renew()
-                if self.stopping:  # again each time, because a run that did not begin is queued again
+                if self.stopping:  # at each pass, because a call whose run did not begin is queued again
                     await self._write(partial(records.hand_over, gateway=self._gateway))
                 else:
                     await self._take_over(delay_is_over=self._loop.time() - began >= TAKE_OVER_DELAY_SECONDS)
@@ -278,7 +278,7 @@ class StoredCalls:
         self._must_read_calls = True
         for call in list(self._mine.values()):
             self._forget(call)
-            call.leave()
+            call.end_without_answer()
         self._running.clear()
 
     async def _take_over(self, *, delay_is_over: bool) -> None:
@@ -339,8 +339,8 @@ class StoredCalls:
         # Read by the writer's thread. So this comes after every write that timed out and still runs.
         for row in await self._write(lambda to: records.begun(to, gateway)):
             if row.sequence not in self._mine:
-                owned = Owned(row.sequence, gateway, row.run)
-                ended = await self._write_end(partial(records.end_unbegun, owned=owned))
+                run = OwnedRun(row.sequence, gateway, row.run)
+                ended = await self._write_end(partial(records.end_unbegun, run=run))
                 if ended is not None:
                     self._count_run(RunEnd.NOT_BEGUN, ended)
 
@@ -400,7 +400,7 @@ class StoredCalls:
 
     def _why_no_room(self, size: int) -> str:
         """Return why there is no room for ``size`` more bytes; empty if there is."""
-        held = self._held_bytes + self._arriving_bytes + self._unfinished_bytes
+        held = self._stored_bytes + self._arriving_bytes + self._unfinished_bytes
         if held + size > self.settings.most_bytes:
             return f"stored calls have {held} bytes, and may have {self.settings.most_bytes}; this one has {size} more"
         folder = self.database.folder
@@ -442,7 +442,7 @@ class StoredCalls:
         if isinstance(row, str):
             return row
         self._open_calls += 1
-        self._held_bytes += body.size
+        self._stored_bytes += body.size
         if row.sequence not in self._mine and row.owner == self._gateway and not self.stopping:
             self._enqueue(row)
         return row
@@ -510,7 +510,7 @@ class StoredCalls:
 
         If its last run was lost, ``lost_pod`` computed it, and perhaps still does.
         """
-        call = StoredCall(self, row, self._queue.number() if number is None else number)
+        call = StoredCall(self, row, self._queue.next_number() if number is None else number)
         self._mine[call.sequence] = self._by_id[call.id] = call
         call.done.add_done_callback(partial(self._ended, call))
         self._limit_start(call)
@@ -553,7 +553,7 @@ class StoredCalls:
 
     def _expire(self, call: StoredCall) -> None:
         self._forget(call)
-        work = partial(records.expire, owned=self._owned(call))
+        work = partial(records.expire, run=self._owned_run(call))
         self._spawn(self._write_end(work))
 
     def _forget(self, call: StoredCall) -> None:
@@ -610,12 +610,12 @@ class StoredCalls:
         self._spawn(self._record_unbegun(call))
 
     async def _record_unbegun(self, call: StoredCall) -> None:
-        row = await self._write_end(partial(records.end_unbegun, owned=self._owned(call)))
+        row = await self._write_end(partial(records.end_unbegun, run=self._owned_run(call)))
         if row is not None:
             self._count_run(RunEnd.NOT_BEGUN, row)
         if row is None or row.state != State.QUEUED:
             self._forget(call)
-        elif call.sequence not in self._mine:  # a new run was refused before this write, and the call was forgotten
+        elif call.sequence not in self._mine:  # before this write, ``begin`` did not allow a new run and forgot the call
             self._must_read_calls = True
 
     async def record(self, call: StoredCall, worker: WorkerConnection) -> None:
@@ -654,7 +654,7 @@ class StoredCalls:
                         )
                     data = bytes(last[:PIECE_BYTES])
                     del last[:PIECE_BYTES]
-                    part = partial(records.add_result_part, owned=self._owned(call), number=number, data=data)
+                    part = partial(records.add_result_part, run=self._owned_run(call), number=number, data=data)
                     number += 1
                     self._unfinished_bytes += PIECE_BYTES
                     await self._store_part(worker, part)
@@ -676,7 +676,7 @@ class StoredCalls:
             raise ConnectionAbortedError("another gateway has the call")
 
     def _conclude(self, call: StoredCall, result: Result, last: tuple[int, bytes], end: RunEnd) -> None:
-        work = partial(records.end_answered, owned=self._owned(call), result=result, last=last, end=end)
+        work = partial(records.end_answered, run=self._owned_run(call), result=result, last=last, end=end)
         self._spawn(self._end_run(call, work, end))
 
     def _conclude_error(self, call: StoredCall, error: CallError, end: RunEnd) -> None:
@@ -705,12 +705,12 @@ class StoredCalls:
             # While the gateway stops, workers may be ended too. Then the call is not the cause of a lost run.
             is_pod = isinstance(error, PodLost) and not self.stopping
             end = RunEnd.POD_LOST if is_pod else RunEnd.GATEWAY_LOST
-            self._spawn(self._end_run(call, partial(records.end_lost, owned=self._owned(call), end=end), end))
+            self._spawn(self._end_run(call, partial(records.end_lost, run=self._owned_run(call), end=end), end))
         elif isinstance(error, QueueTimeout):
             self._expire(call)
         elif isinstance(error, PodLost):
             self._forget(call)
-            failed = partial(records.end_failed, owned=self._owned(call), error=error)
+            failed = partial(records.end_failed, run=self._owned_run(call), error=error)
             self._spawn(self._write_end(failed))
         else:
             if not isinstance(error, (StoreFailed, NotReady, GatewayFailed)):
@@ -728,7 +728,7 @@ class StoredCalls:
         if call is not None and row.state == State.CANCELLED:
             self._forget(call)
             if call.state is CallState.SENDING:
-                call.leave()
+                call.end_without_answer()
         elif call is not None and row.state == State.CANCELLING:
             self._stop(call)
         if is_changed:
@@ -737,8 +737,8 @@ class StoredCalls:
 
     def _stop(self, call: StoredCall) -> None:
         """End a run. The worker sees the half-closed connection, ends its run, and closes the connection."""
-        if not call.is_stopped and call.connection is not None:
-            call.is_stopped = True
+        if not call.is_cancelling and call.connection is not None:
+            call.is_cancelling = True
             connection = call.connection
             connection.half_close()
             self._loop.call_later(STOP_SECONDS, connection.abort)
@@ -779,7 +779,7 @@ class StoredCalls:
         if row.state not in FINAL:
             return
         self._open_calls = max(0, self._open_calls - 1)
-        self._held_bytes = max(0, self._held_bytes - row.request_bytes) + row.result_bytes
+        self._stored_bytes = max(0, self._stored_bytes - row.request_bytes) + row.result_bytes
         self.metrics.ended.labels(row.state).inc()
         self._parts.write_line(
             {
@@ -833,7 +833,7 @@ class StoredCalls:
     # --- retention
 
     async def _clean_up(self) -> None:
-        by_state, self._held_bytes = await self.database.read(records.totals)
+        by_state, self._stored_bytes = await self.database.read(records.totals)
         self._open_calls = sum(count for state, (count, _) in by_state.items() if state in OPEN)
         now = time.time()
         for state in (*OPEN, *FINAL):
@@ -841,9 +841,9 @@ class StoredCalls:
             self.metrics.calls.labels(state.value).set(count)
             if state in OPEN:
                 self.metrics.oldest.labels(state.value).set(max(0.0, now - oldest) if count else 0.0)
-        self.metrics.bytes.set(self._held_bytes)
+        self.metrics.bytes.set(self._stored_bytes)
         if await self.database.read(records.unknown_owners):
-            # A gateway that stood still stored a call after its lease was taken over, and ended before it noticed.
+            # A frozen gateway stored a call after its lease was taken over. It ended before it noticed the takeover.
             self._must_read_calls = True
         until = self._loop.time() + RENEW_SECONDS  # after this time the lease must be renewed
         while await self._write(lambda to: records.erase_expired(to, self._now(to))) and self._loop.time() < until:
@@ -856,7 +856,7 @@ class StoredCalls:
         return len(self._running)
 
     @property
-    def held(self) -> int:
+    def waiting_for_lost_pod(self) -> int:
         """How many calls wait for the pod of their lost run. They are in flight, because they need pods like queued calls."""
         return len(self._held)
 
@@ -883,8 +883,8 @@ class StoredCalls:
 
     # --- helpers
 
-    def _owned(self, call: StoredCall) -> Owned:
-        return Owned(call.sequence, self._gateway, call.run)
+    def _owned_run(self, call: StoredCall) -> OwnedRun:
+        return OwnedRun(call.sequence, self._gateway, call.run)
 
     def _end_time(self, connection: sa.Connection) -> EndTime:
         return EndTime(self._now(connection), self.settings.retention_seconds)

@@ -84,7 +84,7 @@ class WebhookSettings:
 
     @property
     def lease_seconds(self) -> float:
-        """Seconds for which other gateways must not take a delivery that one has taken. One attempt never takes longer."""
+        """How long a delivery belongs to the gateway that took it, in seconds. One attempt never takes longer."""
         return self.timeout_seconds + RESOLVE_SECONDS
 
 

@@ -72,7 +72,7 @@ def closes_late_in_the_body(exchange: Exchange) -> None:
 def answers_garbage_to_the_reservation(exchange: Exchange) -> None:
     exchange.read_reservation()
     exchange.connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
-    exchange.drain()
+    exchange.finish()
 
 
 def refuses_the_reservation(exchange: Exchange) -> None:
@@ -98,11 +98,11 @@ def test_a_call_whose_worker_is_lost_before_the_last_byte_keeps_its_place_and_ru
     release = threading.Event()
     with Worker(holding(release), breaks, serve) as worker, Gateway(worker.endpoint) as gateway:
         bodies = [b"first", b"2" + BODY[1:], b"third", b"fourth"]
-        calls = [gateway.ask(bodies[0])]
+        calls = [gateway.send_call(bodies[0])]
         eventually(gateway.executing)
-        calls.append(gateway.ask(bodies[1]))
+        calls.append(gateway.send_call(bodies[1]))
         eventually(gateway.queued)
-        calls += gateway.ask_in_order((bodies[2], ""), (bodies[3], ""))
+        calls += gateway.send_calls_in_order((bodies[2], ""), (bodies[3], ""))
         eventually(lambda: gateway.queued() == 3)
         release.set()
         assert [outcome(each)[0] for each in calls] == [200] * 4
@@ -132,7 +132,7 @@ def answers_garbage(exchange: Exchange) -> None:
     exchange.reserve()
     exchange.receive()
     exchange.connection.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
-    exchange.drain()
+    exchange.finish()
 
 
 def answers_half_a_head(exchange: Exchange) -> None:
@@ -182,7 +182,7 @@ def cuts_a_chunked_answer(exchange: Exchange) -> None:
 @pytest.mark.parametrize("breaks", [cuts_a_sized_answer, cuts_a_chunked_answer])
 def test_an_answer_that_breaks_off_is_seen_to_be_cut(breaks: Behaviour) -> None:
     with Worker(breaks, serve) as worker, Gateway(worker.endpoint) as gateway:
-        status, headers, body = parsed(read_to_end(gateway.ask(b"once")))
+        status, headers, body = parsed(read_to_end(gateway.send_call(b"once")))
         assert status == 200
         assert b"begun" in body
         if "content-length" in headers:
@@ -197,7 +197,7 @@ def test_an_answer_that_breaks_off_is_seen_to_be_cut(breaks: Behaviour) -> None:
 def test_a_call_is_answered_502_after_ten_workers_ended_while_they_received_it() -> None:
     workers = [Worker(closes_in_the_head) for _ in range(10)]
     with Gateway(*(worker.endpoint for worker in workers)) as gateway:
-        assert outcome(gateway.ask(BODY)) == (502, "pod-lost")
+        assert outcome(gateway.send_call(BODY)) == (502, "pod-lost")
         [line] = eventually(gateway.call_log)
         assert (line["status"], line["requeues"]) == (502, 10)
     for worker in workers:
@@ -208,7 +208,7 @@ def answers_early(exchange: Exchange) -> None:
     exchange.reserve()
     exchange.read_head()
     exchange.answer(b'{"error":"early","code":"body-too-large"}', "413 Content Too Large", "Content-Type: application/json")
-    exchange.drain()
+    exchange.finish()
 
 
 def test_an_answer_before_the_body_was_read_is_passed_on() -> None:
@@ -232,7 +232,7 @@ def notes_the_end(ended: threading.Event) -> Callable[[Exchange], None]:
 def test_a_caller_that_leaves_while_its_call_runs_closes_the_worker_s_connection() -> None:
     ended = threading.Event()
     with Worker(notes_the_end(ended), serve) as worker, Gateway(worker.endpoint) as gateway:
-        with gateway.ask(b"left"):
+        with gateway.send_call(b"left"):
             eventually(gateway.executing)
         eventually(lambda: gateway.metric("percore_gateway_client_disconnects_total", state="executing") == 1, 2)
         eventually(lambda: gateway.executing() == 0, 2)
@@ -255,7 +255,7 @@ def test_a_pod_that_does_not_answer_delays_no_call_for_another_pod() -> None:
         release.set()
 
 
-def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_next() -> None:
+def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_on_the_next_reservation() -> None:
     """SIGSTOP has the effect of a frozen virtual machine or a suspended container."""
     gateways: list[Gateway] = []
     closed = threading.Event()
@@ -275,7 +275,7 @@ def test_a_gateway_that_stood_still_after_a_reservation_sends_the_call_to_the_ne
 
     with Worker(gives_up_once) as worker, Gateway(worker.endpoint) as gateway:
         gateways.append(gateway)
-        with gateway.ask(b"once") as connection:
+        with gateway.send_call(b"once") as connection:
             assert closed.wait(30)
             gateway.signal(signal.SIGCONT)
             assert read_answer(connection)[2] == b"once"
@@ -289,7 +289,7 @@ RECEIVED = {"nothing": 0, "head": 20, "body": 100_000, "most of the body": BIG -
 
 @pytest.mark.parametrize("received", RECEIVED.values(), ids=RECEIVED)
 @pytest.mark.parametrize("gives_up", [False, True], ids=["the worker waits", "the worker gives up"])
-def test_a_gateway_that_stood_still_while_it_sent_a_call_has_it_run_once(received: int, *, gives_up: bool) -> None:
+def test_a_call_runs_once_if_the_gateway_stood_still_while_it_sent_the_call(received: int, *, gives_up: bool) -> None:
     gateways: list[Gateway] = []
     closed = threading.Event()
 
@@ -307,7 +307,7 @@ def test_a_gateway_that_stood_still_while_it_sent_a_call_has_it_run_once(receive
 
     with Worker(stands_still, serve) as worker, Gateway(worker.endpoint) as gateway:
         gateways.append(gateway)
-        with gateway.ask(BODY) as connection:
+        with gateway.send_call(BODY) as connection:
             assert closed.wait(30)
             gateway.signal(signal.SIGCONT)
             status, _, body = read_answer(connection)
@@ -325,7 +325,7 @@ def test_a_gateway_that_stood_still_while_its_worker_was_lost_does_not_repeat_th
         release.wait(30)
         exchange.reset()
 
-    with Worker(is_lost, serve) as worker, Gateway(worker.endpoint) as gateway, gateway.ask(b"once") as connection:
+    with Worker(is_lost, serve) as worker, Gateway(worker.endpoint) as gateway, gateway.send_call(b"once") as connection:
         eventually(lambda: worker.bodies)
         gateway.signal(signal.SIGSTOP)
         release.set()
@@ -338,7 +338,7 @@ def test_a_gateway_that_stood_still_while_its_worker_was_lost_does_not_repeat_th
 
 def test_a_gateway_that_stood_still_in_a_run_passes_its_answer_on() -> None:
     release = threading.Event()
-    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.ask(b"once") as connection:
+    with Worker(holding(release)) as worker, Gateway(worker.endpoint) as gateway, gateway.send_call(b"once") as connection:
         eventually(gateway.executing)
         gateway.signal(signal.SIGSTOP)
         release.set()

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 _fork = os.fork
-_file = Path(os.environ["PERCORE_STATE_DIR"] + "-scarce")
+_file = Path(os.environ["PERCORE_STATE_DIR"] + "-failing-fork")
 
 
 def _fork_if_there_is_room() -> int:
