@@ -83,6 +83,9 @@ def _metric_rows(of: type[Any], instance: Any) -> Iterator[str]:
             continue
         full = metric._name + ("_total" if isinstance(metric, Counter) else "")
         labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
+        values = sorted(found[0] for found in getattr(metric, "_metrics", ()) if len(found) == 1)
+        if values:  # all values are known before the first event
+            labels += ": " + ", ".join(f"`{value}`" for value in values)
         who = consumer.removeprefix("Consumer: ")
         yield f"| `{full}` | {kinds[type(metric)]} | {labels} | {metric._documentation} | {who} |"
 
@@ -94,7 +97,8 @@ def metrics_page() -> str:
         "# Metrics",
         "",
         "Every metric, its labels, and who uses it. Units are seconds and bytes, and the number of values of a label is",
-        "bounded. The code is in `service/percore/worker_metrics.py` and `service/percore/gateway/gateway_metrics.py`.",
+        "bounded. If the values are fixed, they follow the label. The code is in `service/percore/worker_metrics.py` and",
+        "`service/percore/gateway/gateway_metrics.py`.",
         "",
         "## Inference service: the status server's `/metrics`, port 9090",
         "",

@@ -24,7 +24,7 @@ SETTINGS = {
     "alb": {
         "load-balancer-attributes": f"idle_timeout.timeout_seconds={CALL_SECONDS}",
         "target-type": "ip",
-        "healthcheck-path": "/v2/health/ready",
+        "healthcheck-path": "/-/ready",
     },
 }
 
@@ -69,7 +69,7 @@ def test_gke_gets_its_timeout_and_its_health_check_by_a_backend_config_of_the_se
     config = one(objects, "BackendConfig")
     assert config["spec"] == {
         "timeoutSec": CALL_SECONDS,
-        "healthCheck": {"type": "HTTP", "requestPath": "/v2/health/ready", "port": 8080},
+        "healthCheck": {"type": "HTTP", "requestPath": "/-/ready", "port": 8080},
     }
     service = one(objects, "Service", "first-percore")
     assert json.loads(service["metadata"]["annotations"]["cloud.google.com/backend-config"]) == {"default": "first-percore"}

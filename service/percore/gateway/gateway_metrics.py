@@ -124,13 +124,21 @@ class GatewayMetrics:
             "Answers that were cut after their first byte.",
             registry=to,
         )
-        self.pods = Gauge("percore_gateway_pods", "Pods, by their state in this gateway.", ["state"], registry=to)
+        self.pods = Gauge(
+            "percore_gateway_pods",
+            "Pods, by their state in this gateway. A waiting pod was asked whether it is free.",
+            ["state"],
+            registry=to,
+        )
         self.endpoints_age = Gauge(
             "percore_gateway_endpoints_age_seconds", "Time since the API server last confirmed the endpoints.", registry=to
         )
         self.lag = Gauge("percore_gateway_loop_lag_seconds", "Longest delay of the event loop in the last minute.", registry=to)
         self.spool = Gauge(
-            "percore_gateway_spool_bytes", "Bytes of bodies and answers that the spool holds.", ["place"], registry=to
+            "percore_gateway_spool_bytes",
+            "Bytes of bodies and answers that the spool holds, in memory or on the disk.",
+            ["place"],
+            registry=to,
         )
         self.spool_limit = Gauge(
             "percore_gateway_spool_limit_bytes", "The most bytes that the spool may hold.", ["place"], registry=to
