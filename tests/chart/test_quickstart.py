@@ -40,14 +40,14 @@ INSTALLS = commands("helm", "install", "percore")
 
 
 @pytest.mark.parametrize("command", INSTALLS, ids=["hpa", "keda"])
-def test_each_install_scales_to_three_pods_and_is_found_by_the_operator(command: list[str]) -> None:
+def test_each_install_scales_to_two_pods_and_is_found_by_the_operator(command: list[str]) -> None:
     objects = installed(command)
     monitors = [each for each in objects if each["kind"] == "ServiceMonitor"]
     assert monitors
     assert {each["metadata"]["labels"]["release"] for each in monitors} == {"kube-prometheus-stack"}
     keda = "autoscaling.engine=keda" in command
     scaler = one(objects, "ScaledObject" if keda else "HorizontalPodAutoscaler")["spec"]
-    assert scaler["maxReplicaCount" if keda else "maxReplicas"] == 3
+    assert scaler["maxReplicaCount" if keda else "maxReplicas"] == 2
     if keda:
         assert "http://prometheus-operated.monitoring.svc:9090" in yaml.safe_dump(scaler)
 
