@@ -85,16 +85,16 @@ def worker_at(path: Path, files: Files) -> None:
 async def call(folder: Path, files: Files) -> bytes:
     """Send a call through a gateway; return the answer."""
     wanted = gateway_settings.load({"PERCORE_STATE_DIR": str(folder)}, on_machine=True)
-    write_line = logs.configure_background("error", lambda: None)
-    gateway = Gateway(wanted, GatewayMetrics(), write_line, lambda: None, lambda: False)
+    writer = logs.configure_background("error", lambda: None)
+    gateway = Gateway(wanted, GatewayMetrics(), writer, lambda: None, lambda: False)
     gateway.publish((Endpoint(str(folder / "worker"), 0, 0, pod="worker"),))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     serving = asyncio.create_task(gateway.run(listener, asyncio.Event()))
     await asyncio.sleep(0.3)
     files.recording = True
-    reader, writer = await asyncio.open_connection(*listener.getsockname())
-    writer.write(CALL)
+    reader, client = await asyncio.open_connection(*listener.getsockname())
+    client.write(CALL)
     answer = await reader.read(65536)
     files.recording = False
     serving.cancel()

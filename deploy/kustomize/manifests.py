@@ -28,7 +28,7 @@ RELEASE = "percore"
 NAMESPACE = "percore"
 KUBERNETES = "1.35.0"
 """The oldest Kubernetes on which the result works as it is: HPAs have had a tolerance by default since then."""
-FIXED = ("autoscaling.enabled=false", "monitoring.enabled=false", "networkPolicy.enabled=false")
+WITHOUT_OPTIONS = ("autoscaling.enabled=false", "monitoring.enabled=false", "networkPolicy.enabled=false")
 GROUPS = {"networking.k8s.io": "network-policy", "autoscaling": "hpa", "keda.sh": "keda"}
 ENGINES = ("hpa", "keda")
 STORED_CALLS = "components/stored-calls"
@@ -86,7 +86,7 @@ def stale(present: Mapping[str, str]) -> list[str]:
 
 def folders() -> dict[str, list[Manifest]]:
     """Return the manifests of the base and of each component."""
-    base = render(*FIXED)
+    base = render(*WITHOUT_OPTIONS)
     found = {BASE: base}
     known = {each.key for each in base}
     for engine in ENGINES:
@@ -96,7 +96,7 @@ def folders() -> dict[str, list[Manifest]]:
             known.add(each.key)
             group = each.object["apiVersion"].split("/")[0]
             found.setdefault(f"components/{GROUPS.get(group, 'monitoring')}", []).append(each)
-    found[STORED_CALLS] = [each for each in render(*FIXED, WITH_CALLS) if each.key not in known]
+    found[STORED_CALLS] = [each for each in render(*WITHOUT_OPTIONS, WITH_CALLS) if each.key not in known]
     return found
 
 
@@ -110,8 +110,8 @@ def render(*values: str, namespace: str = NAMESPACE) -> list[Manifest]:
 
 def _stored_call_patches() -> list[Object]:
     """Return the patches by which objects of the base store calls."""
-    before = {each.key: each.object for each in render(*FIXED)}
-    after = {each.key: each.object for each in render(*FIXED, WITH_CALLS)}
+    before = {each.key: each.object for each in render(*WITHOUT_OPTIONS)}
+    after = {each.key: each.object for each in render(*WITHOUT_OPTIONS, WITH_CALLS)}
     return [
         {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump(steps, sort_keys=False, width=200)}
         for (kind, name), old in before.items()

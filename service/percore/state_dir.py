@@ -32,27 +32,27 @@ def make(folder: Path, key: str = KEY) -> None:
         raise StartError(f"{key}={str(folder)!r}: the folder cannot be created: {error.strerror}") from error
 
 
-def ensure_owned(folder: Path) -> None:
+def ensure_owned(folder: Path, key: str = KEY) -> None:
     """Create the folder if it is missing; raise StartError if it belongs to another user.
 
     It may belong to root, as a volume of a pod does. It must not be a symbolic link, which another user could have made in
     ``/tmp``.
     """
-    with os_errors_as_start_errors(folder):
+    with os_errors_as_start_errors(folder, key):
         if folder.is_symlink():
-            raise StartError(f"{KEY}={str(folder)!r}: must be a folder, and is a symbolic link")
-        make(folder)
+            raise StartError(f"{key}={str(folder)!r}: must be a folder, and is a symbolic link")
+        make(folder, key)
         if folder.lstat().st_uid not in (0, os.geteuid()):
-            raise StartError(f"{KEY}={str(folder)!r}: must belong to the user that runs the service")
+            raise StartError(f"{key}={str(folder)!r}: must belong to the user that runs the service")
 
 
 @contextlib.contextmanager
-def os_errors_as_start_errors(path: Path) -> Iterator[None]:
+def os_errors_as_start_errors(path: Path, key: str = KEY) -> Iterator[None]:
     """Raise StartError, which names the file, for an error of the file system."""
     try:
         yield
     except OSError as error:
-        raise StartError(f"{path}: cannot be used (it is in {KEY}): {error.strerror or error}") from error
+        raise StartError(f"{path}: cannot be used (it is in {key}): {error.strerror or error}") from error
 
 
 def touch(path: Path) -> bool:
@@ -76,16 +76,18 @@ def clear_socket(path: Path) -> None:
 class Lock:
     """A file that one process at a time holds. The kernel releases it when the process ends, however it ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str = KEY) -> None:
+        """Errors name ``key``, the setting of the folder."""
         self._path = path
+        self._key = key
         self._fd = -1
         self._warned = False
 
     def take(self) -> bool:
         """Take it; return False if another process has it. Raises StartError if the file cannot be used."""
-        ensure_owned(self._path.parent)
+        ensure_owned(self._path.parent, self._key)
         while True:
-            with os_errors_as_start_errors(self._path):
+            with os_errors_as_start_errors(self._path, self._key):
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
 """Callers inside the cluster: make many calls by a plan, and print the results. Needs only Python.
 
 ``python caller.py PLAN`` with JSON: ``url``; ``count`` calls, called PREFIX-0, PREFIX-1, ...; each begins ``every`` seconds
-after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or exactly ``seconds`` if ``exact`` is true;
-``sizes`` are pairs: a share of the calls, and the bytes of their bodies; ``leaving`` is the share of callers that leave within
-``patience`` seconds.
+after the one before, unless ``at_once`` are open; each takes up to ``seconds``, or all take ``seconds`` if ``same_seconds`` is
+true; ``sizes`` are pairs: a share of the calls, and the bytes of their bodies; ``leaving`` is the share of callers that leave
+within ``patience`` seconds.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def calls(plan: dict[str, Any]) -> list[dict[str, Any]]:
             return await call(plan["url"], f"{plan['prefix']}-{number}", seconds, size, leave)
 
     for number in range(plan["count"]):
-        seconds = plan["seconds"] * (1 if plan["exact"] else dice.random())
+        seconds = plan["seconds"] * (1 if plan["same_seconds"] else dice.random())
         [size] = dice.choices(sizes, shares)
         leave = max(0.001, dice.random() * plan["patience"]) if dice.random() < plan["leaving"] else None
         async with places:  # a call begins only when there are fewer open calls than ``at_once``

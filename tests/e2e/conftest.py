@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import FIXED, SLEEP, SMALL, Release, eventually, kubectl, merged
+from tests.e2e.harness import SLEEP, SMALL, WITHOUT_AUTOSCALING, Release, eventually, kubectl, merged
 
 Install = Callable[..., Release]
 PROOF_FAILED = 10
@@ -19,7 +19,7 @@ _refuted: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Take note of proofs that failed, also in another process."""
+    """Take note of tests marked ``proof`` that failed; pytest-xdist runs them in other processes."""
     if report.failed and "proof" in report.keywords:
         _refuted.append(report.nodeid)
 
@@ -71,7 +71,7 @@ def releases(namespace: str, session: pytest.Session) -> Iterator[Install]:
     failed = session.testsfailed
 
     def installed(name: str = "trial", **values: Any) -> Release:
-        release = Release(name, namespace, merged({**FIXED, **SMALL, "handler": SLEEP}, values))
+        release = Release(name, namespace, merged({**WITHOUT_AUTOSCALING, **SMALL, "handler": SLEEP}, values))
         made.append(release)
         release.install()
         eventually(lambda: release.ready("gateway"))

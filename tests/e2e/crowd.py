@@ -21,7 +21,7 @@ class Crowd:
     count: int
     at_once: int
     seconds: float = 0.0
-    exact: bool = False
+    same_seconds: bool = False
     every: float = 0.0
     sizes: tuple[tuple[float, int], ...] = ((1.0, 0),)
     leaving: float = 0.0
@@ -59,7 +59,7 @@ class Crowd:
             "count": self.count,
             "at_once": self.at_once,
             "seconds": self.seconds,
-            "exact": self.exact,
+            "same_seconds": self.same_seconds,
             "every": self.every,
             "sizes": self.sizes,
             "leaving": self.leaving,

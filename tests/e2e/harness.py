@@ -279,7 +279,7 @@ def images(target: str = "inference") -> dict[str, Any]:
     }
 
 
-FIXED = {"autoscaling": {"enabled": False}, "monitoring": {"enabled": False}}
+WITHOUT_AUTOSCALING = {"autoscaling": {"enabled": False}, "monitoring": {"enabled": False}}
 SMALL = {"timeouts": {"load": 120, "body": 10, "queue": 300, "run": 120, "answer": 10}, "memory": "256Mi"}
 """Values for the sleeping handler: it needs so little that eleven pods fit on one node."""
 

@@ -131,7 +131,9 @@ def test_a_call_at_another_gateway_is_not_behind_the_queue_of_the_first(install:
     release.wait(4)
     release.wait(2, "gateway")
     first, second = release.pods("gateway")
-    crowd = Crowd(release, "twins", count=240, at_once=240, seconds=1.0, exact=True, host=first["status"]["podIP"]).start()
+    crowd = Crowd(
+        release, "twins", count=240, at_once=240, seconds=1.0, same_seconds=True, host=first["status"]["podIP"]
+    ).start()
     name = second["metadata"]["name"]
     with release.forwarded(f"pod/{name}") as gateway:
         eventually(lambda: len({run.pod for run in release.calls(release.ready())}) == 4, every=1)

@@ -10,7 +10,20 @@ import subprocess
 import requests
 
 from tests.e2e.conftest import Install
-from tests.e2e.harness import CALL, FIXED, HELM, SECONDS, Release, eventually, images, kubectl, merged, metric, run, sleeping
+from tests.e2e.harness import (
+    CALL,
+    HELM,
+    SECONDS,
+    WITHOUT_AUTOSCALING,
+    Release,
+    eventually,
+    images,
+    kubectl,
+    merged,
+    metric,
+    run,
+    sleeping,
+)
 
 
 def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_answered(namespace: str) -> None:
@@ -18,7 +31,7 @@ def test_the_first_curl_of_the_notes_comes_before_the_first_pod_is_ready_and_is_
 
     There is no pod until the call is queued, so the call always comes before the first pod.
     """
-    release = Release("first", namespace, merged({**FIXED, "replicas": 0}, images("demo")))
+    release = Release("first", namespace, merged({**WITHOUT_AUTOSCALING, "replicas": 0}, images("demo")))
     try:
         notes = release.install()
         rollout = re.search(r"^ +(kubectl .* rollout status .*)$", notes, re.MULTILINE)

@@ -31,7 +31,7 @@ def test_calls_go_on_without_the_api_server_for_a_minute_and_pods_are_found_agai
     [gateway] = release.pods("gateway")
     host = gateway["status"]["podIP"]
     short = Crowd(release, "severed-short", count=900, at_once=8, seconds=0.4, every=0.1, host=host).start()
-    long = Crowd(release, "severed-long", count=2, at_once=2, seconds=75, exact=True, host=host).start()
+    long = Crowd(release, "severed-long", count=2, at_once=2, seconds=75, same_seconds=True, host=host).start()
     time.sleep(5)
     with subprocess.Popen([*shlex.split(PAUSE), "60"]) as pause:
         time.sleep(10)

@@ -7,7 +7,21 @@ from pathlib import Path
 import requests
 import yaml
 
-from tests.e2e.harness import CALL, CHART, FIXED, HELM, SECONDS, SLEEP, SMALL, Release, images, kubectl, merged, run, sleeping
+from tests.e2e.harness import (
+    CALL,
+    CHART,
+    HELM,
+    SECONDS,
+    SLEEP,
+    SMALL,
+    WITHOUT_AUTOSCALING,
+    Release,
+    images,
+    kubectl,
+    merged,
+    run,
+    sleeping,
+)
 
 ALIASES = ("small", "large")
 
@@ -18,7 +32,7 @@ def test_two_aliases_in_one_release_serve_and_share_nothing(namespace: str, tmp_
     dependencies = [{"name": "percore", "version": "*", "alias": alias} for alias in ALIASES]
     head = {"apiVersion": "v2", "name": "ml", "version": "1.0.0", "dependencies": dependencies}
     (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(head))
-    each = merged({**FIXED, **SMALL, "handler": SLEEP, "networkPolicy": {"enabled": False}}, images())
+    each = merged({**WITHOUT_AUTOSCALING, **SMALL, "handler": SLEEP, "networkPolicy": {"enabled": False}}, images())
     command = [HELM, "upgrade", "--install", "ml", str(tmp_path), "-n", namespace, "--values", "-"]
     try:
         run(*command, given=yaml.safe_dump(dict.fromkeys(ALIASES, each)))

@@ -17,11 +17,11 @@ from tests.e2e import objects
 from tests.e2e.harness import (
     CALL,
     CHART,
-    FIXED,
     HELM,
     ROOT,
     SLEEP,
     SMALL,
+    WITHOUT_AUTOSCALING,
     Call,
     Release,
     eventually,
@@ -83,7 +83,7 @@ class Traffic:
 
 def test_an_upgrade_and_a_rollback_cut_no_call(empty_namespace: str, tmp_path: Path) -> None:
     chart = packaged("0.0.1", tmp_path)
-    values = merged({**FIXED, **SMALL, "handler": SLEEP}, BEFORE)
+    values = merged({**WITHOUT_AUTOSCALING, **SMALL, "handler": SLEEP}, BEFORE)
     release = Release("moving", empty_namespace, values, chart)
     try:
         release.install()

@@ -52,7 +52,7 @@ def crashes(values: str, reason: str = "crashed") -> Mapping[str, str]:
 
 
 BROKEN = (
-    "No pod of the new revision has become ready for 900s. Pods of the revision before continue to serve, if there are any."
+    "No pod of the new revision has become ready for 900s. Pods of the previous revision continue to serve, if there are any."
 )
 NONE, ONE, TWO, THREE = "0x240", "0x10 1x230", "0x10 1x10 2x220", "0x10 1x10 2x10 3x210"
 TWICE = "Container inference of pod " + POD + " was restarted 2 times within an hour."

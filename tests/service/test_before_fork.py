@@ -128,7 +128,7 @@ def test_sigterm_while_the_service_imports_in_c_ends_it_at_once() -> None:
     with Service(handler=FAULTY, import_before_fork="tests.service.sleeps_in_c") as service:
         eventually(lambda: service.log("inside of C"), 60)
         service.processes[0].send_signal(signal.SIGTERM)
-        assert service.processes[0].wait(60) == 0  # the import would take an hour, and so would the shutdown timeout
+        assert service.processes[0].wait(60) == 0  # the import and the shutdown timeout are an hour each
         assert not processes_in(service.environ_mark)
         assert not service.log("cannot start")
 

@@ -105,6 +105,16 @@ def test_one_key_is_one_call_however_many_send_it_at_once(stored: Stored) -> Non
     assert theirs not in paths, "a caller learned another's call by its key"
 
 
+@pytest.mark.parametrize("header", ["Authorization", "Cookie"])
+def test_a_key_does_not_give_the_result_of_a_caller_with_other_credentials(stored: Stored, header: str) -> None:
+    mine, theirs = ({"Idempotency-Key": f"key of {header}", header: value} for value in ("one", "other"))
+    path = stored.store(headers=mine, sleep=0)
+    refused = stored.offer(headers=theirs, sleep=0)
+    assert (refused.status_code, refused.json()["code"]) == (422, "idempotency-key-reused")
+    assert "Location" not in refused.headers
+    assert stored.store(headers=mine, sleep=0) == path
+
+
 @pytest.mark.parametrize(
     ("header", "value"),
     [
@@ -199,6 +209,7 @@ def test_the_operators_list(stored: Stored) -> None:
         ("limit=1001", "limit"),
         ("after=x", "after"),
         ("a=1", "query"),
+        ("model=%00", "model"),
     ):
         answer = stored.service.get(f"/v1/calls?{query}")
         assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (400, field)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import resource
 import shutil
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -18,15 +20,16 @@ from typing import Any
 import pytest
 import requests
 import sqlalchemy as sa
+from percore.errors import StartError
 from percore.gateway.store import records
-from percore.gateway.store.database import Database
+from percore.gateway.store.database import Database, StoreFailed
 from percore.gateway.store.records import EndTime, NewCall, OwnedRun, Result
 from percore.gateway.store.schema import REQUEST
 from percore.gateway.store.store import StoredOutbox
 
 from harness.service import FAULTY, Service, answer_of, eventually
 from tests.service.test_stored_calls import journalled
-from tests.stored_client import ASYNC, PREDICT, Stored, leaked
+from tests.stored_client import ASYNC, PREDICT, Stored, folder, leaked
 
 FEW_BYTES = 40_000
 """The largest size of the gateway's files. The database's log is already longer, so each write fails as on a full disk."""
@@ -129,6 +132,71 @@ def test_the_bound_of_calls_holds_for_calls_that_come_at_once() -> None:
             connection.sendall(request[-1:])
         assert sorted(answer_of(connection)[0] for connection in connections) == [202] * 4 + [429] * 36
         stored.cancel(running)
+
+
+def test_a_call_that_has_its_receipt_gets_it_again_though_there_is_no_room() -> None:
+    with Service(handler=FAULTY, gateway_calls_limit=1).ready() as service:
+        stored = Stored(service)
+        key = {"Idempotency-Key": "once"}
+        path = stored.store(headers=key, sleep=30)
+        assert stored.offer(sleep=0).status_code == 429
+        assert stored.store(headers=key, sleep=30) == path
+        stored.cancel(path)
+
+
+def test_headers_of_unfinished_calls_are_bounded_because_they_are_in_memory() -> None:
+    with Service(handler=FAULTY, gateway_calls_limit=3).ready() as service:
+        stored = Stored(service)
+        large = {f"X-{number}": "x" * 7000 for number in range(2)}
+        running = stored.store(headers=large, sleep=30)
+        full = stored.offer(sleep=0)
+        assert (full.status_code, full.json()["code"]) == (503, "overloaded")
+        assert "headers" in full.json()["error"]
+        stored.cancel(running)
+        stored.ended(running)
+        assert stored.ended(stored.store(sleep=0))["state"] == "succeeded"
+
+
+def test_callers_that_do_not_read_their_results_cost_little_memory() -> None:
+    stored = journalled()
+    with stored.service.ready() as service, contextlib.ExitStack() as connections:
+        path = stored.store(n=1, fill=3_000_000)
+        stored.ended(path)
+        before = anonymous_megabytes(service.gateway)
+        for _ in range(100):
+            connection = connections.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", service.port))
+            connection.sendall(f"GET {path}/result HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        time.sleep(3)
+        assert service.metric("percore_gateway_connections") >= 100
+        assert anonymous_megabytes(service.gateway) - before < 40
+
+
+def anonymous_megabytes(pid: int) -> float:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1]) / 1024
+
+
+def test_a_result_that_is_gone_is_answered_410_and_not_cut() -> None:
+    with Service(handler=FAULTY).ready() as service:
+        stored = Stored(service)
+        path = stored.store(sleep=0)
+        stored.ended(path)
+        with contextlib.closing(sqlite3.connect(folder(service) / "calls.sqlite3")) as connection, connection:
+            connection.execute("DELETE FROM parts")
+        answer = stored.result(path)
+        assert (answer.status_code, answer.json()["code"]) == (410, "gone")
+
+
+def test_without_its_file_no_receipt_is_given() -> None:
+    with Service(handler=FAULTY).ready() as service:
+        stored = Stored(service)
+        stored.ended(stored.store(sleep=0))
+        (folder(service) / "calls.sqlite3").unlink()
+        answer = stored.offer(sleep=0)
+        assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+        eventually(lambda: [line for line in service.log() if "was deleted or replaced" in line["message"]])
 
 
 def test_a_call_that_is_cancelled_again_and_again_ends_once() -> None:
@@ -234,8 +302,8 @@ def test_a_range_counts_for_get_alone(app: Service) -> None:
     assert (posted.status_code, "Content-Range" in posted.headers) == (200, False)
     assert len(posted.content) > 2
     receipt = requests.post(app.url("/seen"), data=b"body", headers=ASYNC, timeout=30).headers["Location"]
-    for method, status in (("HEAD", 200), ("GET", 206)):
-        headers = {"Prefer": "wait=10", "Range": "bytes=0-1"}
+    for method, status, more in (("HEAD", 200, {}), ("GET", 206, {}), ("GET", 200, {"If-Range": '"other"'})):
+        headers = {"Prefer": "wait=10", "Range": "bytes=0-1", **more}
         assert requests.request(method, app.url(f"{receipt}/result"), headers=headers, timeout=30).status_code == status
 
 
@@ -292,6 +360,47 @@ def end_with_webhook(to: sa.Connection) -> None:
     sequence = records.insert_accepted(to, new, "g", 0.0, None, None).sequence
     records.begin_run(to, sequence, "g", "pod", "g", 0.0)
     records.end_answered(to, EndTime(1000.0, 60.0), OwnedRun(sequence, "g", 1), Result(200, b"OK", b"[]", 0), (0, b""))
+
+
+def test_a_file_of_a_backup_gets_its_write_ahead_log_again(tmp_path: Path) -> None:
+    """``VACUUM INTO`` makes a file without one. Then a commit is not durable before the folder is flushed."""
+    for mode in ("delete", "wal"):
+        found = Database(tmp_path)
+        assert found.open()
+        assert found.read_blocking(lambda of: of.exec_driver_sql("PRAGMA journal_mode").scalar_one()) == "wal"
+        found.close()
+        with contextlib.closing(sqlite3.connect(tmp_path / "calls.sqlite3")) as connection:
+            connection.execute(f"PRAGMA journal_mode={mode}")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "calls.sqlite3").mkdir()
+    with pytest.raises(StartError, match=r"PERCORE_GATEWAY_CALLS_DIR='.*': cannot be used: unable to open database file"):
+        Database(tmp_path).open()
+
+
+def test_writes_wait_together_for_a_file_that_another_process_has_locked(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If each of them waited alone, the last one would wait for minutes."""
+    began = 0
+
+    def count(_connection: sa.Connection) -> None:
+        nonlocal began
+        began += 1
+
+    sa.event.listen(database._engine, "begin", count)
+    database._writing.dispose()
+    monkeypatch.setattr("percore.gateway.store.database.BUSY_SECONDS", 0.3)
+
+    async def work() -> list[object]:
+        writes = [database.write(lambda to: records.drop(to, "0" * 32)) for _ in range(20)]
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "calls.sqlite3")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert {type(found) for found in asyncio.run(work())} == {StoreFailed}
+    assert began <= 3
 
 
 def test_an_error_of_a_value_fails_its_own_write_and_no_log_shows_the_value(database: Database) -> None:

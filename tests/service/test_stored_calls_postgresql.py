@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +270,8 @@ def test_a_call_of_a_gateway_that_nobody_knows_is_taken_over(server: PostgreSQL,
         assert second.ended(path, 60)["state"] == "succeeded"  # a lease is 120 s
 
 
-def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tmp_path: Path) -> None:
-    """Each second the test sets the server's clock forward by an hour. So the clock changes at every age of a lease."""
+def step_clock(server: PostgreSQL, database: str) -> str:
+    """Give a database a clock that is ahead by ``stepped.step.by``. Return the name of the database."""
     name = database.rpartition("/")[2]
     stepped = "SELECT pg_catalog.clock_timestamp() + (SELECT by FROM stepped.step)"
     for statement in (
@@ -280,6 +281,12 @@ def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tm
         f"ALTER DATABASE {name} SET search_path = stepped, pg_catalog, public",
     ):
         server.execute(statement, name)
+    return name
+
+
+def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tmp_path: Path) -> None:
+    """Each second the test sets the server's clock forward by an hour. So the clock changes at every age of a lease."""
+    name = step_clock(server, database)
     pods = Pods(tmp_path, 1)
     with pods as (pod,), PostgreSQLGateway(database, pod, lease="") as first, PostgreSQLGateway(database, lease="") as second:
         first.wait_for_store(), second.wait_for_store()
@@ -291,6 +298,42 @@ def test_a_clock_that_is_set_ends_no_lease(server: PostgreSQL, database: str, tm
         assert [run["end"] for run in second.ended(path)["runs"]] == ["answered"]
         for each in (first, second):
             assert not [line for line in each.log() if "took over" in line["message"] or "its runs end" in line["message"]]
+
+
+def test_the_time_to_start_within_is_that_of_the_database(server: PostgreSQL, database: str, tmp_path: Path) -> None:
+    """The clock of this machine is an hour behind."""
+    name = step_clock(server, database)
+    server.execute("UPDATE stepped.step SET by = interval '1 hour'", name)
+    pods = Pods(tmp_path, 1)
+    with pods as (pod,), PostgreSQLGateway(database, pod) as first:
+        first.wait_for_store()
+        busy = first.store(n=1, sleep=8)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        soon = first.store(headers={"Percore-Start-Within": "2"}, n=2)
+        later = first.store(headers={"Percore-Start-Within": "600"}, n=3)
+        found = first.status(later)
+        assert seconds_between(found["created"], found["start_by"]) == pytest.approx(600, abs=1)
+        assert first.ended(soon)["state"] == "expired"
+        assert first.status(busy)["state"] == "running"
+        assert first.ended(later)["state"] == "succeeded"
+    assert pods.begun(2) == 0
+
+
+def seconds_between(begin: str, end: str) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+
+
+def test_a_cancel_by_another_gateway_ends_a_run_of_a_gateway_that_stops(database: str, tmp_path: Path) -> None:
+    pods = Pods(tmp_path, 1)
+    with pods as (pod,), PostgreSQLGateway(database, pod) as first, PostgreSQLGateway(database) as second:
+        first.wait_for_store(), second.wait_for_store()
+        path = first.store(n=1, sleep=60)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        first.signal(signal.SIGTERM)
+        eventually(lambda: first.get_status("/readyz").status_code == 503)
+        assert second.cancel(path)["state"] == "cancelling"
+        assert second.ended(path, 30)["state"] == "cancelled"
+        assert pods.ended(1) == 0
 
 
 def test_a_gateway_that_is_restarted_in_its_place_need_not_wait_for_the_lease(database: str, tmp_path: Path) -> None:
@@ -435,6 +478,63 @@ def test_a_run_outlives_a_restart_of_postgresql(fragile: PostgreSQL, tmp_path: P
         fragile.start()
         assert [run["end"] for run in gateway.ended(path)["runs"]] == ["answered"]
         assert gateway.result(path).json()["outputs"]["fill"] == [1] * 1_000_000
+        assert pods.begun(1) == 1
+
+
+def test_an_end_that_was_stored_although_its_write_timed_out_is_reported(fragile: PostgreSQL, tmp_path: Path) -> None:
+    """The second attempt finds nothing to change. That must not look like a call of another gateway."""
+    pods = Pods(tmp_path, 1)
+    with (
+        pods as (pod,),
+        PostgreSQLGateway(fragile.create(f"calls{next(NUMBER)}"), pod, lease="ANSWER_SECONDS=2") as gateway,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        gateway.wait_for_store()
+        path = gateway.store(n=1, sleep=2)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        polled = pool.submit(gateway.status, path, 300)
+        time.sleep(0.5)
+        with fragile.frozen():
+            eventually(lambda: pods.ended(1) == 1, SLOW)
+            time.sleep(4)
+        assert polled.result(SLOW)["state"] == "succeeded", "the request waited on, although the call had ended"
+        assert gateway.metric("percore_stored_calls_ended_total", state="succeeded") == 1
+        assert gateway.metric("percore_stored_call_runs_total", end="answered") == 1
+        assert len([line for line in gateway.log() if line["logger"] == "percore.gateway.stored_call"]) == 1
+
+
+def test_a_call_whose_lost_run_was_stored_although_the_write_timed_out_runs_again(fragile: PostgreSQL, tmp_path: Path) -> None:
+    pods = Pods(tmp_path, 1)
+    database = fragile.create(f"calls{next(NUMBER)}")
+    with pods as (pod,), PostgreSQLGateway(database, pod, lease="ANSWER_SECONDS=2") as gateway:
+        gateway.wait_for_store()
+        path = gateway.store(n=1, sleep=3)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        with fragile.frozen():
+            os.kill(int(pods.lines()[0][2]), signal.SIGKILL)
+            time.sleep(3)
+        assert [run["end"] for run in gateway.ended(path)["runs"]] == ["pod-lost", "answered"]
+        pods.check_no_overlap()
+
+
+def test_a_caller_gets_its_receipt_if_the_database_goes_while_it_waits_for_the_result(
+    fragile: PostgreSQL, tmp_path: Path
+) -> None:
+    pods = Pods(tmp_path, 1)
+    database = fragile.create(f"calls{next(NUMBER)}")
+    with (
+        pods as (pod,),
+        PostgreSQLGateway(database, pod, lease="") as gateway,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        gateway.wait_for_store()
+        waits = pool.submit(gateway.offer, headers={"Prefer": "respond-async, wait=3"}, n=1, sleep=6)
+        eventually(lambda: pods.begun(1) == 1, SLOW)
+        fragile.stop()
+        receipt = waits.result(SLOW)
+        assert (receipt.status_code, receipt.headers["Location"]) == (202, f"/v1/calls/{receipt.json()['id']}")
+        fragile.start()
+        assert gateway.ended(receipt.headers["Location"])["state"] == "succeeded"
         assert pods.begun(1) == 1
 
 

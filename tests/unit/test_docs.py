@@ -187,7 +187,7 @@ def test_the_index_has_every_page_once_and_each_reader_s_first_page_first() -> N
 
 
 LEFT_OUT = {"gateway/call", "gateway/gateway_metrics", "gateway/lag", "gateway/pods", "logs", "sockets"}
-"""Files of a call that are not in the page's list: constructors, one-line helpers, timers, and what happens after the answer."""
+"""Files of a call that are not in the page's list: constructors, one-line helpers, timers, and the steps after the answer."""
 
 
 def section_of_a_call() -> tuple[str, list[str]]:

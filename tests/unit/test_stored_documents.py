@@ -28,6 +28,9 @@ def request(*headers: tuple[bytes, bytes]) -> Request:
         ((b"wait=99999",), Preferences(False, 600.0)),
         ((b"wait=-1, wait=x, wait, return=minimal",), Preferences()),
         ((b"respond-asynchronously",), Preferences()),
+        ((b'x="a,respond-async,b"',), Preferences()),
+        ((b'x="a\\",respond-async", wait=3',), Preferences(False, 3.0)),
+        ((b'x="not closed, respond-async',), Preferences()),
     ],
 )
 def test_prefer_is_read_as_its_rfc_says(values: tuple[bytes, ...], wanted: Preferences) -> None:

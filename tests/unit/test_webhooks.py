@@ -34,6 +34,7 @@ from percore.gateway.store.webhooks import (
     Outcome,
     WebhookSettings,
     check_url,
+    host_of,
     next_attempt,
     parse_hosts,
     parse_secrets,
@@ -259,6 +260,7 @@ def test_a_url_to_an_allowed_host_is_taken(url: str) -> None:
         ("https://receiver.example.com:x/", "port"),
         ("https:///path", "must have a host"),
         ("https://[::1/", "must have a host"),
+        ("https://[::1]x/", "must have a host"),
         ("https://evil.example.org/", "operator"),
         ("https://receiver.example.com.evil.example.org/", "operator"),
         ("https://receiver.example.com./", "operator"),
@@ -864,6 +866,11 @@ def test_a_due_delivery_is_sent_once_and_counted(server: Receiver) -> None:
 
     asyncio.run(work())
     assert sorted(each.headers["webhook-id"] for each in server.requests) == sorted(each.id for each in hooks)
+
+
+def test_a_host_and_port_have_one_spelling() -> None:
+    """Otherwise the bound of attempts at once to one receiver could be exceeded."""
+    assert {host_of(f"http://A.example.com:{port}/") for port in ("080", "0080", "80")} == {"a.example.com:80"}
 
 
 def test_a_dead_receiver_does_not_delay_the_others() -> None:

@@ -18,7 +18,7 @@ from percore.model_metadata import CLASSIFY, REGRESS, Catalog
 
 Json = dict[str, Any]
 
-_READ, _CALL = (404, 503), (400, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
+_READ_ERRORS, _CALL_ERRORS = (404, 503), (400, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
 _HEADER = "Inference-Header-Content-Length"
@@ -111,14 +111,14 @@ def _schema(name: str) -> Json:
     return {"schema": _ref("schemas", name)}
 
 
-def _get(summary: str, schema: str, names: Iterable[str] = (), statuses: Iterable[int] = _READ) -> Json:
+def _get(summary: str, schema: str, names: Iterable[str] = (), statuses: Iterable[int] = _READ_ERRORS) -> Json:
     operation = _operation(summary, {_JSON: _schema(schema)}, names, statuses)
     head = {**operation, "responses": {status: _bodiless(answer) for status, answer in operation["responses"].items()}}
     return {"get": operation, "head": head}
 
 
 def _post(summary: str, body: Json, answer: Json, names: Iterable[str]) -> Json:
-    operation = _operation(summary, answer, [*names, *OPTIONS], _CALL)
+    operation = _operation(summary, answer, [*names, *OPTIONS], _CALL_ERRORS)
     operation["responses"]["202"] = {
         "description": "The receipt: the call is stored. Only with `Prefer: respond-async`, and where calls are stored.",
         "content": {_JSON: _schema("StoredCall")},

@@ -49,7 +49,7 @@ class CostWriter:
     ) -> None:
         """Take ``running``, which returns the pods with calls of this gateway, and ``endpoints``, every listed pod by name.
 
-        ``ask`` asks pods whether they compute; see ``Slots.ask``.
+        ``ask`` asks pods whether they compute; see ``SlotReader.ask``.
         """
         self._pods = pods
         self._running = running

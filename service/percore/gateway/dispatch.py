@@ -86,7 +86,7 @@ class Dispatcher:
         queued = len(self._queue)
         if not queued:
             return
-        idle, wanted = self._pods.idle, queued << min(self._doubled, 20)
+        idle, wanted = self._pods.to_try, queued << min(self._doubled, 20)
         while idle and self._waiting < wanted:
             _, pod = idle.popitem()
             pod.state, pod.reservation_pending = PodState.WAITING, True

@@ -61,7 +61,7 @@ class Router:
         health_paths: Collection[str],
         reads: Reads | None,
     ) -> None:
-        """``not_ready`` returns the reason why the gateway is not ready. Without ``reads``, GET and HEAD are calls too."""
+        """``why_not_ready`` returns the reason why the gateway is not ready. Without ``reads``, GET and HEAD are calls too."""
         self._intake = intake
         self._why_not_ready = why_not_ready
         self._health_paths = health_paths

@@ -74,7 +74,7 @@ class Pods:
     def __init__(self) -> None:
         self.known: dict[Key, Pod] = {}
         """Every pod that is listed, or that still has a run."""
-        self.idle: dict[Key, Pod] = {}
+        self.to_try: dict[Key, Pod] = {}
         """Pods to try. The pod that was freed last is at the end, because it is the most likely to be free."""
         self.listed: frozenset[Key] = frozenset()
         self.are_known = asyncio.Event()
@@ -104,7 +104,7 @@ class Pods:
     def _retire(self, pod: Pod) -> None:
         """Give a pod no new calls. Its run goes on."""
         pod.usable = False
-        self.idle.pop(key_of(pod.endpoint), None)
+        self.to_try.pop(key_of(pod.endpoint), None)
         if pod.state is PodState.WAITING and pod.task is not None:
             pod.task.cancel()
         elif pod.state in (PodState.RESERVED, PodState.RUNNING) or pod.task is None:
@@ -120,7 +120,7 @@ class Pods:
             return
         if self.known.get(key) is pod and pod.task is None:
             pod.state = PodState.UNKNOWN
-            self.idle[key] = pod
+            self.to_try[key] = pod
 
     def back_off(self, pod: Pod) -> float:
         """Count a connection without a run; return the delay before the next attempt, in seconds."""

@@ -14,7 +14,7 @@ from percore.threads import start_vital
 
 SLOT_REQUEST_SECONDS = 2.0
 THREADS = 8
-"""How many pods are asked at the same time. A pod that does not answer occupies a thread for ``SLOT_SECONDS``."""
+"""How many pods are asked at the same time. A pod that does not answer occupies a thread for ``SLOT_REQUEST_SECONDS``."""
 Answers = SimpleQueue[tuple[str, bool]]
 
 

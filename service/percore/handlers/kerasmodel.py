@@ -193,7 +193,7 @@ def _traced(model: Any, model_inputs: ModelInputs) -> Traced:
     is_certain = all(len(leaf.dtypes) == 1 for leaf in model_inputs.leaves)
     for converted in (False, True):
         if converted:
-            _convert(model)
+            _apply_autograph(model)
         found = list[Traced]()
         for each in tracer.traceable():
             if is_certain or _computes(each):
@@ -252,7 +252,7 @@ def _becomes_whole(tensor: Any) -> bool:
     return bool(consumers) and all(each.type == "Cast" and each.outputs[0].dtype.is_integer for each in consumers)
 
 
-def _convert(model: Any) -> None:
+def _apply_autograph(model: Any) -> None:
     """Convert classes that are not Keras's own, so that they may have an ``if`` or a loop on a tensor."""
     autograph = tf.__internal__.autograph
     for layer in model._flatten_layers():

@@ -37,7 +37,7 @@ class StatusServer:
         documents: Callable[[str], Answer] | None = None,
         lists: Mapping[str, Callable[[str], Answer]] | None = None,
     ) -> None:
-        """``observe`` sets the gauges before they are rendered; ``documents`` answers every other path.
+        """``set_gauges`` sets the gauges before they are rendered; ``documents`` answers every other path.
 
         ``lists`` has a function for each path that lists objects. It gets the query and runs in a thread, because it may take
         long.

@@ -85,7 +85,7 @@
     severity: warning
   annotations:
     summary: A new revision of the pods does not become ready.
-    description: No pod of the new revision has become ready for {{ add (include "percore.loadSeconds" .) 300 }}s. Pods of the revision before continue to serve, if there are any.
+    description: No pod of the new revision has become ready for {{ add (include "percore.loadSeconds" .) 300 }}s. Pods of the previous revision continue to serve, if there are any.
 - alert: PercoreContainersRestart
   expr: |-
     round(max by (namespace, pod, container) (

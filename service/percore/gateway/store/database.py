@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ PAGE_BYTES = 16384
 """With this page size SQLite takes half as long for a body of megabytes as with its own 4,096."""
 LOCK_SECONDS = 0.1
 RETRY_SECONDS = 1.0
+BUSY_SECONDS = 10.0
+"""How long SQLite waits if another process has locked the file."""
 ANSWER_SECONDS = 10.0
 """How long PostgreSQL may take. After this time the store counts as not usable, but a statement that has begun may still
 succeed."""
@@ -58,6 +61,8 @@ PERMANENT = (sa.exc.IntegrityError, sa.exc.DataError)
 MOST_FREED = 1000
 """How many free pages go back to the file system at a time: 16 MB."""
 FILE = "calls.sqlite3"
+TEMPORARY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+"""SQLite's errors that may be over later."""
 TOO_SLOW = f"it has not answered for {ANSWER_SECONDS:g} s"
 
 
@@ -79,12 +84,14 @@ class Database:
 
     def __init__(self, folder: Path | None, url: str = "") -> None:
         self.folder = folder
-        self._lock = Lock(folder / "lock") if folder is not None else None
+        self._lock = Lock(folder / "lock", "PERCORE_GATEWAY_CALLS_DIR") if folder is not None else None
         self._engine = _sqlite(folder / FILE) if folder is not None else _postgresql(url)
         self._writing = self._engine.execution_options(writes=True)
         self._writes: queue.SimpleQueue[_Write] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._seconds = ANSWER_SECONDS if folder is None else None
+        self._file: tuple[int, int] | None = None
+        """The identity of SQLite's file when it was opened."""
         self._away = False
         """Whether the last use of the database failed. Then the next failures are not logged."""
         self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _server_clock
@@ -113,8 +120,23 @@ class Database:
             if stopped():
                 return False
             time.sleep(RETRY_SECONDS)
+        self._file = self._identity()
         start_vital("store-write", self._write_forever)
         return True
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Return device and inode of SQLite's file; None if there is none."""
+        try:
+            found = (self.folder / FILE).stat() if self.folder is not None else None
+        except OSError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
+
+    def check_file(self) -> None:
+        """Raise StoreFailed if SQLite's file was deleted or replaced: then nothing that is written would be found again."""
+        if self.folder is not None and self._identity() != self._file:
+            error = OSError(f"{FILE} was deleted or replaced while the gateway ran")
+            raise self._explained(sa.exc.OperationalError("", {}, error))
 
     def _prepare(self, *, quiet: bool) -> bool:
         """Bring the schema up to date; return False if the database cannot be reached now."""
@@ -126,6 +148,8 @@ class Database:
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(7237662267)"))
                 self._migrate(connection)
         except sa.exc.OperationalError as error:
+            if self.folder is not None and _sqlite_code(error) not in TEMPORARY:
+                raise StartError(f"{self}: cannot be used: {_reason(error)}") from error
             if not quiet:
                 log.error("stored calls: %s cannot be used, and is tried again: %s", self, _reason(error))  # noqa: TRY400
             return False
@@ -206,9 +230,14 @@ class Database:
         return [outcome for each in batch for outcome in self._together([each])]
 
     def _is_lost(self, error: Exception) -> bool:
-        """Tell whether the server is lost. Then it may have stored the whole transaction."""
-        if self.folder is not None or not isinstance(error, UNUSABLE):
+        """Tell whether no write can succeed now: the server is lost, or SQLite's file is locked.
+
+        A lost server may have stored the whole transaction.
+        """
+        if not isinstance(error, UNUSABLE):
             return False
+        if self.folder is not None:  # if another process has the lock, each write alone would wait for it too
+            return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         code = getattr(getattr(error, "orig", None), "sqlstate", None)
         return isinstance(error, (sa.exc.OperationalError, sa.exc.TimeoutError)) and (
             code is None or code.startswith(SERVER_LOST)
@@ -285,17 +314,23 @@ def _reason(error: BaseException) -> str:
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
+def _sqlite_code(error: Exception) -> int:
+    """Return SQLite's primary error code; 0 if there is none."""
+    return int(getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)) & 0xFF
+
+
 def _sqlite(path: Path) -> sa.Engine:
     engine = sa.create_engine(f"sqlite:///{path}", pool_size=READERS + 1, max_overflow=0, pool_timeout=60, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions itself
-        connection.execute("PRAGMA busy_timeout=10000")
+        connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
         connection.execute("PRAGMA temp_store=MEMORY")  # a pod's root is read-only, so temporary tables have no file
         if not connection.execute("PRAGMA page_count").fetchone()[0]:  # in a file with content these would be writes
             connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
             connection.execute("PRAGMA auto_vacuum=incremental")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":  # new, or the copy of a backup
             connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")

@@ -17,6 +17,8 @@ from percore.http.request import Header, Request
 MOST_WAIT_SECONDS = 600.0
 MOST_RUNS = 10
 MOST_KEY_BYTES = 255
+PREFERENCE = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
+"""One preference with its parameters. A comma in a quoted string does not end it."""
 NOT_STORED = frozenset((b"prefer", b"idempotency-key", b"expect"))
 
 
@@ -94,7 +96,7 @@ def preferences(request: Request) -> Preferences:
     for name, value in request.headers:
         if name.lower() != b"prefer":
             continue
-        for preference in value.split(b","):
+        for preference in PREFERENCE.findall(value):
             token, _, given = preference.partition(b";")[0].partition(b"=")
             token, given = token.strip().lower(), given.strip().strip(b'"')
             if token == b"respond-async":

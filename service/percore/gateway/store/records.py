@@ -18,6 +18,7 @@ from percore.gateway.store.schema import (
     FINAL,
     LOST,
     OPEN,
+    PIECE_BYTES,
     REQUEST,
     RESULT,
     RunEnd,
@@ -60,7 +61,8 @@ class NewCall:
     request_bytes: int
     webhook: str | None
     max_runs: int
-    start_by: float | None
+    start_within: float | None
+    """Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,8 @@ def insert_accepted(to: sa.Connection, new: NewCall, gateway: str, now: float, k
 
 
 def _first_values(new: NewCall, gateway: str, now: float) -> dict[str, Any]:
-    values = {name: getattr(new, name) for name in NewCall.__slots__}
+    values = {name: getattr(new, name) for name in NewCall.__slots__ if name != "start_within"}
+    values["start_by"] = None if new.start_within is None else now + new.start_within
     counts = {"run": 0, "pods_lost": 0, "gateways_lost": 0, "result_bytes": 0}
     return {**values, **counts, "owner": gateway, "created_at": now, "erased": False}
 
@@ -461,6 +464,17 @@ def find(to: sa.Connection, call_id: str) -> Row | None:
     return to.execute(which).first()
 
 
+def written_before(to: sa.Connection, run: OwnedRun) -> Row | None:
+    """Return the call if it is as this gateway's write of the end of this run leaves it; otherwise None.
+
+    A write may be stored although the gateway got no answer from the database. The same write then finds nothing to change.
+    """
+    row = to.execute(sa.select(calls).where(calls.c.sequence == run.sequence, calls.c.run == run.number)).first()
+    if row is None or not (row.state in FINAL or (row.state == State.QUEUED and row.owner == run.gateway)):
+        return None
+    return row
+
+
 def runs_of(to: sa.Connection, sequence: int) -> list[Row]:
     """Return the runs of a call, the first one first."""
     return list(to.execute(sa.select(runs).where(runs.c.call == sequence).order_by(runs.c.number)))
@@ -477,6 +491,14 @@ def part(to: sa.Connection, sequence: int, kind: int, run: int, number: int) -> 
     which = parts.c.call == sequence, parts.c.kind == kind, parts.c.run == run, parts.c.number == number
     found = to.execute(sa.select(parts.c.data).where(*which)).scalar_one_or_none()
     return None if found is None else bytes(found)
+
+
+def result_bytes(to: sa.Connection, sequence: int, run: int, begin: int, most: int) -> bytes:
+    """Return bytes of a result from ``begin`` on: at most ``most``, and at most to the end of a piece. Empty if it is gone."""
+    number, offset = divmod(begin, PIECE_BYTES)
+    which = parts.c.call == sequence, parts.c.kind == RESULT, parts.c.run == run, parts.c.number == number
+    data = sa.func.substr(parts.c.data, offset + 1, most, type_=sa.LargeBinary)
+    return bytes(to.execute(sa.select(data).where(*which)).scalar_one_or_none() or b"")
 
 
 def listing(to: sa.Connection, states: Iterable[str], model: str, after: int, limit: int) -> list[Row]:

@@ -12,6 +12,7 @@ import orjson
 
 from percore.errors import BadInput, Gone, MethodNotAllowed, NotFinished, NotFound, RangeNotSatisfiable
 from percore.gateway.store import records
+from percore.gateway.store.database import StoreFailed
 from percore.gateway.store.documents import (
     Preferences,
     byte_range,
@@ -21,7 +22,7 @@ from percore.gateway.store.documents import (
     status_document,
 )
 from percore.gateway.store.records import Row
-from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, RESULT, State
+from percore.gateway.store.schema import FINAL, OPEN, State
 from percore.gateway.store.stored_calls import StoredCalls
 from percore.http.own_paths import decoded
 from percore.http.request import JSON, Answer, Header, Request
@@ -30,6 +31,8 @@ ROUTE = re.compile(r"/([0-9a-f]{32})(/result|/cancel)?")
 POLL_SECONDS = 1
 """``Retry-After`` of a call that has not ended. Long polling is better: ``Prefer: wait=60``."""
 MOST_LISTED = 1000
+SEND_BYTES = 64 * 1024
+"""How much of a result is read at a time. Each client that reads slowly keeps so much in memory."""
 
 
 class Routes:
@@ -54,22 +57,23 @@ class Routes:
         webhook = request.header(b"percore-webhook")
         if webhook is not None:
             self._check_webhook(webhook.decode("latin-1"))
-        stored = await self._stored.accept(request, request_id)
-        call_id = stored if isinstance(stored, str) else stored.id
+        row = await self._stored.accept(request, request_id)
         headers: list[Header] = [
-            (b"Location", f"{self._base}/{call_id}".encode()),
+            (b"Location", f"{self._base}/{row.id}".encode()),
             (b"Preference-Applied", wanted.applied()),
             (b"X-Request-ID", request_id.encode("latin-1")),
         ]
-        row: Row | None
-        if wanted.wait_seconds:
-            row = await self._stored.wait_for_end(call_id, wanted.wait_seconds)
-        else:
-            row = await self._stored.find(call_id) if isinstance(stored, str) else stored
-        if row is not None and wanted.wait_seconds and row.status is not None:
-            await self._send_result(request, row, headers)
-            return int(row.status)
-        await self._send_status(request, self._known(row), 202, headers)
+        try:
+            if wanted.wait_seconds:
+                row = self._known(await self._stored.wait_for_end(row.id, wanted.wait_seconds))
+                if row.status is not None:
+                    await self._send_result(request, row, headers)
+                    return int(row.status)
+            await self._send_status(request, row, 202, headers)
+        except StoreFailed:  # the call is stored, so its caller must get the receipt
+            if request.head_sent:
+                raise
+            self._send_document(request, row, [], None, 202, headers)
         return 202
 
     async def answer(self, request: Request) -> None:
@@ -116,6 +120,11 @@ class Routes:
         position = self._stored.position(row) if row.state == State.QUEUED else None
         if position is None and row.state == State.QUEUED:
             position = await self._stored.database.read(partial(records.ahead, row=row))
+        self._send_document(request, row, runs, position, status, headers)
+
+    def _send_document(
+        self, request: Request, row: Row, runs: list[Row], position: int | None, status: int, headers: list[Header]
+    ) -> None:
         if row.state in OPEN:
             headers = [*headers, (b"Retry-After", b"%d" % POLL_SECONDS)]
         document = status_document(row, runs, position)
@@ -140,41 +149,39 @@ class Routes:
         if b"x-request-id" not in {name.lower() for name, _ in headers}:
             headers.append((b"X-Request-ID", row.request_id.encode("latin-1")))
         try:
-            part = byte_range(request.header(b"range"), size) if is_whole and request.method == b"GET" else None
+            asked = request.header(b"range") if is_whole and request.method == b"GET" and _is_current(request, theirs) else None
+            part = byte_range(asked, size)
         except ValueError:
             error = RangeNotSatisfiable(f"Range: the result has {size} bytes")
             request.reject(error, [(b"Content-Range", b"bytes */%d" % size)])
             return
         if is_whole and b"accept-ranges" not in names:
             headers.append((b"Accept-Ranges", b"bytes"))
+        # Read the first piece before the head is made. If that fails, the client still gets an error of percore.
+        pieces = self._pieces(row, *(part or (0, 0 if request.bodyless(row.status) else size)))
+        first = await anext(pieces, b"")
         if part is None:
             head = request.head(row.status, headers, size, row.phrase or b"")
         else:
             headers.append((b"Content-Range", b"bytes %d-%d/%d" % (part[0], part[1] - 1, size)))
             head = request.head(206, headers, part[1] - part[0])
-        if request.bodyless(row.status):
-            request.write(head)
-        else:
-            pieces = self._pieces(row, *(part or (0, size)))
-            # Read the first piece before the head is sent. If that fails, the client still gets an error of percore.
-            request.write(head + await anext(pieces, b""))
-            async for piece in pieces:
-                await request.drained(self._answer_seconds)
-                request.write(piece)
+        request.write(head + first)
+        async for piece in pieces:
+            await request.drained(self._answer_seconds)
+            request.write(piece)
         request.finish()
         await request.flushed()
 
     async def _pieces(self, row: Row, begin: int, end: int) -> AsyncIterator[bytes]:
         """Yield a part of a result."""
         while begin < end:
-            number, offset = divmod(begin, PIECE_BYTES)
-            which = partial(records.part, sequence=row.sequence, kind=RESULT, run=row.run, number=number)
+            most = min(SEND_BYTES, end - begin)
+            which = partial(records.result_bytes, sequence=row.sequence, run=row.run, begin=begin, most=most)
             data = await self._stored.database.read(which)
             if not data:  # it was erased meanwhile: the client must see that the answer is not complete
                 raise Gone("the call was erased")
-            piece = data[offset : offset + end - begin]
-            begin += len(piece)
-            yield piece
+            begin += len(data)
+            yield data
 
     async def _erase(self, request: Request, call_id: str) -> None:
         row = self._known(await self._stored.find(call_id))
@@ -197,14 +204,23 @@ class Routes:
         for state in states:
             if state not in known:
                 raise BadInput(f"state: must be one of {', '.join(known)}, got {state[:40]!r}")
+        model = given.get("model", [""])[0]
+        if not model.isprintable():
+            raise BadInput(f"model: must be printable, got {model[:40]!r}")
         limit = _whole(given, "limit", 100, 1, MOST_LISTED)
         after = _whole(given, "after", 0, 0, 2**62)
         self._stored.check_ready()
-        work = partial(records.listing, states=states, model=given.get("model", [""])[0], after=after, limit=limit)
+        work = partial(records.listing, states=states, model=model, after=after, limit=limit)
         rows = self._stored.database.read_blocking(work)
         document: dict[str, Any] = {"calls": [listed(row) for row in rows]}
         document["next"] = rows[-1].sequence if len(rows) == limit else None
         return 200, JSON, orjson.dumps(document)
+
+
+def _is_current(request: Request, headers: list[Header]) -> bool:
+    """Tell whether a range is of the result that the client knows. Source: RFC 9110, section 13.1.5 (``If-Range``)."""
+    known = request.header(b"if-range")
+    return known is None or known in [value for name, value in headers if name.lower() in (b"etag", b"last-modified")]
 
 
 def _whole(given: dict[str, list[str]], name: str, default: int, low: int, high: int) -> int:

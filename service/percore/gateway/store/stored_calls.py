@@ -9,6 +9,7 @@ free or gone. Thus a call never runs twice at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -40,10 +41,10 @@ from percore.gateway.call import Call, CallState
 from percore.gateway.dispatch import HOP_BY_HOP, Dispatcher, connection_tokens
 from percore.gateway.intake import IntakeLimits
 from percore.gateway.queue import CallQueue
-from percore.gateway.spool import Body, Spool
+from percore.gateway.spool import SMALL_BYTES, Body, Spool
 from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
-from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
+from percore.gateway.store.documents import Options, StoredHead, encoded_head, encoded_headers, model_of, options
 from percore.gateway.store.records import EndTime, NewCall, OwnedRun, Result, Row
 from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RunEnd, State
 from percore.gateway.store.store_metrics import StoreMetrics
@@ -72,6 +73,11 @@ CLOSE_SECONDS = 5.0
 STOP_SECONDS = 5.0
 """How long a worker may take to end a cancelled run."""
 RETRY_SECONDS = 1.0
+LARGE_BODIES = 16
+"""How many bodies that are not small are stored at once. Each one needs some pieces of memory."""
+HEAD_BYTES = 4096
+"""The heads of this gateway's unfinished calls may have so many bytes for each call of the bound. They are in memory."""
+COMPARED = (b"content-type", b"content-encoding", b"authorization", b"cookie")
 OPEN_SECONDS = 10.0
 """How long a request waits for the store. A starting gateway opens the store in less time."""
 NO_STORE = "the store of calls cannot be used yet: it is not open, or another gateway has it"
@@ -139,7 +145,7 @@ class StoredCall(Call):
     """A stored call that this gateway owns."""
 
     is_stored = True
-    __slots__ = ("_stored", "id", "recorded", "run", "sequence", "start_by", "timer")
+    __slots__ = ("_stored", "head_bytes", "id", "recorded", "run", "sequence", "start_by", "timer")
 
     def __init__(self, stored: StoredCalls, row: Row, number: int) -> None:
         head = StoredHead.decoded(row.head, row.client)
@@ -150,6 +156,7 @@ class StoredCall(Call):
         self._stored = stored
         self.id: str = row.id
         self.sequence: int = row.sequence
+        self.head_bytes = len(row.head)
         self.start_by: float | None = None if records.has_begun(row) else row.start_by
         """When it expires if its first run has not begun; None: never."""
         self.run: int = row.run
@@ -195,6 +202,8 @@ class StoredCalls:
         """The id of this gateway's lease; empty while it has none."""
         self._signed_on = asyncio.Event()
         self._renewed = 0.0
+        self._clock_offset = 0.0
+        """The database's time minus the monotonic time of this machine."""
         self._others: dict[str, tuple[float, float]] = {}
         """For each other gateway: its last sign of life, and when this gateway first saw that sign, by its monotonic clock."""
         self._mine: dict[int, StoredCall] = {}
@@ -208,6 +217,9 @@ class StoredCalls:
         self._changes: dict[str, set[asyncio.Future[None]]] = {}
         self._stored_bytes = 0
         self._open_calls = 0
+        self._head_bytes = 0
+        """Bytes of the heads of the calls in ``_mine``."""
+        self._large_bodies = asyncio.Semaphore(LARGE_BODIES)
         self._arriving_calls = self._arriving_bytes = 0
         """Calls and bytes that are received and not stored yet."""
         self._unfinished_bytes = 0
@@ -234,7 +246,7 @@ class StoredCalls:
                 else:
                     await self._take_over(delay_is_over=self._loop.time() - began >= TAKE_OVER_DELAY_SECONDS)
                     await self._claim()
-                    await self._stop_cancelled()
+                await self._stop_cancelled()
                 if self._loop.time() >= clean_up_at:
                     await self._clean_up()
                     clean_up_at = self._loop.time() + CLEAN_UP_SECONDS
@@ -254,15 +266,24 @@ class StoredCalls:
         now = self._loop.time()
         if self._gateway and now - self._renewed < RENEW_SECONDS:
             return
-        if self._gateway and not await self._write(lambda to: records.renew(to, self._gateway, self._now(to))):
+        if self._gateway and not await self._write(lambda to: records.renew(to, self._gateway, self._read_clock(to))):
             self._give_up_lease("another gateway has taken over its calls")
         if not self._gateway:
             gateway = secrets.token_hex(16)
-            await self._write(lambda to: records.sign_on(to, gateway, self._name, self._machine, self._now(to)))
+            await self._write(lambda to: records.sign_on(to, gateway, self._name, self._machine, self._read_clock(to)))
             self._gateway = gateway
             self._signed_on.set()
             log.info("stored calls: gateway %s uses %s", self._name, self.database)
         self._renewed = now
+
+    def _read_clock(self, connection: sa.Connection) -> float:
+        """Return the database's time, and keep its offset, so that ``_database_time`` asks no database."""
+        now = self._now(connection)
+        self._clock_offset = now - time.monotonic()
+        return now
+
+    def _database_time(self) -> float:
+        return time.monotonic() + self._clock_offset
 
     def _check_lease(self) -> None:
         if self.database.folder is not None:  # the lock of SQLite's folder is the lease, so a full disk ends no run
@@ -340,7 +361,7 @@ class StoredCalls:
         for row in await self._write(lambda to: records.begun(to, gateway)):
             if row.sequence not in self._mine:
                 run = OwnedRun(row.sequence, gateway, row.run)
-                ended = await self._write_end(partial(records.end_unbegun, run=run))
+                ended = await self._write_end(run, records.end_unbegun)
                 if ended is not None:
                     self._count_run(RunEnd.NOT_BEGUN, ended)
 
@@ -358,22 +379,30 @@ class StoredCalls:
 
     # --- intake
 
-    async def accept(self, request: Request, request_id: str) -> Row | str:
-        """Receive a call and store it. Return it, or the id of the call that has its key. From then on it is not lost."""
+    async def accept(self, request: Request, request_id: str) -> Row:
+        """Receive a call and store it. Return it, or the call that has its key. From then on it is not lost."""
         wanted = options(request, self.settings.max_runs)
         await self.wait_until_ready()
-        self._check_room(request.content_length or 0)
+        caller = self._limits.caller(request)
+        key = None
+        if wanted.key is not None:
+            key = hashlib.sha256(b"%d:%s%s" % (len(caller or b""), caller or b"", wanted.key)).digest()
+        # A call that has its receipt already needs no room.
+        is_known = key is not None and await self.database.read(partial(records.known_by_key, key=key)) is not None
+        if not is_known:
+            self._check_room(request.content_length or 0)
         body = await self._parts.spool.receive(request)
         # Check again, because bodies in chunks do not say their size, and other calls have arrived meanwhile.
         try:
-            self._check_room(body.size)
+            if not is_known:
+                self._check_room(body.size)
         except CallError:
             body.discard()
             raise
         self._arriving_calls += 1
         self._arriving_bytes += body.size
         # A client disconnect does not stop this, because the call may be stored already.
-        return await asyncio.shield(self._spawn(self._store(request, body, wanted, request_id)))
+        return await asyncio.shield(self._spawn(self._store(request, body, wanted, request_id, key)))
 
     async def wait_until_ready(self) -> None:
         """Wait a short time until the store is open; raise NotReady if it does not open."""
@@ -390,10 +419,14 @@ class StoredCalls:
             raise NotReady(NO_STORE)
 
     def _check_room(self, size: int) -> None:
+        self.database.check_file()
         if self._open_calls + self._arriving_calls >= self.settings.most_calls:
             raise QueueFull(
                 f"{self.settings.most_calls} stored calls are not finished, the most allowed; send the call again later"
             )
+        most = self.settings.most_calls * HEAD_BYTES
+        if self._head_bytes >= most:
+            raise Overloaded(f"the headers of stored calls have {self._head_bytes} bytes, and may have {most}")
         why = self._why_no_room(size)
         if why:
             raise Overloaded(why)
@@ -408,17 +441,13 @@ class StoredCalls:
             return f"the disk of the stored calls has less than {self.settings.free_bytes} bytes free"
         return ""
 
-    async def _store(self, request: Request, body: Body, wanted: Any, request_id: str) -> Row | str:
+    async def _store(self, request: Request, body: Body, wanted: Options, request_id: str, key: bytes | None) -> Row:
         try:
-            key = digest = None
-            caller = self._limits.caller(request)
-            if wanted.key is not None:
-                key = hashlib.sha256(b"%d:%s%s" % (len(caller or b""), caller or b"", wanted.key)).digest()
-                digest = await _digest(request, body)
+            digest = None if key is None else await _digest(request, body)
             new = NewCall(
                 id=secrets.token_hex(16),
                 priority=self._limits.priority(request),
-                caller=caller,
+                caller=self._limits.caller(request),
                 request_id=request_id,
                 client=request.client[:64],
                 head=encoded_head(request),
@@ -426,12 +455,13 @@ class StoredCalls:
                 request_bytes=body.size,
                 webhook=wanted.webhook,
                 max_runs=wanted.max_runs,
-                start_by=None if wanted.start_within is None else time.time() + wanted.start_within,
+                start_within=wanted.start_within,
             )
-            try:
-                row = await self._insert(new, body, key, digest)
-            except sa.exc.IntegrityError:  # the same key came to another gateway at the same moment
-                row = await self._insert(replace(new, id=secrets.token_hex(16)), body, key, digest)
+            async with self._large_bodies if body.size > SMALL_BYTES else contextlib.nullcontext():
+                try:
+                    row, is_known = await self._insert(new, body, key, digest)
+                except sa.exc.IntegrityError:  # the same key came to another gateway at the same moment
+                    row, is_known = await self._insert(replace(new, id=secrets.token_hex(16)), body, key, digest)
         except StoreFailed:
             self._must_read_calls = True  # in spite of the error it may be stored
             raise
@@ -439,7 +469,10 @@ class StoredCalls:
             self._arriving_calls -= 1
             self._arriving_bytes -= body.size
             body.discard()
-        if isinstance(row, str):
+        if is_known:
+            # This is not checked in the write, because an error in a write fails all writes of its transaction.
+            if row.digest != digest:
+                raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key")
             return row
         self._open_calls += 1
         self._stored_bytes += body.size
@@ -447,11 +480,8 @@ class StoredCalls:
             self._enqueue(row)
         return row
 
-    async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> Row | str:
-        """Store a call with its body. Return it, or the id of the call that has the key already.
-
-        Raises IdempotencyKeyReused if another request has the key.
-        """
+    async def _insert(self, new: NewCall, body: Body, key: bytes | None, digest: bytes | None) -> tuple[Row, bool]:
+        """Store a call with its body. Return it, or the call that has the key already; and whether it had the key already."""
         gateway = self._gateway
         if not gateway:
             raise NotReady(NO_STORE)
@@ -476,8 +506,7 @@ class StoredCalls:
             raise
         if is_known:
             self._drop(new, body)
-            return _id_of_same_request(row, digest)
-        return row
+        return row, is_known
 
     async def _insert_all_but_last(self, new: NewCall, body: Body, gateway: str) -> tuple[int | None, int, bytes]:
         """Store all pieces of a body but the last. Return the call's sequence number, and the last piece with its number.
@@ -512,6 +541,7 @@ class StoredCalls:
         """
         call = StoredCall(self, row, self._queue.next_number() if number is None else number)
         self._mine[call.sequence] = self._by_id[call.id] = call
+        self._head_bytes += call.head_bytes
         call.done.add_done_callback(partial(self._ended, call))
         self._limit_start(call)
         if lost_pod:
@@ -522,7 +552,7 @@ class StoredCalls:
     def _limit_start(self, call: StoredCall) -> None:
         """End a call that does not begin in time. If a run began and was lost, the call has begun in time already."""
         if call.start_by is not None:
-            call.timer = self._loop.call_later(max(0.0, call.start_by - time.time()), self._overdue, call)
+            call.timer = self._loop.call_later(max(0.0, call.start_by - self._database_time()), self._overdue, call)
 
     def _push(self, call: StoredCall) -> None:
         self._queue.push(call)
@@ -553,13 +583,14 @@ class StoredCalls:
 
     def _expire(self, call: StoredCall) -> None:
         self._forget(call)
-        work = partial(records.expire, run=self._owned_run(call))
-        self._spawn(self._write_end(work))
+        self._spawn(self._write_end(self._owned_run(call), records.expire))
 
     def _forget(self, call: StoredCall) -> None:
         if self._mine.get(call.sequence) is call:  # it may have been looked up and queued again
             del self._mine[call.sequence]
             del self._by_id[call.id]
+            self._head_bytes -= call.head_bytes
+            self._changed(call.id)  # a request that waits for its end no longer gets an event from here
         self._running.discard(call)
         if call.timer is not None:
             call.timer.cancel()
@@ -610,11 +641,12 @@ class StoredCalls:
         self._spawn(self._record_unbegun(call))
 
     async def _record_unbegun(self, call: StoredCall) -> None:
-        row = await self._write_end(partial(records.end_unbegun, run=self._owned_run(call)))
+        row = await self._write_end(self._owned_run(call), records.end_unbegun)
         if row is not None:
             self._count_run(RunEnd.NOT_BEGUN, row)
         if row is None or row.state != State.QUEUED:
             self._forget(call)
+            self._must_read_calls = self._must_read_calls or row is None
         elif call.sequence not in self._mine:  # before this write, ``begin`` did not allow a new run and forgot the call
             self._must_read_calls = True
 
@@ -676,8 +708,7 @@ class StoredCalls:
             raise ConnectionAbortedError("another gateway has the call")
 
     def _conclude(self, call: StoredCall, result: Result, last: tuple[int, bytes], end: RunEnd) -> None:
-        work = partial(records.end_answered, run=self._owned_run(call), result=result, last=last, end=end)
-        self._spawn(self._end_run(call, work, end))
+        self._spawn(self._end_run(call, partial(records.end_answered, result=result, last=last, end=end), end))
 
     def _conclude_error(self, call: StoredCall, error: CallError, end: RunEnd) -> None:
         result, body = Result.of_error(error)
@@ -685,10 +716,11 @@ class StoredCalls:
 
     async def _end_run(self, call: StoredCall, work: Callable[..., Row | None], end: RunEnd) -> None:
         """Record the end of a run, and queue the call again if it has not ended."""
-        row = await self._write_end(work)
+        row = await self._write_end(self._owned_run(call), work)
         self._forget(call)
         if row is None:
             log.warning("call %s: run %d is not recorded: another gateway has the call", call.id, call.run)
+            self._must_read_calls = True
             return
         self._count_run(end, row)
         if row.state == State.QUEUED and row.owner == self._gateway and not self.stopping:
@@ -705,13 +737,12 @@ class StoredCalls:
             # While the gateway stops, workers may be ended too. Then the call is not the cause of a lost run.
             is_pod = isinstance(error, PodLost) and not self.stopping
             end = RunEnd.POD_LOST if is_pod else RunEnd.GATEWAY_LOST
-            self._spawn(self._end_run(call, partial(records.end_lost, run=self._owned_run(call), end=end), end))
+            self._spawn(self._end_run(call, partial(records.end_lost, end=end), end))
         elif isinstance(error, QueueTimeout):
             self._expire(call)
         elif isinstance(error, PodLost):
             self._forget(call)
-            failed = partial(records.end_failed, run=self._owned_run(call), error=error)
-            self._spawn(self._write_end(failed))
+            self._spawn(self._write_end(self._owned_run(call), partial(records.end_failed, error=error)))
         else:
             if not isinstance(error, (StoreFailed, NotReady, GatewayFailed)):
                 log.error("call %s: %s", call.id, error)
@@ -749,13 +780,25 @@ class StoredCalls:
         self._changed(call_id)
         return erased
 
-    async def _write_end(self, work: Callable[..., Row | None]) -> Row | None:
-        """Write the end of a run or a call; return the call. While the database cannot be used, try again."""
+    async def _write_end(self, run: OwnedRun, work: Callable[..., Row | None]) -> Row | None:
+        """Write the end of a run or a call; return the call, or None if another gateway has it.
+
+        While the database cannot be used, try again. An earlier attempt may be stored all the same.
+        """
+        attempts = 0
 
         def ending(to: sa.Connection) -> Row | None:
-            return work(to, self._end_time(to))
+            row = work(to, self._end_time(to), run=run)
+            return row if row is not None or attempts == 1 else records.written_before(to, run)
 
-        row = await self._write_with_retries(ending)
+        while True:
+            attempts += 1
+            try:
+                row = await self._write(ending)
+            except StoreFailed:
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                break
         if row is not None:
             self._report(row)
         return row
@@ -835,7 +878,7 @@ class StoredCalls:
     async def _clean_up(self) -> None:
         by_state, self._stored_bytes = await self.database.read(records.totals)
         self._open_calls = sum(count for state, (count, _) in by_state.items() if state in OPEN)
-        now = time.time()
+        now = self._database_time()
         for state in (*OPEN, *FINAL):
             count, oldest = by_state.get(state, (0, now))
             self.metrics.calls.labels(state.value).set(count)
@@ -910,12 +953,15 @@ class StoredCalls:
 
 
 async def _digest(request: Request, body: Body) -> bytes:
-    """Return a digest of the request. Two requests with the same key are compared by it."""
+    """Return a digest of the request. Two requests with the same key are compared by it.
+
+    It includes credentials, so that no caller gets the result of another one by sending the same key.
+    """
     found = hashlib.sha256()
     for each in (
         request.method,
         request.target,
-        *(request.header(name) or b"" for name in (b"content-type", b"content-encoding")),
+        *(request.header(name) or b"" for name in COMPARED),
     ):
         found.update(b"%d:%s" % (len(each), each))
     async for piece in body.pieces():
@@ -941,13 +987,3 @@ def _free_bytes(folder: Path) -> int:
     except OSError as error:
         raise StoreFailed(f"the folder of the stored calls cannot be used: {error.strerror}") from error
     return found.f_bavail * found.f_frsize
-
-
-def _id_of_same_request(known: Row, digest: bytes | None) -> str:
-    """Return the id of the call that has the key.
-
-    Call it outside of a write, because an error in a write fails all writes of its transaction.
-    """
-    if known.digest != digest:
-        raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key")
-    return str(known.id)

@@ -1,6 +1,7 @@
 """One POST to an untrusted receiver: by the standard library's HTTP client, with bounds that this client does not have.
 
-The whole attempt has one timeout, because a timeout for each byte would not end it. The name is resolved once, and the
+One timeout bounds the whole attempt. A timeout for each read would not bound a receiver that sends slowly.
+The name is resolved once, and the
 connection goes to the address that was checked. The answer is read up to a bound. No redirect is followed, no proxy is used.
 """
 

@@ -29,6 +29,8 @@ from percore.gateway.store.webhook_post import AddressRefused, AnswerTooLarge, T
 __all__ = ["Delivery", "Outcome", "WebhookSettings", "check_url", "next_attempt", "parse_hosts", "parse_secrets", "send"]
 
 HEADER = "Percore-Webhook"
+NETLOC = re.compile(r"(.*@)?(\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
+"""User, host and port. Python's parser also takes text between an IPv6 address and the port."""
 LONGEST_URL = 2048
 SHOWN_URL = 200
 SECRET_PREFIX = "whsec_"  # noqa: S105 - not a secret, only the prefix of each secret
@@ -121,7 +123,7 @@ class Delivery:
 
     @property
     def host(self) -> str:
-        """Host and port as in the URL. If a receiver does not answer, only deliveries to the same host are delayed."""
+        """Host and port. If a receiver does not answer, only deliveries to the same host are delayed."""
         return host_of(self.url)
 
 
@@ -141,8 +143,9 @@ class Outcome:
 
 
 def host_of(url: str) -> str:
-    """Return the host of a URL. A store keeps it with the delivery, to select deliveries by host."""
-    return urlsplit(url).netloc.lower()
+    """Return host and port of a URL in one spelling. A store keeps it with the delivery, to select deliveries by host."""
+    parts, host, port = _parts(url)
+    return host if parts.port is None else f"{host}:{port}"
 
 
 def check_url(url: str, settings: WebhookSettings) -> None:
@@ -181,7 +184,7 @@ def _parts(url: str) -> tuple[SplitResult, str, int]:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("must have a host, and a port from 1 to 65535 or none") from None
-    if not host or port == 0 or len(parts.netloc) > LONGEST_HOST:
+    if not host or port == 0 or len(parts.netloc) > LONGEST_HOST or not NETLOC.fullmatch(parts.netloc):
         raise ValueError("must have a host, and a port from 1 to 65535 or none")
     return parts, host, port or (443 if parts.scheme == "https" else 80)
 

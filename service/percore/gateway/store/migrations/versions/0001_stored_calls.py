@@ -78,6 +78,9 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer, primary_key=True),
         sa.Column("data", sa.LargeBinary, nullable=False),
     )
+    if op.get_bind().dialect.name == "postgresql":
+        # Without compression a part of a value can be read alone.
+        op.execute("ALTER TABLE parts ALTER COLUMN data SET STORAGE EXTERNAL")
     op.create_table(
         "webhooks",
         sa.Column("id", sa.String(64), primary_key=True),
