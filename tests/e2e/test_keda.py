@@ -92,12 +92,14 @@ def test_the_buffer_is_there_before_the_first_call(idle: Release) -> None:
 
 
 def test_the_engine_can_be_changed_only_through_a_fixed_number_of_pods(scaled: Release) -> None:
-    with pytest.raises(AssertionError, match=r"engine=hpa: here keda scales.*--set autoscaling\.enabled=false"):
+    with pytest.raises(
+        AssertionError, match=r"engine=hpa: the installed release is scaled by keda.*--set autoscaling\.enabled=false"
+    ):
         scaled.upgrade({"autoscaling": {"engine": "hpa"}})
     scaled.upgrade({"replicas": 1, "autoscaling": {"enabled": False}})
     eventually(lambda: not _hpas(scaled), seconds=30)
     scaled.upgrade({"autoscaling": {"enabled": True, "minReplicas": 1}})
-    with pytest.raises(AssertionError, match="engine=keda: here hpa scales"):
+    with pytest.raises(AssertionError, match="engine=keda: the installed release is scaled by hpa"):
         scaled.upgrade({"autoscaling": {"engine": "keda"}})
     scaled.upgrade({"autoscaling": {"enabled": False}})
     scaled.upgrade(KEDA)

@@ -134,7 +134,9 @@ def test_the_buffer_is_there_before_the_first_call(idle: Release) -> None:
 
 
 def test_an_hpa_in_its_place_is_refused_while_keda_scales(scaled: Release) -> None:
-    with pytest.raises(AssertionError, match=r"engine=hpa: here keda scales.*--set autoscaling\.enabled=false"):
+    with pytest.raises(
+        AssertionError, match=r"engine=hpa: the installed release is scaled by keda.*--set autoscaling\.enabled=false"
+    ):
         scaled.upgrade({"monitoring": {"enabled": True}, "autoscaling": {"engine": "hpa"}})
     scaled.upgrade(VALUES)
 
