@@ -231,7 +231,7 @@ class Service:
         """Wait until exactly so many calls are ``executing`` or ``queued`` in the gateway."""
         eventually(lambda: {state: self.in_flight(state) for state in calls} == calls)
 
-    # --- for faults ----------------------------------------------------------------------------------------------------------
+    # --- faults ----------------------------------------------------------------------------------------------------------
 
     def pids(self, command: str) -> list[int]:
         """Return the processes of ``command``, the oldest first. Those of ``worker`` are the arbiter, and then its workers."""

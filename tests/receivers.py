@@ -15,6 +15,7 @@ from pathlib import Path
 from socket import create_server, socket
 
 DRIP_SECONDS = 0.05
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @dataclass
@@ -36,6 +37,11 @@ class Receiver:
     answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
     """Status, headers and body of the next answers; then 204."""
     connections: int = 0
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    """While it is not set, no request is answered. It is set at first."""
+
+    def __post_init__(self) -> None:
+        self.may_answer.set()
 
 
 @contextmanager
@@ -48,6 +54,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
             known.requests.append(Received(self.path, headers, body))
+            known.may_answer.wait(60)
             status, more, content = known.answers.pop(0) if known.answers else (204, {}, b"")
             self.send_response(status)
             for name, value in more.items():

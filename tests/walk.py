@@ -45,7 +45,7 @@ class Files:
         self.recording = False
 
     def __call__(self, frame: FrameType, event: str, _argument: Any) -> None:
-        """Take note of a function that begins, and of the function to which one returns."""
+        """Record the file of each function that begins, and the file of each function to which another one returns."""
         entered = frame if event == "call" else frame.f_back if event == "return" else None
         if self.recording and entered is not None:
             path = entered.f_code.co_filename

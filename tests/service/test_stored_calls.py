@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
 import contextlib
-import http.server
 import json
 import os
 import random
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +20,7 @@ import requests
 from standardwebhooks import Webhook
 
 from harness.service import FAULTY, Service, eventually
+from tests.receivers import SECRET, receiver
 from tests.stored_client import ASYNC, PREDICT, Stored, leaked
 
 T = TypeVar("T")
@@ -551,37 +549,18 @@ def test_a_second_gateway_waits_for_the_folder(tmp_path: Path) -> None:
             assert Stored(second).ended(path)["state"] == "succeeded"
 
 
-class Receiver(http.server.BaseHTTPRequestHandler):
-    """Takes webhooks; refuses the first attempt of each."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        received: list[tuple[dict[str, str], bytes]] = self.server.received  # type: ignore[attr-defined]
-        received.append((dict(self.headers), body))
-        self.send_response(500 if len(received) == 1 else 204)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_the_end_of_a_call_is_sent_to_its_webhook_and_sent_again_if_it_fails() -> None:
-    secret = "whsec_" + base64.b64encode(bytes(range(32))).decode()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        received: list[tuple[dict[str, str], bytes]] = []
-        server.received = received  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with Service(handler=FAULTY, gateway_webhook_hosts="127.0.0.1", gateway_webhook_secrets=secret).ready() as service:
-            stored = Stored(service)
-            url = f"http://127.0.0.1:{server.server_address[1]}/end"
-            path = stored.store(headers={"Percore-Webhook": url}, sleep=0)
-            eventually(lambda: len(received) == 2, 20)
-            for headers, body in received:
-                message = Webhook(secret).verify(body, headers)
-                assert (message["type"], message["data"]["id"]) == ("call.succeeded", path.removeprefix("/v1/calls/"))
-            assert received[0][0]["webhook-id"] == received[1][0]["webhook-id"]
-            assert secret not in service.log_path.read_text()
-            eventually(lambda: service.metric("percore_webhook_attempts_total", outcome="delivered") == 1)
-            bad = service.post(PREDICT, {}, headers={**ASYNC, "Percore-Webhook": "http://10.1.2.3/"})
-            assert (bad.status_code, bad.json()["error"].partition(":")[0]) == (400, "Percore-Webhook")
-        server.shutdown()
+    webhooks: dict[str, Any] = {"gateway_webhook_hosts": "127.0.0.1", "gateway_webhook_secrets": SECRET}
+    with receiver() as known, Service(handler=FAULTY, **webhooks).ready() as service:
+        known.answers.append((500, {}, b""))
+        stored = Stored(service)
+        path = stored.store(headers={"Percore-Webhook": f"http://127.0.0.1:{known.port}/end"}, sleep=0)
+        eventually(lambda: len(known.requests) == 2, 20)
+        for each in known.requests:
+            message = Webhook(SECRET).verify(each.body, each.headers)
+            assert (message["type"], message["data"]["id"]) == ("call.succeeded", path.removeprefix("/v1/calls/"))
+        assert known.requests[0].headers["webhook-id"] == known.requests[1].headers["webhook-id"]
+        assert SECRET not in service.log_path.read_text()
+        eventually(lambda: service.metric("percore_webhook_attempts_total", outcome="delivered") == 1)
+        bad = service.post(PREDICT, {}, headers={**ASYNC, "Percore-Webhook": "http://10.1.2.3/"})
+        assert (bad.status_code, bad.json()["error"].partition(":")[0]) == (400, "Percore-Webhook")

@@ -168,7 +168,7 @@ def test_callers_that_do_not_read_their_results_cost_little_memory() -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", service.port))
             connection.sendall(f"GET {path}/result HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        time.sleep(3)
+        time.sleep(3)  # by now each connection has all that it can hold
         assert service.metric("percore_gateway_connections") >= 100
         assert anonymous_megabytes(service.gateway) - before < 40
 

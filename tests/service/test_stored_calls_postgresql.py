@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
 import contextlib
-import http.server
 import itertools
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -22,6 +19,7 @@ from standardwebhooks import Webhook
 
 from harness.gateway import Gateway, endpoint_of
 from harness.service import FAULTY, Service, eventually
+from tests.receivers import SECRET, receiver
 from tests.service.postgresql import PASSWORD, POOLER, QUOTED, USER, PostgreSQL, programs
 
 # The tests of one gateway with SQLite, run with PostgreSQL.
@@ -493,10 +491,10 @@ def test_an_end_that_was_stored_although_its_write_timed_out_is_reported(fragile
         path = gateway.store(n=1, sleep=2)
         eventually(lambda: pods.begun(1) == 1, SLOW)
         polled = pool.submit(gateway.status, path, 300)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the request waits by now, so it reads nothing while the database is frozen
         with fragile.frozen():
             eventually(lambda: pods.ended(1) == 1, SLOW)
-            time.sleep(4)
+            time.sleep(4)  # longer than ANSWER_SECONDS
         assert polled.result(SLOW)["state"] == "succeeded", "the request waited on, although the call had ended"
         assert gateway.metric("percore_stored_calls_ended_total", state="succeeded") == 1
         assert gateway.metric("percore_stored_call_runs_total", end="answered") == 1
@@ -512,7 +510,7 @@ def test_a_call_whose_lost_run_was_stored_although_the_write_timed_out_runs_agai
         eventually(lambda: pods.begun(1) == 1, SLOW)
         with fragile.frozen():
             os.kill(int(pods.lines()[0][2]), signal.SIGKILL)
-            time.sleep(3)
+            time.sleep(3)  # longer than ANSWER_SECONDS
         assert [run["end"] for run in gateway.ended(path)["runs"]] == ["pod-lost", "answered"]
         pods.check_no_overlap()
 
@@ -540,51 +538,26 @@ def test_a_caller_gets_its_receipt_if_the_database_goes_while_it_waits_for_the_r
 
 def test_webhooks_outlive_a_restart_of_postgresql_and_none_is_sent_twice(fragile: PostgreSQL, tmp_path: Path) -> None:
     """One receiver answers while the database is away, and one call ends meanwhile."""
-    pods, release = Pods(tmp_path, 1), threading.Event()
-    secret = "whsec_" + base64.b64encode(bytes(range(32))).decode()
-    database = fragile.create(f"calls{next(NUMBER)}")
-    webhooks = {"gateway_webhook_hosts": "127.0.0.1", "gateway_webhook_secrets": secret}
-    with (
-        receiver(release) as (url, received),
-        pods as (pod,),
-        PostgreSQLGateway(database, pod, lease="", **webhooks) as gateway,
-    ):
+    pods, database = Pods(tmp_path, 1), fragile.create(f"calls{next(NUMBER)}")
+    webhooks = {"gateway_webhook_hosts": "127.0.0.1", "gateway_webhook_secrets": SECRET}
+    with receiver() as known, pods as (pod,), PostgreSQLGateway(database, pod, lease="", **webhooks) as gateway:
+        known.may_answer.clear()
         gateway.wait_for_store()
-        first, second = (gateway.store(headers={"Percore-Webhook": url}, n=number, sleep=number) for number in (0, 3))
-        eventually(lambda: len(received) == 1, SLOW)
+        header = {"Percore-Webhook": f"http://127.0.0.1:{known.port}/"}
+        first, second = (gateway.store(headers=header, n=number, sleep=number) for number in (0, 3))
+        eventually(lambda: len(known.requests) == 1, SLOW)
         fragile.stop()
-        release.set()
+        known.may_answer.set()
         eventually(lambda: pods.ended(3) == 1, SLOW)
         time.sleep(1)
         fragile.start()
-        eventually(lambda: len(received) == 2, SLOW)
+        eventually(lambda: len(known.requests) == 2, SLOW)
         eventually(lambda: gateway.metric("percore_webhook_attempts_total", outcome="delivered") == 2)
         eventually(lambda: fragile.execute("SELECT id FROM webhooks", database.rpartition("/")[2]) == [], SLOW)
-        assert [Webhook(secret).verify(body, headers)["data"]["id"] for headers, body in received] == [
+        assert [Webhook(SECRET).verify(each.body, each.headers)["data"]["id"] for each in known.requests] == [
             path.rpartition("/")[2] for path in (first, second)
         ]
         assert "Traceback" not in gateway.log_path.read_text()
-
-
-@contextlib.contextmanager
-def receiver(release: threading.Event) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
-    """A receiver of webhooks that answers when it may. Yield its URL and the headers and bodies that it received."""
-    received: list[tuple[dict[str, str], bytes]] = []
-
-    class Receiver(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
-            release.wait(SLOW)
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/", received
-        server.shutdown()
 
 
 def test_a_database_that_stands_still_holds_up_no_other_call_and_ends_the_lease(fragile: PostgreSQL, tmp_path: Path) -> None:

@@ -42,9 +42,8 @@ from percore.gateway.store.webhooks import (
 )
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from tests.receivers import Certificate, Received, Receiver, certificate, drip, raw_server, receiver
+from tests.receivers import SECRET, Certificate, Received, Receiver, certificate, drip, raw_server, receiver
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLDER = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 UNKNOWN = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 PAYLOAD = json.dumps(

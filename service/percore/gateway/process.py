@@ -160,10 +160,9 @@ class Gateway:
     def set_gauges(self) -> None:
         """Set the gauges; may be called from any thread."""
         to = self.metrics
-        executing, queued = (
-            self.dispatcher.running,
-            len(self.queue) + (self.store.waiting_for_lost_pod if self.store is not None else 0),
-        )
+        executing, queued = self.dispatcher.running, len(self.queue)
+        if self.store is not None:
+            queued += self.store.waiting_for_lost_pod
         to.in_flight.labels("executing").set(executing)
         to.in_flight.labels("queued").set(queued)
         to.in_flight_calls.set(executing + queued)

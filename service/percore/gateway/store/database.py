@@ -91,7 +91,7 @@ class Database:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._seconds = ANSWER_SECONDS if folder is None else None
         self._file: tuple[int, int] | None = None
-        """The identity of SQLite's file when it was opened."""
+        """Device and inode of SQLite's file when it was opened; None before that, and from the moment the file was missed."""
         self._away = False
         """Whether the last use of the database failed. Then the next failures are not logged."""
         self.now: Callable[[sa.Connection], float] = _own_clock if folder is not None else _server_clock
@@ -125,18 +125,24 @@ class Database:
         return True
 
     def _identity(self) -> tuple[int, int] | None:
-        """Return device and inode of SQLite's file; None if there is none."""
+        """Return device and inode of SQLite's file; None if there is no file."""
+        if self.folder is None:
+            return None
         try:
-            found = (self.folder / FILE).stat() if self.folder is not None else None
+            found = (self.folder / FILE).stat()
         except OSError:
             return None
-        return None if found is None else (found.st_dev, found.st_ino)
+        return found.st_dev, found.st_ino
 
     def check_file(self) -> None:
-        """Raise StoreFailed if SQLite's file was deleted or replaced: then nothing that is written would be found again."""
-        if self.folder is not None and self._identity() != self._file:
-            error = OSError(f"{FILE} was deleted or replaced while the gateway ran")
-            raise self._explained(sa.exc.OperationalError("", {}, error))
+        """Raise StoreFailed if SQLite's file was deleted or replaced while the gateway ran: later writes would be lost."""
+        if self.folder is None:
+            return
+        if self._file is not None and self._identity() != self._file:
+            self._file = None
+            log.error("stored calls: %s: %s was deleted or replaced; restart the gateway", self, FILE)
+        if self._file is None:
+            raise StoreFailed("the store of calls was deleted or replaced, and cannot be used until the gateway is restarted")
 
     def _prepare(self, *, quiet: bool) -> bool:
         """Bring the schema up to date; return False if the database cannot be reached now."""

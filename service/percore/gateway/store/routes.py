@@ -32,7 +32,7 @@ POLL_SECONDS = 1
 """``Retry-After`` of a call that has not ended. Long polling is better: ``Prefer: wait=60``."""
 MOST_LISTED = 1000
 SEND_BYTES = 64 * 1024
-"""How much of a result is read at a time. Each client that reads slowly keeps so much in memory."""
+"""How many bytes of a result are read at a time. For each slow client the gateway keeps one such part in memory."""
 
 
 class Routes:

@@ -44,7 +44,7 @@ from percore.gateway.queue import CallQueue
 from percore.gateway.spool import SMALL_BYTES, Body, Spool
 from percore.gateway.store import records
 from percore.gateway.store.database import Database, StoreFailed, Work
-from percore.gateway.store.documents import Options, StoredHead, encoded_head, encoded_headers, model_of, options
+from percore.gateway.store.documents import StoredHead, encoded_head, encoded_headers, model_of, options
 from percore.gateway.store.records import EndTime, NewCall, OwnedRun, Result, Row
 from percore.gateway.store.schema import FINAL, OPEN, PIECE_BYTES, REQUEST, RunEnd, State
 from percore.gateway.store.store_metrics import StoreMetrics
@@ -74,10 +74,12 @@ STOP_SECONDS = 5.0
 """How long a worker may take to end a cancelled run."""
 RETRY_SECONDS = 1.0
 LARGE_BODIES = 16
-"""How many bodies that are not small are stored at once. Each one needs some pieces of memory."""
+"""How many large bodies are written to the database at the same time. Each of them needs a few pieces in memory."""
 HEAD_BYTES = 4096
-"""The heads of this gateway's unfinished calls may have so many bytes for each call of the bound. They are in memory."""
+"""How many bytes the head of an unfinished call may have on average, if there are as many calls as are allowed. The gateway
+keeps these heads in memory."""
 COMPARED = (b"content-type", b"content-encoding", b"authorization", b"cookie")
+"""Headers that two requests with the same key must have in common."""
 OPEN_SECONDS = 10.0
 """How long a request waits for the store. A starting gateway opens the store in less time."""
 NO_STORE = "the store of calls cannot be used yet: it is not open, or another gateway has it"
@@ -387,22 +389,31 @@ class StoredCalls:
         key = None
         if wanted.key is not None:
             key = hashlib.sha256(b"%d:%s%s" % (len(caller or b""), caller or b"", wanted.key)).digest()
-        # A call that has its receipt already needs no room.
-        is_known = key is not None and await self.database.read(partial(records.known_by_key, key=key)) is not None
-        if not is_known:
-            self._check_room(request.content_length or 0)
+        await self._admit(request.content_length or 0, key)
         body = await self._parts.spool.receive(request)
-        # Check again, because bodies in chunks do not say their size, and other calls have arrived meanwhile.
         try:
-            if not is_known:
-                self._check_room(body.size)
-        except CallError:
+            # Check again, because bodies in chunks do not say their size, and other calls have arrived meanwhile.
+            await self._admit(body.size, key)
+            new = NewCall(
+                id=secrets.token_hex(16),
+                priority=self._limits.priority(request),
+                caller=caller,
+                request_id=request_id,
+                client=request.client[:64],
+                head=encoded_head(request),
+                model=model_of(request.path),
+                request_bytes=body.size,
+                webhook=wanted.webhook,
+                max_runs=wanted.max_runs,
+                start_within=wanted.start_within,
+            )
+        except BaseException:
             body.discard()
             raise
         self._arriving_calls += 1
         self._arriving_bytes += body.size
         # A client disconnect does not stop this, because the call may be stored already.
-        return await asyncio.shield(self._spawn(self._store(request, body, wanted, request_id, key)))
+        return await asyncio.shield(self._spawn(self._store(request, new, body, key)))
 
     async def wait_until_ready(self) -> None:
         """Wait a short time until the store is open; raise NotReady if it does not open."""
@@ -418,8 +429,16 @@ class StoredCalls:
         if not self.ready:
             raise NotReady(NO_STORE)
 
-    def _check_room(self, size: int) -> None:
+    async def _admit(self, size: int, key: bytes | None) -> None:
+        """Raise an error if there is no room for a call. A call that has its receipt already needs no room."""
         self.database.check_file()
+        try:
+            self._check_room(size)
+        except CallError:
+            if key is None or await self.database.read(partial(records.known_by_key, key=key)) is None:
+                raise
+
+    def _check_room(self, size: int) -> None:
         if self._open_calls + self._arriving_calls >= self.settings.most_calls:
             raise QueueFull(
                 f"{self.settings.most_calls} stored calls are not finished, the most allowed; send the call again later"
@@ -441,22 +460,9 @@ class StoredCalls:
             return f"the disk of the stored calls has less than {self.settings.free_bytes} bytes free"
         return ""
 
-    async def _store(self, request: Request, body: Body, wanted: Options, request_id: str, key: bytes | None) -> Row:
+    async def _store(self, request: Request, new: NewCall, body: Body, key: bytes | None) -> Row:
         try:
             digest = None if key is None else await _digest(request, body)
-            new = NewCall(
-                id=secrets.token_hex(16),
-                priority=self._limits.priority(request),
-                caller=self._limits.caller(request),
-                request_id=request_id,
-                client=request.client[:64],
-                head=encoded_head(request),
-                model=model_of(request.path),
-                request_bytes=body.size,
-                webhook=wanted.webhook,
-                max_runs=wanted.max_runs,
-                start_within=wanted.start_within,
-            )
             async with self._large_bodies if body.size > SMALL_BYTES else contextlib.nullcontext():
                 try:
                     row, is_known = await self._insert(new, body, key, digest)
@@ -470,7 +476,7 @@ class StoredCalls:
             self._arriving_bytes -= body.size
             body.discard()
         if is_known:
-            # This is not checked in the write, because an error in a write fails all writes of its transaction.
+            # Checked here and not in the write: an error in a write fails all writes of its transaction.
             if row.digest != digest:
                 raise IdempotencyKeyReused("Idempotency-Key: another request was sent with this key")
             return row
@@ -785,31 +791,27 @@ class StoredCalls:
 
         While the database cannot be used, try again. An earlier attempt may be stored all the same.
         """
-        attempts = 0
 
-        def ending(to: sa.Connection) -> Row | None:
-            row = work(to, self._end_time(to), run=run)
-            return row if row is not None or attempts == 1 else records.written_before(to, run)
+        def write(to: sa.Connection) -> Row | None:
+            return work(to, self._end_time(to), run=run)
 
-        while True:
-            attempts += 1
-            try:
-                row = await self._write(ending)
-            except StoreFailed:
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                break
+        def write_again(to: sa.Connection) -> Row | None:
+            row = write(to)
+            return records.written_before(to, run) if row is None else row
+
+        row = await self._write_with_retries(write, write_again)
         if row is not None:
             self._report(row)
         return row
 
-    async def _write_with_retries(self, work: Work[T]) -> T:
-        """Write. While the database cannot be used, try again."""
+    async def _write_with_retries(self, work: Work[T], again: Work[T] | None = None) -> T:
+        """Write. While the database cannot be used, try again; by ``again``, if an attempt that failed makes a difference."""
         while True:
             try:
                 return await self._write(work)
             except StoreFailed:
                 await asyncio.sleep(RETRY_SECONDS)
+                work = again or work
 
     def _count_run(self, end: RunEnd, row: Row) -> None:
         """Count the end of a run. ``row`` is the call after the run."""

@@ -79,7 +79,7 @@ def upgrade() -> None:
         sa.Column("data", sa.LargeBinary, nullable=False),
     )
     if op.get_bind().dialect.name == "postgresql":
-        # Without compression a part of a value can be read alone.
+        # PostgreSQL reads a part of a value alone only if the value is not compressed.
         op.execute("ALTER TABLE parts ALTER COLUMN data SET STORAGE EXTERNAL")
     op.create_table(
         "webhooks",
